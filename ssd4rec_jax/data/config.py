@@ -1,0 +1,47 @@
+"""What preparation, masking and packing do to a log."""
+import dataclasses
+
+from ssd4rec_jax.errors import ConfigError
+
+TIMESTAMP_PRECISIONS = ('exact', 'float32')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Settings of the data path.
+
+    mask_ratio: rho, the probability that an input item is replaced by item 0 in training.
+    max_history: newest items kept of a history; 0 keeps all of them.
+    tokens_per_row: longest packed row wanted; rows are shortened to fit a step and grow only to
+      hold a history that is longer.
+    rows_per_step: 0 chooses the number of rows from tokens_per_row and the device count.
+    timestamp_precision: 'exact' orders by the integer time; 'float32' rounds it first, as RecBole does.
+    min_interactions: k of the iterated user and item k-core.
+    """
+
+    mask_ratio: float = 0.1
+    max_history: int = 0
+    tokens_per_row: int = 8192
+    rows_per_step: int = 0
+    timestamp_precision: str = 'exact'
+    min_interactions: int = 5
+
+    def __post_init__(self):
+        if not 0.0 <= self.mask_ratio < 1.0:
+            raise ConfigError(f'data.mask_ratio={self.mask_ratio} must be in [0, 1)')
+        if self.max_history < 0:
+            raise ConfigError(f'data.max_history={self.max_history} must be 0 (keep all) or positive')
+        if self.rows_per_step < 0:
+            raise ConfigError(f'data.rows_per_step={self.rows_per_step} must be 0 (choose) or positive')
+        if self.tokens_per_row < 16:
+            raise ConfigError(f'data.tokens_per_row={self.tokens_per_row} must be at least 16')
+        if self.min_interactions < 4:
+            raise ConfigError(
+                f'data.min_interactions={self.min_interactions} must be at least 4: leave-one-out needs a '
+                f'training example, a validation and a test item of every user'
+            )
+        if self.timestamp_precision not in TIMESTAMP_PRECISIONS:
+            raise ConfigError(
+                f'data.timestamp_precision={self.timestamp_precision!r} must be one of '
+                f'{", ".join(TIMESTAMP_PRECISIONS)}'
+            )

@@ -1,0 +1,21 @@
+"""Errors a user can act on. Commands print their one-sentence message without a traceback and exit 1."""
+
+
+class UserError(Exception):
+    """Something outside the code is wrong; the message names it and says what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value cannot be used."""
+
+
+class DataError(UserError):
+    """A file of interactions is missing, damaged or not in the format it should have."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written or read."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, for example because the loss is not finite."""

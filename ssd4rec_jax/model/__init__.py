@@ -1,0 +1,1 @@
+"""The SSD4Rec network as Flax NNX modules."""
