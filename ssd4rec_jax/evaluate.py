@@ -1,0 +1,82 @@
+"""Full ranking of every user's held-out item."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.packing import StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.errors import TrainingError
+from ssd4rec_jax.losses import scores
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.ranking import ranking_metrics, ranks
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.train_state import DATA_AXIS, Network, by_rows, over_rows, replicated
+
+
+class Ranker:
+    """Ranks the target of every example over the whole catalogue; compiled once for one set of examples.
+
+    targets_per_step and tokens_per_row size the packed steps as in training; no item is masked, nothing
+    is dropped out, seen items stay in the ranking and item 0 never ranks.
+    """
+
+    def __init__(
+        self, network: Network, examples: ExampleIndex, mesh, *,
+        targets_per_step: int, tokens_per_row: int, reporter: Reporter = Reporter(),
+    ):
+        self.examples = examples
+        self.mesh = mesh
+        self.shape: StepShape = choose_step_shape(
+            examples.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
+            row_multiple=mesh.shape[DATA_AXIS],
+        )
+        self.plan = plan_epoch(examples.lengths, self.shape, seed=0, epoch=0, shuffle=False)
+        self.reporter = reporter
+        self._jitted = jax.jit(over_rows(
+            _rank_body(network), mesh, replicated_args=(True, False), out_specs=PartitionSpec(DATA_AXIS)
+        ))
+        self._compiled = None
+
+    def ranks(self, params: dict) -> np.ndarray:
+        """int64 [examples], rank from 1 of each example's target; TrainingError where a score is not finite."""
+        found = np.zeros(len(self.examples), np.int64)
+        params = jax.device_put(params, replicated(self.mesh))
+        with explain_out_of_memory('evaluation'):
+            for batch in step_loader(self.examples, self.plan):
+                device_batch = jax.device_put(batch, by_rows(self.mesh))
+                if self._compiled is None:
+                    with self.reporter.compiling('the evaluation step'):
+                        self._compiled = self._jitted.lower(params, device_batch).compile()
+                rank, finite = (np.asarray(a) for a in self._compiled(params, device_batch))
+                real = batch.example_ids >= 0
+                if not finite[real].all():
+                    example = int(batch.example_ids[real][~finite[real]][0])
+                    raise TrainingError(
+                        f'the model gives scores that are not finite (user number {example}); a rank would mean '
+                        'nothing. The checkpoint comes from a run that diverged: lower train.learning_rate'
+                    )
+                found[batch.example_ids[real]] = rank[real]
+        if not found.all():
+            raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
+        return found
+
+    def metrics(self, params: dict) -> dict[str, float]:
+        """HR, NDCG and MRR at 10 and 20 over all examples."""
+        return ranking_metrics(self.ranks(params))
+
+
+def _rank_body(network: Network):
+    """Per-device body: (params, batch) -> rank int32 [rows, segments], finite bool [rows, segments]."""
+
+    def body(params, batch):
+        model = network.bind(params)
+        readout = model.readout(batch.items, Layout.of(batch))
+        rows, segments, width = readout.shape
+        flat = scores(readout.reshape(-1, width), model.item_embedding[...])
+        rank, finite = ranks(flat.at[:, 0].set(-jnp.inf), batch.targets.reshape(-1))
+        return rank.reshape(rows, segments), finite.reshape(rows, segments)
+
+    return body

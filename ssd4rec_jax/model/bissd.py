@@ -1,0 +1,42 @@
+"""One Bi-SSD layer: bidirectional mixer, residual, LayerNorm, dropout, position-wise FFN."""
+import jax
+from flax import nnx
+
+from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2
+
+
+def layer_norm(config: ModelConfig, **kwargs) -> nnx.LayerNorm:
+    """LayerNorm over hidden_size as the released code has it: eps 1e-12, two-pass variance."""
+    return nnx.LayerNorm(config.hidden_size, epsilon=1e-12, use_fast_variance=False, **kwargs)
+
+
+class FeedForward(nnx.Module):
+    """dropout(LayerNorm(W2 dropout(gelu(W1 h)) + h)), exact (erf) gelu, biases zero at the start."""
+
+    def __init__(self, config: ModelConfig, **kwargs):
+        self.dropout_prob = config.dropout_prob
+        self.w_1 = nnx.Linear(config.hidden_size, 4 * config.hidden_size, kernel_init=LINEAR_INIT, **kwargs)
+        self.w_2 = nnx.Linear(4 * config.hidden_size, config.hidden_size, kernel_init=LINEAR_INIT, **kwargs)
+        self.norm = layer_norm(config, **kwargs)
+
+    def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
+        inner = dropout(jax.nn.gelu(self.w_1(h), approximate=False), self.dropout_prob, draws, f'{name}.inner')
+        return dropout(self.norm(self.w_2(inner) + h), self.dropout_prob, draws, f'{name}.out')
+
+
+class BiSSDLayer(nnx.Module):
+    """h = dropout(LayerNorm(f + beta * b + u)); out = FFN(h) (paper section 3, released code)."""
+
+    def __init__(self, config: ModelConfig, **kwargs):
+        self.dropout_prob = config.dropout_prob
+        self.mixer = BidirectionalMamba2(config, **kwargs)
+        self.norm = layer_norm(config, **kwargs)
+        self.ffn = FeedForward(config, **kwargs)
+
+    def __call__(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """u [rows, tokens, D] -> [rows, tokens, D]; `name` keeps the layers' dropout streams apart."""
+        h = dropout(self.norm(self.mixer(u, layout) + u), self.dropout_prob, draws, f'{name}.mixer')
+        return self.ffn(h, draws, f'{name}.ffn')

@@ -1,0 +1,311 @@
+"""The training loop: epochs of packed steps, an evaluation after each, early stopping, exact resume."""
+import dataclasses
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssd4rec_jax.baselines import popularity_ranks
+from ssd4rec_jax.checkpoints import Checkpoints
+from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import ExampleIndex, test_examples, train_examples, valid_examples
+from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.early_stopping import EarlyStopping
+from ssd4rec_jax.errors import ConfigError, TrainingError
+from ssd4rec_jax.evaluate import Ranker
+from ssd4rec_jax.metrics_log import MetricsLog
+from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
+from ssd4rec_jax.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.ranking import ranking_metrics
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.train_config import TrainConfig
+from ssd4rec_jax.train_state import (
+    DATA_AXIS, TrainState, by_rows, data_mesh, init_network, init_state, make_train_step, parameters_sha256,
+    replicated,
+)
+from ssd4rec_jax.workdir import Workdir, write_json
+
+STOPPING_METRIC = 'NDCG@10'
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands: what a checkpoint holds beside the arrays.
+
+    epoch counts from 0; step_in_epoch steps of it are done. seconds, targets and tokens are totals over all
+    sessions of the run, compilation and evaluation not counted.
+    """
+
+    shape: StepShape
+    fingerprint: str
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    targets: int = 0
+    tokens: int = 0
+    slots: int = 0
+    stopping: EarlyStopping = EarlyStopping()
+
+    def to_meta(self) -> dict:
+        return {**dataclasses.asdict(self), 'best_step': self.stopping.best_step}
+
+    @classmethod
+    def from_meta(cls, meta: dict) -> 'Progress':
+        fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
+        fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
+        return cls(**fields)
+
+
+class Trainer:
+    """One run of SSD4Rec on a prepared dataset in a workdir.
+
+    stop_requested is asked after each step; once true the run saves a checkpoint and `run` returns None.
+    """
+
+    def __init__(
+        self, model: ModelConfig, data: DataConfig, train: TrainConfig, dataset: SequenceDataset, workdir: Workdir, *,
+        reporter: Reporter = Reporter(), stop_requested: Callable[[], bool] = lambda: False,
+    ):
+        self.config = train
+        self.data_config = data
+        self.dataset = dataset
+        self.workdir = workdir
+        self.reporter = reporter
+        self.stop_requested = stop_requested
+        self.mesh = data_mesh()
+        self.examples = train_examples(dataset, max_history=data.max_history)
+        if self.examples.cut:
+            reporter.note(
+                f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '
+                f'{len(self.examples):,} training histories'
+            )
+        self.network, params = init_network(model, dataset.num_items, train.seed)
+        self.optimizer = make_optimizer(train)
+        self.schedule = learning_rate_schedule(train)
+        self.state: TrainState = init_state(params, self.optimizer, self.mesh)
+        self.checkpoints = Checkpoints(workdir.checkpoints)
+        self.metrics_log = MetricsLog(workdir.metrics)
+        self.progress = self._restore()
+        self._step_fn = None
+        self._saved_at = time.monotonic()
+        self._rankers: dict[str, Ranker] = {}
+
+    # ---- where the run stands
+
+    def _restore(self) -> Progress:
+        restored = self.checkpoints.restore_latest(self.state)
+        if restored is None:
+            self.metrics_log.truncate_after(0)
+            shape = choose_step_shape(
+                self.examples.lengths, targets_per_step=self.config.targets_per_step,
+                tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
+                row_multiple=self.mesh.shape[DATA_AXIS],
+            )
+            progress = Progress(shape=shape, fingerprint=self.dataset.fingerprint)
+        else:
+            progress = Progress.from_meta(restored.meta)
+            if progress.fingerprint != self.dataset.fingerprint:
+                raise ConfigError(
+                    f'{self.workdir.path} was trained on another log or other data settings (fingerprint '
+                    f'{progress.fingerprint[:12]} there, {self.dataset.fingerprint[:12]} here): name another --workdir'
+                )
+            self.state = restored.state
+            self.metrics_log.truncate_after(restored.step)
+            self.reporter.note(
+                f'going on from step {restored.step} (epoch {progress.epoch + 1}, '
+                f'{progress.step_in_epoch} steps of it done)'
+            )
+        devices = self.mesh.shape[DATA_AXIS]
+        if progress.shape.rows % devices:
+            raise ConfigError(
+                f'a step has {progress.shape.rows} rows, which {devices} devices cannot share evenly: set '
+                f'data.rows_per_step to a multiple of {devices}, or resume on a device count that divides it'
+            )
+        return progress
+
+    def _save(self) -> None:
+        finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(self.state.params))
+        if not finite:
+            raise self._not_finite('a parameter', int(self.state.step))
+        self.checkpoints.save(int(self.state.step), self.state, self.progress.to_meta())
+        self._saved_at = time.monotonic()
+
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        good = self.checkpoints.steps()
+        last = f'the last good checkpoint is {self.workdir.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
+        return TrainingError(
+            f'{what} is not finite at step {step} (epoch {self.progress.epoch + 1}, learning rate '
+            f'{float(self.schedule(step)):g}); {last}. Lower train.learning_rate or set train.clip_norm'
+        )
+
+    # ---- running
+
+    def run(self) -> dict | None:
+        """Train to the end and return result.json's content; None if stop_requested ended it early."""
+        with explain_out_of_memory('the train step'):
+            while not self._finished():
+                if not self._epoch():
+                    return None
+        return self._finish()
+
+    def _finished(self) -> bool:
+        stopping = self.progress.stopping
+        return self.progress.epoch >= self.config.max_epochs or stopping.should_stop(self.config.patience)
+
+    def _epoch(self) -> bool:
+        """Run what is left of the current epoch; False if a stop was asked for before its end."""
+        shape, epoch = self.progress.shape, self.progress.epoch
+        plan = plan_epoch(self.examples.lengths, shape, seed=self.config.seed, epoch=epoch)
+        if self.progress.step_in_epoch == 0:
+            self.state = self.state._replace(**jax.device_put(
+                dict(epoch_loss=jnp.float32(0), epoch_targets=jnp.int32(0)), replicated(self.mesh)
+            ))
+        self.reporter.epoch(epoch + 1, self.progress.step_in_epoch, plan.num_steps)
+        if self.progress.step_in_epoch < plan.num_steps and not self._steps(plan):
+            return False
+        self._evaluate_epoch(plan)
+        return True
+
+    def _steps(self, plan: EpochPlan) -> bool:
+        """The epoch's remaining steps; each step's loss is read while the next one runs."""
+        seed, epoch = np.uint32(self.config.seed & 0xFFFFFFFF), np.uint32(self.progress.epoch)
+        first_step = int(self.state.step) - self.progress.step_in_epoch
+        window = _Window()
+        pending = None
+        for batch in step_loader(self.examples, plan, start_step=self.progress.step_in_epoch):
+            args = (jax.device_put(batch, by_rows(self.mesh)), seed, epoch)
+            if self._step_fn is None:
+                self._step_fn = self._compile(*args)
+                window = _Window()
+            self.state, loss = self._step_fn(self.state, *args)
+            if pending is not None:
+                self._account(plan, first_step, window, *pending)
+            pending = loss, int(np.count_nonzero(batch.lengths)), int(np.count_nonzero(batch.segment_ids))
+            stopping = self.stop_requested()
+            due = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
+            last = self.progress.step_in_epoch + 1 == plan.num_steps
+            if (stopping or due) and not last:
+                self._account(plan, first_step, window, *pending)
+                pending = None
+                self._save()
+                if stopping:
+                    return False
+        if pending is not None:
+            self._account(plan, first_step, window, *pending)
+        return True
+
+    def _compile(self, *args):
+        with self.reporter.compiling('the train step'):
+            step = make_train_step(self.network, self.optimizer, self.data_config.mask_ratio, self.mesh)
+            return step.lower(self.state, *args).compile()
+
+    def _account(self, plan: EpochPlan, first_step: int, window: '_Window', loss, targets: int, tokens: int) -> None:
+        """Wait for a step, check its loss, move the progress on and log it where a line is due."""
+        loss = float(loss)
+        p = self.progress
+        step = first_step + p.step_in_epoch + 1
+        if not math.isfinite(loss):
+            raise self._not_finite(f'the loss ({loss})', step)
+        seconds = window.add(targets, tokens)
+        self.progress = dataclasses.replace(
+            p, step_in_epoch=p.step_in_epoch + 1, seconds=p.seconds + seconds, targets=p.targets + targets,
+            tokens=p.tokens + tokens, slots=p.slots + p.shape.rows * p.shape.tokens,
+        )
+        self.reporter.step(loss, window.targets / window.seconds)
+        if step % self.config.log_every == 0 or p.step_in_epoch + 1 == plan.num_steps:
+            self.metrics_log.write({
+                'kind': 'train', 'step': step, 'epoch': p.epoch + 1, 'loss': loss,
+                'learning_rate': float(self.schedule(step - 1)),
+                'targets/s': window.targets / window.seconds, 'tokens/s': window.tokens / window.seconds,
+                'packing_fill': window.tokens / (window.steps * p.shape.rows * p.shape.tokens),
+            })
+            window.reset()
+
+    def _evaluate_epoch(self, plan: EpochPlan) -> None:
+        step, epoch = int(self.state.step), self.progress.epoch + 1
+        started = time.monotonic()
+        metrics = self._ranker('valid').metrics(self.state.params)
+        stopping, improved = self.progress.stopping.update(metrics[STOPPING_METRIC], epoch, step)
+        record = {
+            'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
+            'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
+            'packing_fill': plan.fill, 'best': improved, 'evaluation_seconds': time.monotonic() - started,
+        }
+        self.metrics_log.write(record)
+        self.reporter.evaluation(record)
+        self.progress = dataclasses.replace(
+            self.progress, epoch=epoch, step_in_epoch=0, stopping=stopping
+        )
+        self._save()
+
+    def _ranker(self, split: str) -> Ranker:
+        if split not in self._rankers:
+            make: Callable[..., ExampleIndex] = {'valid': valid_examples, 'test': test_examples}[split]
+            self._rankers[split] = Ranker(
+                self.network, make(self.dataset, max_history=self.data_config.max_history), self.mesh,
+                targets_per_step=self.config.targets_per_step, tokens_per_row=self.data_config.tokens_per_row,
+                reporter=self.reporter,
+            )
+        return self._rankers[split]
+
+    def _finish(self) -> dict:
+        """Rank both splits with the best checkpoint and write result.json."""
+        params = self.checkpoints.restore_best(self.state).state.params
+        p = self.progress
+        seconds = max(p.seconds, 1e-9)
+        result = {
+            'dataset': self.dataset.name,
+            **{split: self._ranker(split).metrics(params) for split in ('valid', 'test')},
+            'popularity': {
+                split: ranking_metrics(popularity_ranks(self.dataset, split)) for split in ('valid', 'test')
+            },
+            'parameters_sha256': parameters_sha256(params),
+            'best_epoch': p.stopping.best_epoch,
+            'epochs': p.epoch,
+            'train_seconds': p.seconds,
+            'targets/s': p.targets / seconds,
+            'tokens/s': p.tokens / seconds,
+            'packing_fill': p.tokens / p.slots,
+            'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(params))),
+            'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            'backend': jax.default_backend(),
+            'devices': self.mesh.size,
+            'versions': {
+                'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
+                'numpy': np.__version__,
+            },
+            'seed': self.config.seed,
+        }
+        test = {'kind': 'test', 'step': p.stopping.best_step, 'epoch': p.stopping.best_epoch, **result['test']}
+        self.metrics_log.write(test)
+        self.reporter.evaluation(test)
+        write_json(self.workdir.result, result)
+        return result
+
+
+class _Window:
+    """Speed since the last line of the log."""
+
+    def __init__(self):
+        self.last = time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps, self.targets, self.tokens, self.seconds = 0, 0, 0, 1e-9
+
+    def add(self, targets: int, tokens: int) -> float:
+        """Count a finished step; seconds since the step before it."""
+        now = time.monotonic()
+        elapsed, self.last = now - self.last, now
+        self.steps, self.targets, self.tokens = self.steps + 1, self.targets + targets, self.tokens + tokens
+        self.seconds += elapsed
+        return elapsed
