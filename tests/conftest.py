@@ -1,0 +1,19 @@
+"""Eight simulated CPU devices for every test, and compiled programs shared between the tests' processes."""
+import os
+import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd4rec-tests-{os.getuid()}'))
+
+import jax  # noqa: E402  (after the flags it reads)
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def x64():
+    """float64 inside one test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update('jax_enable_x64', True)
+    yield
+    jax.config.update('jax_enable_x64', before)

@@ -1,0 +1,54 @@
+"""The model against the released PyTorch code run in float64 (tests/golden), values and every gradient."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import parity
+
+GOLDEN = Path(__file__).parent.parent / 'golden'
+MODELS = ['ssd4rec_1layer.npz', 'ssd4rec_2layer.npz']
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_values_and_every_gradient_equal_the_released_model(name, x64):
+    golden = parity.load_golden(GOLDEN / name)
+    pairs = parity.compare(golden)
+    assert set(pairs) == {k for k in golden if k.startswith(('output/', 'grad/'))}
+    for quantity, (ours, theirs) in pairs.items():
+        assert ours.dtype == np.float64, quantity
+        assert parity.relative_difference(ours, theirs) <= 1e-9, quantity
+        assert parity.exact_zeros_kept(ours, theirs), quantity
+
+
+def run_parity(path, *flags):
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.parity', f'--golden={path}', *flags], capture_output=True, text=True
+    )
+
+
+def test_the_command_passes_on_the_golden_file():
+    done = run_parity(GOLDEN / MODELS[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'grad/BiSSD_layers.0.forward_ssd.A_log' in done.stdout
+    assert done.stdout.endswith('all equal\n')
+
+
+@pytest.mark.parametrize('quantity', ['output/loss', 'grad/BiSSD_layers.0.forward_ssd.conv1d.bias', 'grad/LayerNorm.bias'])
+def test_the_command_fails_on_one_changed_number(tmp_path, quantity):
+    golden = parity.load_golden(GOLDEN / MODELS[0])
+    # The embedding LayerNorm's gradient is all zero here: any other value must fail whatever the tolerance.
+    golden[quantity] = golden[quantity] * (1 + 1e-6) + (1e-30 if quantity == 'grad/LayerNorm.bias' else 0)
+    np.savez(tmp_path / 'changed.npz', **golden)
+    done = run_parity(tmp_path / 'changed.npz')
+    assert done.returncode == 1
+    assert f'{quantity}' in [line.split()[2] for line in done.stdout.splitlines() if line.startswith('FAIL')]
+
+
+def test_a_file_that_is_no_golden_model_is_refused(tmp_path):
+    for path in (GOLDEN / 'ssd_groups.npz', tmp_path / 'missing.npz'):
+        done = run_parity(path)
+        assert done.returncode == 1
+        assert str(path) in done.stderr and 'Traceback' not in done.stderr

@@ -1,0 +1,62 @@
+"""The short convolution against numpy.convolve, history by history."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.short_conv import short_conv
+from tests.packed import pack
+
+LENGTHS = [[1, 2, 3, 4, 5], [9, 1, 1]]
+
+
+def layout(tokens=16):
+    rows = [[(10 * r + s, [1] * n) for s, n in enumerate(row)] for r, row in enumerate(LENGTHS)]
+    return Layout.of(pack(rows, tokens=tokens, segments=5))
+
+
+def oracle(x, kernel, bias, reverse):
+    """Each history alone, zero before its start; torch's kernel order, the own tap last."""
+    out = np.array(np.broadcast_to(bias, x.shape)) + x * kernel[-1]  # padding: its own tap alone is arbitrary
+    for r, row in enumerate(LENGTHS):
+        at = 0
+        for n in row:
+            piece = x[r, at:at + n][::-1] if reverse else x[r, at:at + n]
+            full = np.stack([np.convolve(piece[:, c], kernel[::-1, c])[:n] for c in range(x.shape[-1])], -1) + bias
+            out[r, at:at + n] = full[::-1] if reverse else full
+            at += n
+    return out
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('width', [1, 2, 4, 20])
+def test_equals_numpy_convolve_of_each_history_alone(x64, reverse, width):
+    rng = np.random.default_rng(0)
+    x, kernel, bias = rng.normal(size=(2, 16, 3)), rng.normal(size=(width, 3)), rng.normal(size=3)
+    ours = short_conv(jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(bias), layout(), reverse=reverse)
+    real = layout().segment_ids > 0
+    np.testing.assert_allclose(ours[real], oracle(x, kernel, bias, reverse)[real], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_gradients_equal_finite_differences(x64, reverse):
+    rng = np.random.default_rng(1)
+    args = tuple(jnp.asarray(rng.normal(size=s)) for s in [(2, 16, 3), (4, 3), (3,)])
+    check_grads(lambda *a: short_conv(*a, layout(), reverse=reverse), args, order=1, modes=['rev'])
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_nan_of_one_history_reaches_no_other(reverse):
+    x = jnp.ones((2, 16, 3)).at[0, 1:3].set(jnp.nan).at[1, 11:].set(jnp.nan)  # a whole history, and padding
+    kernel, bias = jnp.ones((4, 3)), jnp.zeros(3)
+
+    def loss(x):
+        y = short_conv(x, kernel, bias, layout(), reverse=reverse)
+        return jnp.sum(jnp.where(jnp.isnan(x), 0.0, y)), y
+
+    grads, y = jax.grad(loss, has_aux=True)(x)
+    clean = ~np.isnan(np.asarray(x))
+    assert np.isfinite(np.asarray(y)[clean]).all()
+    assert np.isfinite(np.asarray(grads)).all()

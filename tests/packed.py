@@ -1,0 +1,25 @@
+"""Packed batches of literal histories, built without the project's packer."""
+import numpy as np
+
+from ssd4rec_jax.data.packing import PackedBatch
+
+
+def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, segments: int, targets=None) -> PackedBatch:
+    """rows: per row a list of (example id, items), laid end to end; targets: {example id: item}, 1 by default."""
+    shape = len(rows), tokens
+    slots = len(rows), segments
+    batch = PackedBatch(
+        items=np.zeros(shape, np.int32), segment_ids=np.zeros(shape, np.int32), starts=np.zeros(slots, np.int32),
+        lengths=np.zeros(slots, np.int32), targets=np.zeros(slots, np.int32),
+        example_ids=np.full(slots, -1, np.int32),
+    )
+    for r, row in enumerate(rows):
+        at = 0
+        for s, (example, items) in enumerate(row):
+            batch.items[r, at:at + len(items)] = items
+            batch.segment_ids[r, at:at + len(items)] = s + 1
+            batch.starts[r, s], batch.lengths[r, s] = at, len(items)
+            batch.targets[r, s] = (targets or {}).get(example, 1)
+            batch.example_ids[r, s] = example
+            at += len(items)
+    return batch
