@@ -1,0 +1,60 @@
+"""Training, validation and test examples of a prepared log, as integer triples."""
+import dataclasses
+
+import numpy as np
+
+from ssd4rec_jax.data.dataset import SequenceDataset
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleIndex:
+    """Examples (history, target) that copy no history.
+
+    items: int32, the dataset's flat item array; the history of example e is items[start[e]:stop[e]].
+    start, stop: int64 [examples]. target: int32 [examples], internal id of the item to predict.
+    cut: histories that max_history shortened.
+    """
+
+    items: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    target: np.ndarray
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples], items in each history."""
+        return self.stop - self.start
+
+
+def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
+    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next item (RecBole's protocol)."""
+    counts = np.maximum(np.diff(dataset.offsets) - 3, 0)
+    user_start = np.repeat(dataset.offsets[:-1], counts)
+    first = np.cumsum(counts) - counts
+    length = np.arange(1, len(user_start) + 1) - np.repeat(first, counts)
+    return _index(dataset, user_start, user_start + length, max_history)
+
+
+def valid_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
+    """Items 1 .. n-2 predict item n-1; example u is user u."""
+    return _index(dataset, dataset.offsets[:-1], dataset.offsets[1:] - 2, max_history)
+
+
+def test_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
+    """Items 1 .. n-1, the validation item included, predict item n; example u is user u."""
+    return _index(dataset, dataset.offsets[:-1], dataset.offsets[1:] - 1, max_history)
+
+
+test_examples.__test__ = False  # its name is the split's; pytest must not collect it
+
+
+def _index(dataset, start, stop, max_history):
+    newest = np.maximum(start, stop - max_history) if max_history else start
+    return ExampleIndex(
+        items=dataset.items, start=newest, stop=stop, target=dataset.items[stop],
+        cut=int(np.count_nonzero(newest > start)),
+    )

@@ -1,0 +1,45 @@
+"""The epoch's plan as a random-access grain source, read ahead by threads."""
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+
+from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, build_step
+from ssd4rec_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSteps:
+    """grain's random-access protocol over an epoch: step number -> the rows of it that this process feeds."""
+
+    examples: ExampleIndex
+    plan: EpochPlan
+    rows: slice = slice(None)
+
+    def __len__(self) -> int:
+        return self.plan.num_steps
+
+    def __getitem__(self, step: int) -> PackedBatch:
+        return build_step(self.examples, self.plan, step, self.rows)
+
+
+def step_loader(
+    examples: ExampleIndex, plan: EpochPlan, *, start_step: int = 0, process_index: int = 0, process_count: int = 1,
+    num_threads: int = 2, prefetch: int = 4,
+) -> Iterator[PackedBatch]:
+    """Iterator over steps start_step .. of an epoch, its state (grain's get_state) exact at every step.
+
+    Each process gets its own equal share of every step's rows; ConfigError where they cannot be shared out evenly.
+    """
+    if plan.shape.rows % process_count:
+        raise ConfigError(
+            f'{plan.shape.rows} rows a step cannot be split over {process_count} processes: set '
+            f'data.rows_per_step to a multiple of {process_count}'
+        )
+    share = plan.shape.rows // process_count
+    source = PackedSteps(examples, plan, slice(process_index * share, (process_index + 1) * share))
+    # grain restores thread prefetch exactly only if it reads at least as far ahead as it has threads.
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    steps = grain.MapDataset.source(source)[start_step:]
+    return iter(steps.to_iter_dataset(options))

@@ -1,0 +1,59 @@
+"""The best next items for given histories."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
+from ssd4rec_jax.losses import scores
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.train_state import Network
+
+HISTORIES_PER_STEP, TOKENS_PER_ROW = 256, 8192
+
+
+def recommend(
+    network: Network, params: dict, histories: list[np.ndarray], *, k: int, exclude_seen: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Top k of the catalogue for each history of internal item ids (1, 2, ...), no history empty.
+
+    Returns items int32 [histories, k] and scores float32 [histories, k], best first; k is cut to the
+    catalogue's size. With exclude_seen the items of a history score -inf and come last.
+    """
+    lengths = np.asarray([len(h) for h in histories], np.int64)
+    stop = np.cumsum(lengths)
+    examples = ExampleIndex(
+        items=np.concatenate(histories).astype(np.int32), start=stop - lengths, stop=stop,
+        target=np.zeros(len(histories), np.int32), cut=0,
+    )
+    shape = choose_step_shape(lengths, targets_per_step=HISTORIES_PER_STEP, tokens_per_row=TOKENS_PER_ROW)
+    plan = plan_epoch(lengths, shape, seed=0, epoch=0, shuffle=False)
+    num_items = params['item_embedding'].shape[0] - 1
+    k = min(k, num_items)
+
+    @jax.jit
+    def readout_of(params, batch):
+        return network.bind(params).readout(batch.items, Layout.of(batch))
+
+    @jax.jit
+    def top(readout, table, seen):
+        s = scores(readout, table).at[:, 0].set(-jnp.inf)
+        # Item 0 stands for "no item" in `seen`; it never ranks anyway.
+        s = s.at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf)
+        return jax.lax.top_k(s, k)
+
+    best = np.zeros((len(histories), k), np.int32)
+    best_scores = np.zeros((len(histories), k), np.float32)
+    for step in range(plan.num_steps):
+        batch = build_step(examples, plan, step)
+        real = batch.example_ids >= 0
+        ids = batch.example_ids[real]
+        longest = shape.tokens if exclude_seen else 1
+        seen = np.zeros((len(ids), longest), np.int32)
+        if exclude_seen:
+            for row, e in enumerate(ids):
+                seen[row, :lengths[e]] = histories[e]
+        readout = readout_of(params, batch)[jnp.asarray(real)]
+        found, best[ids] = top(readout, params['item_embedding'], seen)
+        best_scores[ids] = found
+    return best, best_scores
