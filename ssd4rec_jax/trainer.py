@@ -104,7 +104,7 @@ class Trainer:
     def _restore(self) -> Progress:
         restored = self.checkpoints.restore_latest(self.state)
         if restored is None:
-            self.metrics_log.truncate_after(0)
+            self.metrics_log.keep(lambda record: False)
             shape = choose_step_shape(
                 self.examples.lengths, targets_per_step=self.config.targets_per_step,
                 tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
@@ -119,7 +119,8 @@ class Trainer:
                     f'{progress.fingerprint[:12]} there, {self.dataset.fingerprint[:12]} here): name another --workdir'
                 )
             self.state = restored.state
-            self.metrics_log.truncate_after(restored.step)
+            # What a killed session logged after this checkpoint is computed, and logged, again.
+            self.metrics_log.keep(lambda r: r['step'] <= restored.step and r['kind'] != 'test')
             self.reporter.note(
                 f'going on from step {restored.step} (epoch {progress.epoch + 1}, '
                 f'{progress.step_in_epoch} steps of it done)'

@@ -1,0 +1,1 @@
+"""One file a data set: the published configuration where there is one (paper table and released code)."""

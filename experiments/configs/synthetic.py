@@ -1,0 +1,17 @@
+"""Generated users whose next item only the order of several earlier items reveals; nothing to download.
+
+    python -m experiments.train
+"""
+from experiments.config import ExperimentConfig
+from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.train_config import TrainConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        dataset='synthetic',
+        model=ModelConfig(hidden_size=64, num_layers=2, dropout_prob=0.2, norm_embedding=True),
+        data=DataConfig(mask_ratio=0.1),
+        train=TrainConfig(max_epochs=10, patience=3),
+    )

@@ -1,0 +1,57 @@
+"""Rankings a model has to beat: popularity, and a table of which item follows which."""
+import numpy as np
+
+from ssd4rec_jax.data.dataset import SequenceDataset
+
+_HELD_OUT = {'valid': 2, 'test': 1}
+
+
+def popularity_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
+    """int64 [users], rank of the held-out item by how often items occur in all users' items 1 .. n-2.
+
+    Equal counts rank by lower internal id.
+    """
+    counts = _training_counts(dataset)
+    order = np.argsort(-counts[1:], kind='stable') + 1
+    rank = np.empty(dataset.num_items + 1, np.int64)
+    rank[order] = np.arange(1, dataset.num_items + 1)
+    return rank[_targets(dataset, split)]
+
+
+def transition_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
+    """int64 [users], rank of the held-out item by how often it followed the user's last item in training.
+
+    Items that followed it equally often, never included, rank by popularity, then by lower internal id.
+    """
+    size = dataset.num_items + 1
+    counts = _training_counts(dataset)
+    training = _training_mask(dataset)
+    inside = training[1:] & training[:-1]
+    inside[dataset.offsets[1:-1] - 1] = False  # from one user's last item to the next user's first
+    pairs = dataset.items[:-1][inside].astype(np.int64) * size + dataset.items[1:][inside]
+    followed = np.bincount(pairs, minlength=size * size).reshape(size, size)
+    targets = _targets(dataset, split)
+    last = dataset.items[dataset.offsets[1:] - _HELD_OUT[split] - 1]
+    score = followed * (counts.max() + 1) + counts
+    ids = np.arange(size)
+    rank = np.empty(len(targets), np.int64)
+    for user, (item, target) in enumerate(zip(last, targets)):
+        row = score[item]
+        better = (row > row[target]) | ((row == row[target]) & (ids < target))
+        rank[user] = 1 + np.count_nonzero(better[1:])
+    return rank
+
+
+def _targets(dataset: SequenceDataset, split: str) -> np.ndarray:
+    return dataset.items[dataset.offsets[1:] - _HELD_OUT[split]]
+
+
+def _training_mask(dataset: SequenceDataset) -> np.ndarray:
+    mask = np.ones(len(dataset.items), bool)
+    for held_out in _HELD_OUT.values():
+        mask[dataset.offsets[1:] - held_out] = False
+    return mask
+
+
+def _training_counts(dataset: SequenceDataset) -> np.ndarray:
+    return np.bincount(dataset.items[_training_mask(dataset)], minlength=dataset.num_items + 1)
