@@ -1,0 +1,159 @@
+"""A prepared log: columnar, memory-mapped, never half-written."""
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from absl import logging
+
+from ssd4rec_jax.errors import DataError
+
+FORMAT_VERSION = 1
+_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids')
+_DESCRIPTION = 'dataset.json'
+_FILES = {_DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceDataset:
+    """Every user's history in time order, one after another.
+
+    items: int32 [interactions], internal ids 1..num_items in order of first appearance after the k-core.
+    offsets: int64 [num_users + 1]; user u's history is items[offsets[u]:offsets[u + 1]].
+    user_ids: [num_users] original ids in order of first appearance, int64 or fixed-width str.
+    item_ids: [num_items] likewise; internal id i is item_ids[i - 1].
+    fingerprint: sha256 hex of the source's content and the settings that shaped the arrays.
+    """
+
+    name: str
+    items: np.ndarray
+    offsets: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    fingerprint: str
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """Items of the vocabulary; item 0, mask and padding, is not counted."""
+        return len(self.item_ids)
+
+    @property
+    def num_interactions(self) -> int:
+        return len(self.items)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [num_users], interactions of each user."""
+        return np.diff(self.offsets)
+
+
+def save_dataset(dataset: SequenceDataset, path: Path) -> None:
+    """Write to a folder beside `path` and rename it there: `path` is never half-written.
+
+    A prepared data set that lies there is replaced. DataError if anything else does, or if writing fails; what was
+    there before is then still there.
+    """
+    refuse_foreign_folder(path)
+    _remove_leftovers(path)
+    partial, replaced = (path.with_name(f'.{path.name}.{what}-{os.getpid()}') for what in ('partial', 'replaced'))
+    try:
+        partial.mkdir(parents=True)
+        checksums = {}
+        for array in _ARRAYS:
+            file = partial / f'{array}.npy'
+            _write(file, lambda out: np.save(out, getattr(dataset, array)))
+            checksums[file.name] = _sha256(file)
+        description = {
+            'format_version': FORMAT_VERSION, 'name': dataset.name, 'fingerprint': dataset.fingerprint,
+            'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
+            'sha256': checksums,
+        }
+        _write(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(
+            f'{path}: the prepared data set cannot be written ({error}; {_free_space(path)}): '
+            'make room or name another folder'
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def open_dataset(path: Path) -> SequenceDataset | None:
+    """The prepared data set in a folder, memory-mapped; None, with a warning if it is damaged, where there is none."""
+    if not (path / _DESCRIPTION).exists():
+        return None
+    try:
+        description = json.loads((path / _DESCRIPTION).read_bytes())
+        if description['format_version'] != FORMAT_VERSION:
+            return None
+        for file, checksum in description['sha256'].items():
+            if _sha256(path / file) != checksum:
+                raise ValueError(f'{file} is not what was written')
+        arrays = {array: np.load(path / f'{array}.npy', mmap_mode='r') for array in _ARRAYS}
+        return SequenceDataset(name=description['name'], fingerprint=description['fingerprint'], **arrays)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
+        return None
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """DataError if replacing `path` would delete anything that is not a file of a prepared data set."""
+    if path.is_dir():
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _FILES)
+    else:
+        foreign = [path.name] if path.exists() else []
+    if foreign:
+        raise DataError(
+            f'{path} holds {foreign[0]}, which is not part of a prepared data set: name another or an empty folder'
+        )
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while writing `path` left beside it."""
+    for leftover in [*path.parent.glob(f'.{path.name}.partial-*'), *path.parent.glob(f'.{path.name}.replaced-*')]:
+        try:
+            os.kill(int(leftover.name.rpartition('-')[2]), 0)  # signal 0 only asks whether the process lives
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
+        except PermissionError:
+            continue
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    with open(path, 'wb') as out:
+        write(out)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _free_space(path: Path) -> str:
+    while not path.exists():
+        path = path.parent
+    return f'{shutil.disk_usage(path).free / 2**20:,.0f} MiB free'
