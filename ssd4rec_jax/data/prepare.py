@@ -9,7 +9,7 @@ from absl import logging
 from ssd4rec_jax.data.config import DataConfig
 from ssd4rec_jax.data.dataset import FORMAT_VERSION, SequenceDataset, open_dataset, refuse_foreign_folder, save_dataset
 from ssd4rec_jax.data.interactions import Interactions
-from ssd4rec_jax.data.preparation import sequences
+from ssd4rec_jax.data.sequences import build_sequences
 
 
 class Source(Protocol):
@@ -47,5 +47,5 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
     refuse_foreign_folder(output)
     if output.exists() and any(output.iterdir()):
         logging.warning('%s: prepared from another source or with other settings, or damaged: rebuilt', output)
-    save_dataset(sequences(source.read(), config, name=source.name, fingerprint=wanted), output)
+    save_dataset(build_sequences(source.read(), config, name=source.name, fingerprint=wanted), output)
     return open_dataset(output), output

@@ -3,7 +3,6 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
-import lzma
 import tarfile
 import zipfile
 import zlib
@@ -15,7 +14,7 @@ from ssd4rec_jax.errors import DataError
 
 BLOCK_BYTES = 32 << 20
 # What gzip, tarfile and zipfile raise on a file that is cut short or not what its name says.
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError)
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class RawFile:
                 if self._is_member(name):
                     return stack.enter_context(archive.open(name))
         else:
-            archive = stack.enter_context(tarfile.open(self.path, 'r|*', bufsize=1 << 20))
+            archive = stack.enter_context(tarfile.open(self.path, 'r|gz', bufsize=1 << 20))
             for info in archive:
                 if self._is_member(info.name):
                     return stack.enter_context(archive.extractfile(info))

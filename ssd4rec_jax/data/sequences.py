@@ -8,7 +8,7 @@ from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.errors import DataError
 
 
-def sequences(log: Interactions, config: DataConfig, *, name: str, fingerprint: str = '') -> SequenceDataset:
+def build_sequences(log: Interactions, config: DataConfig, *, name: str, fingerprint: str = '') -> SequenceDataset:
     """The prepared form of a raw log, as RecBole prepares it.
 
     Users and items with fewer than config.min_interactions rows are removed until none is left; the others get ids in
