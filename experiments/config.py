@@ -2,6 +2,7 @@
 import dataclasses
 import difflib
 import importlib
+import math
 
 from ssd4rec_jax.data.config import DataConfig
 from ssd4rec_jax.errors import ConfigError
@@ -56,7 +57,10 @@ def _parse(key: str, text: str, kind: type):
     try:
         if kind is bool:
             return {'true': True, 'false': False}[text.lower()]
-        return kind(text)
+        value = kind(text)
+        if kind is float and not math.isfinite(value):  # config.json could not hold it
+            raise ValueError
+        return value
     except (KeyError, ValueError):
         name = {bool: 'true or false', int: 'a whole number', float: 'a number'}[kind]
         raise ConfigError(f'--set={key}={text}: {key} takes {name}, not {text!r}') from None
