@@ -1,0 +1,1 @@
+"""Structured state space duality: one operation, several implementations."""

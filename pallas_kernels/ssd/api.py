@@ -1,0 +1,86 @@
+"""ssd_scan: one operation, several implementations, chosen from one table."""
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.ssd.reference import ssd_scan_reference
+from pallas_kernels.ssd.segments import run_ids
+from pallas_kernels.ssd.xla import ssd_scan_xla
+
+# Tokens a chunk and chunks a scan step of `xla`, by platform; CPU measured (WORKSPACE.md), others from Mamba-2's.
+XLA_TILING = {'cpu': (64, 1), 'gpu': (128, 16), 'tpu': (128, 16)}
+
+
+def _run_reference(x, dt, A, B, C, run, *, reverse, chunk_size):
+    return ssd_scan_reference(x, dt, A, B, C, run, reverse=reverse)
+
+
+def _run_xla(x, dt, A, B, C, run, *, reverse, chunk_size):
+    default, chunks = XLA_TILING.get(jax.default_backend(), XLA_TILING['gpu'])
+    return ssd_scan_xla(x, dt, A, B, C, run, reverse=reverse, chunk_size=chunk_size or default, chunks=chunks)
+
+
+# In order of preference where none is named.
+IMPLEMENTATIONS = {'xla': _run_xla, 'reference': _run_reference}
+
+
+def ssd_scan(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, *, D: jax.Array | None = None,
+    segment_ids: jax.Array | None = None, reverse: bool = False, chunk_size: int | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Structured state space duality scan: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T, y_t = h_t C_t + D x_t.
+
+    Args:
+      x: [batch, length, heads, headdim], float32, bfloat16 or float64.
+      dt: [batch, length, heads], positive (after softplus).
+      A: [heads], negative.
+      B, C: [batch, length, groups, state], x's dtype; groups divides heads.
+      D: [heads] or None.
+      segment_ids: int [batch, length] or None. The state starts at zero wherever the id differs from the token before
+        (after, if reverse); ids are compared with neighbours only. A value that is not finite in one segment, or in
+        padding, reaches no other segment, neither in values nor in gradients.
+      reverse: scan from the right, without flipped copies.
+      chunk_size: tokens a chunk; None takes the platform's.
+      implementation: 'xla' or 'reference'; None takes the first that can serve.
+
+    Returns y [batch, length, heads, headdim] in x's dtype. Decays and sums are float32 at least, matmul operands x's
+    dtype. Raises ValueError naming the argument that does not fit. Source: Mamba-2 (Dao and Gu 2024), section 6.
+    """
+    _check(x, dt, A, B, C, D, segment_ids, chunk_size)
+    if implementation is None:
+        implementation = next(iter(IMPLEMENTATIONS))
+    elif implementation not in IMPLEMENTATIONS:
+        raise ValueError(f'implementation={implementation!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    run = run_ids(segment_ids, *x.shape[:2])
+    y = IMPLEMENTATIONS[implementation](
+        x, dt.astype(wide), A.astype(wide), B, C, run, reverse=reverse, chunk_size=chunk_size
+    )
+    return y if D is None else y + (D.astype(x.dtype)[:, None] * x)
+
+
+def _check(x, dt, A, B, C, D, segment_ids, chunk_size):
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; it must be [batch, length, heads, headdim]')
+    batch, length, heads, _ = x.shape
+    if length == 0:
+        raise ValueError('x has length 0')
+    if B.ndim != 4 or B.shape[:2] != (batch, length):
+        raise ValueError(f'B has shape {B.shape}; it must be [{batch}, {length}, groups, state]')
+    if heads % B.shape[2]:
+        raise ValueError(f'{heads} heads cannot be split into the {B.shape[2]} groups of B')
+    expected = {'dt': (dt, (batch, length, heads)), 'A': (A, (heads,)), 'C': (C, B.shape)}
+    if D is not None:
+        expected['D'] = D, (heads,)
+    if segment_ids is not None:
+        expected['segment_ids'] = segment_ids, (batch, length)
+    for name, (array, shape) in expected.items():
+        if array.shape != shape:
+            raise ValueError(f'{name} has shape {array.shape}; it must be {list(shape)}')
+    for name, array in {'B': B, 'C': C}.items():
+        if array.dtype != x.dtype:
+            raise ValueError(f'{name} is {array.dtype}; it must have the dtype of x, {x.dtype}')
+    if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(f'segment_ids are {segment_ids.dtype}; they must be integers')
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f'chunk_size={chunk_size} must be at least 1')

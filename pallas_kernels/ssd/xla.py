@@ -1,0 +1,270 @@
+"""SSD as blocked matmuls in plain JAX, with a hand-written backward: the implementation for every platform.
+
+A lax.scan walks over blocks of `chunks` chunks of `chunk_size` tokens. Inside a chunk, with s the running sum of
+dt * A over the chunk's tokens of one segment (in scan direction) and u = dt x:
+
+    y_i   = sum_j [same segment, j not after i] exp(s_i - s_j) (C_i . B_j) u_j  +  [open at entry] exp(s_i) C_i h_in
+    h_out = [open throughout] exp(s_last) h_in  +  sum_j [open at exit] exp(s_last - s_j) B_j u_j^T
+
+(Mamba-2, listing 1, with segments.) C B^T is computed once a group. All exponents are masked before exp, so they are
+at most 0. Nothing of size [length, length] or [length, headdim, state] exists: the temporaries are those of one block,
+and only the states at chunk entries are kept for the backward pass, which recomputes the rest of a chunk.
+
+A 0 in a mask times a NaN in another segment would be NaN in a matmul. So tokens that are not finite enter as zeros,
+and NaN is put back at the tokens that depend on them.
+"""
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.ssd.segments import reached_from
+
+
+class _Block(NamedTuple):
+    """Some chunks of the inputs. b batch, k chunk, q token, g group, r head of the group, p headdim, n state.
+
+    x [b,k,q,g,r,p], dt [b,k,q,g,r], B and C [b,k,q,g,n], run [b,k,q], enters [b,k]: whether the run of the
+    chunk's first token (in scan direction) began in an earlier chunk.
+    """
+
+    x: jax.Array
+    dt: jax.Array
+    B: jax.Array
+    C: jax.Array
+    run: jax.Array
+    enters: jax.Array
+
+
+class _Decays(NamedTuple):
+    """Decays of a block's chunks, float32 or wider, zero where no segment connects.
+
+    within [b,k,g,r,q,s]: from token s to token q. entry [b,k,q,g,r]: from the chunk's entry to token q.
+    exit [b,k,q,g,r]: from token q to the chunk's exit. through [b,k,g,r]: from entry to exit.
+    visible [b,k,q,s]: whether q sees s; float, for the sums over dt * A.
+    """
+
+    within: jax.Array
+    entry: jax.Array
+    exit: jax.Array
+    through: jax.Array
+    visible: jax.Array
+
+
+def _einsum(formula, *operands, wide):
+    return jnp.einsum(formula, *operands, preferred_element_type=wide)
+
+
+def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
+    run = block.run
+    q = run.shape[-1]
+    order = jnp.arange(q)
+    in_order = order[:, None] <= order if reverse else order[:, None] >= order
+    visible = in_order & (run[..., :, None] == run[..., None, :])
+    first, last = (run[..., -1:], run[..., :1]) if reverse else (run[..., :1], run[..., -1:])
+    at_entry = (run == first) & block.enters[..., None]
+    at_exit = run == last
+    mask = visible.astype(A.dtype)
+    # Sums that restart at each segment, by matmul: differences stay as exact as the segment is short.
+    s = jnp.einsum('bkqs,bksgr->bkqgr', mask, block.dt * A, precision=lax.Precision.HIGHEST)
+    s_last = s[:, :, :1] if reverse else s[:, :, -1:]
+    by_head = jnp.moveaxis(s, 2, -1)
+    difference = by_head[..., :, None] - by_head[..., None, :]
+    allowed = visible[:, :, None, None]
+    within = jnp.where(allowed, jnp.exp(jnp.where(allowed, difference, 0)), 0)
+    entry = jnp.where(at_entry[..., None, None], jnp.exp(s), 0)
+    to_exit = at_exit[..., None, None]
+    exit_ = jnp.where(to_exit, jnp.exp(jnp.where(to_exit, s_last - s, 0)), 0)
+    through = entry[:, :, 0] if reverse else entry[:, :, -1]
+    return _Decays(within, entry, exit_, through, mask)
+
+
+def _carry(states, through, h, reverse):
+    """Carry h over a block's chunks: (h after the block, h at each chunk's entry [b,k,g,n,r,p])."""
+
+    def step(h, chunk):
+        state, through = chunk
+        return h * through[:, :, None, :, None] + state, h
+
+    chunks = jnp.moveaxis(states, 1, 0), jnp.moveaxis(through, 1, 0)
+    h, entries = lax.scan(step, h, chunks, reverse=reverse)
+    return h, jnp.moveaxis(entries, 0, 1)
+
+
+def _forward_block(A, reverse, h, block: _Block):
+    """(h after the block, (y, h at each chunk's entry))."""
+    wide, narrow = A.dtype, block.x.dtype
+    d = _decays(block, A, reverse)
+    u = block.dt[..., None] * block.x.astype(wide)
+    states = _einsum('bksgn,bksgrp->bkgnrp', block.B, (d.exit[..., None] * u).astype(narrow), wide=wide)
+    h, entries = _carry(states, d.through, h, reverse)
+    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
+    weights = (scores[:, :, :, None] * d.within).astype(narrow)
+    y = _einsum('bkgrqs,bksgrp->bkqgrp', weights, u.astype(narrow), wide=wide)
+    carried = _einsum('bkqgn,bkgnrp->bkqgrp', block.C, entries.astype(narrow), wide=wide)
+    return h, (y + d.entry[..., None] * carried, entries)
+
+
+def _backward_block(A, reverse, dh, inputs):
+    """One block of the reverse scan; dh is the gradient of the state at the block's exit.
+
+    The gradient of s needs no [q, s] array: its sum over the keys of y's terms is y . g, over the queries u . du.
+    """
+    block, entries, y, g = inputs
+    wide, narrow = A.dtype, block.x.dtype
+    d = _decays(block, A, reverse)
+    u = block.dt[..., None] * block.x.astype(wide)
+    u_narrow, g_narrow = u.astype(narrow), g.astype(narrow)
+    g_entry = (d.entry[..., None] * g).astype(narrow)
+
+    dentries = _einsum('bkqgn,bkqgrp->bkgnrp', block.C, g_entry, wide=wide)
+    dh_before, dh_exit = _carry(dentries, d.through, dh, not reverse)
+
+    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
+    weights = (scores[:, :, :, None] * d.within).astype(narrow)
+    dweights = _einsum('bkqgrp,bksgrp->bkgrqs', g_narrow, u_narrow, wide=wide)
+    dscores = jnp.sum(dweights * d.within, axis=3).astype(narrow)
+    dh_narrow = dh_exit.astype(narrow)
+    du_exit = d.exit[..., None] * _einsum('bksgn,bkgnrp->bksgrp', block.B, dh_narrow, wide=wide)
+    du = _einsum('bkgrqs,bkqgrp->bksgrp', weights, g_narrow, wide=wide) + du_exit
+    dC = _einsum('bkgqs,bksgn->bkqgn', dscores, block.B, wide=wide)
+    dC += _einsum('bkqgrp,bkgnrp->bkqgn', g_entry, entries.astype(narrow), wide=wide)
+    dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
+    dB += _einsum('bksgrp,bkgnrp->bksgn', (d.exit[..., None] * u).astype(narrow), dh_narrow, wide=wide)
+
+    ds = jnp.sum(g * y - u * du, axis=-1)
+    at_last = jnp.sum(u * du_exit, axis=(2, 5)) + d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
+    last = 0 if reverse else -1
+    ds = ds.at[:, :, last].add(at_last)
+    da = jnp.einsum('bkqs,bkqgr->bksgr', d.visible, ds, precision=lax.Precision.HIGHEST)
+    ddt = A * da + jnp.sum(du * block.x.astype(wide), axis=-1)
+    dx = block.dt[..., None] * du
+    dA = jnp.sum(block.dt * da, axis=(0, 1, 2))
+    return dh_before, (dx.astype(narrow), ddt, dB.astype(narrow), dC.astype(narrow), dA)
+
+
+class _Tiling(NamedTuple):
+    """How a sequence is cut: `blocks` steps of `chunks` chunks of `size` tokens; together `padded` tokens."""
+
+    blocks: int
+    chunks: int
+    size: int
+
+    @classmethod
+    def of(cls, length: int, chunk_size: int, chunks: int) -> '_Tiling':
+        needed = -(-length // chunk_size)
+        chunks = min(chunks, needed)
+        return cls(-(-needed // chunks), chunks, chunk_size)
+
+    @property
+    def padded(self) -> int:
+        return self.blocks * self.chunks * self.size
+
+    def cut(self, a: jax.Array, fill=0) -> jax.Array:
+        """[batch, length, ...] -> [blocks, batch, chunks, size, ...]."""
+        gap = self.padded - a.shape[1]
+        if gap:
+            a = jnp.pad(a, ((0, 0), (0, gap)) + ((0, 0),) * (a.ndim - 2), constant_values=fill)
+        a = a.reshape(a.shape[0], self.blocks, self.chunks, self.size, *a.shape[2:])
+        return jnp.moveaxis(a, 1, 0)
+
+    def join(self, a: jax.Array, length: int) -> jax.Array:
+        """Inverse of cut."""
+        a = jnp.moveaxis(a, 0, 1)
+        return a.reshape(a.shape[0], self.padded, *a.shape[4:])[:, :length]
+
+
+def _blocks_of(x, dt, B, C, run, tiling: _Tiling, reverse: bool) -> _Block:
+    run = tiling.cut(run, fill=-1)  # the tail is a run of its own
+    by_chunk = jnp.moveaxis(run, 0, 1).reshape(run.shape[1], -1, tiling.size)
+    if reverse:
+        enters = jnp.pad(by_chunk[:, :-1, -1] == by_chunk[:, 1:, 0], ((0, 0), (0, 1)))
+    else:
+        enters = jnp.pad(by_chunk[:, 1:, 0] == by_chunk[:, :-1, -1], ((0, 0), (1, 0)))
+    enters = jnp.moveaxis(enters.reshape(-1, tiling.blocks, tiling.chunks), 1, 0)
+    return _Block(*(tiling.cut(a) for a in (x, dt, B, C)), run, enters)
+
+
+def _grouped(x, dt, A, groups):
+    """Heads split into [groups, heads per group]."""
+    split = lambda a, axis: a.reshape(*a.shape[:axis], groups, -1, *a.shape[axis + 1:])  # noqa: E731
+    return split(x, 2), split(dt, 2), split(A, 0)
+
+
+def _finite_tokens(*arrays) -> jax.Array:
+    """bool [batch, length]: tokens all of whose values are finite in every array."""
+    return functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(a), axis=tuple(range(2, a.ndim))) for a in arrays)
+    )
+
+
+def _at(tokens, a):
+    """The [batch, length] mask shaped to broadcast against a."""
+    return tokens.reshape(*tokens.shape, *(1,) * (a.ndim - 2))
+
+
+def _zero_unless(tokens, *arrays):
+    return tuple(jnp.where(_at(tokens, a), a, jnp.zeros_like(a)) for a in arrays)
+
+
+def _forward(tiling, reverse, x, dt, A, B, C, run):
+    """(y [b,l,h,p] float32 or wider, entries, whether each token depends on one that is not finite)."""
+    finite = _finite_tokens(x, dt, B, C)
+    poisoned = reached_from(~finite, run, reverse=reverse)
+    x, dt, B, C = _zero_unless(finite, x, dt, B, C)
+    xg, dtg, Ag = _grouped(x, dt, A, B.shape[2])
+    blocks = _blocks_of(xg, dtg, B, C, run, tiling, reverse)
+    # A broadcast of the inputs' own zeros varies over a shard_map's axes as they do.
+    h = jnp.zeros_like(xg[:, 0, :, None] * B[:, 0, :, :, None, None], A.dtype)
+    _, (y, entries) = lax.scan(functools.partial(_forward_block, Ag, reverse), h, blocks, reverse=reverse)
+    y = tiling.join(y, x.shape[1]).reshape(x.shape)
+    return y, entries, poisoned
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ssd(tiling: _Tiling, reverse: bool, x, dt, A, B, C, run):
+    return _ssd_fwd(tiling, reverse, x, dt, A, B, C, run)[0]
+
+
+def _ssd_fwd(tiling, reverse, x, dt, A, B, C, run):
+    y, entries, poisoned = _forward(tiling, reverse, x, dt, A, B, C, run)
+    out = jnp.where(_at(poisoned, y), jnp.nan, y).astype(x.dtype)
+    return out, (x, dt, A, B, C, run, y, entries)
+
+
+def _ssd_bwd(tiling, reverse, residuals, g):
+    x, dt, A, B, C, run, y, entries = residuals
+    finite = _finite_tokens(x, dt, B, C)
+    finite_g = _finite_tokens(g)
+    # A token's gradient needs its whole run before it (the inputs) and after it (the cotangent) to be finite.
+    bad_inputs = reached_from(~finite, run, reverse=False) | reached_from(~finite, run, reverse=True)
+    poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
+    clean_x, clean_dt, clean_B, clean_C = _zero_unless(finite, x, dt, B, C)
+    (clean_g,) = _zero_unless(finite_g, g.astype(A.dtype))
+    groups = B.shape[2]
+    xg, dtg, Ag = _grouped(clean_x, clean_dt, A, groups)
+    gg, yg = (a.reshape(xg.shape) for a in (clean_g, y))
+    blocks = _blocks_of(xg, dtg, clean_B, clean_C, run, tiling, reverse)
+    dh = jnp.zeros_like(entries[0, :, 0])
+    _, grads = lax.scan(
+        functools.partial(_backward_block, Ag, reverse), dh, (blocks, entries, tiling.cut(yg), tiling.cut(gg)),
+        reverse=not reverse,
+    )
+    *per_token, dA = grads
+    per_token = [tiling.join(a, x.shape[1]).reshape(like.shape) for a, like in zip(per_token, (x, dt, B, C))]
+    per_token = [jnp.where(_at(poisoned, a), jnp.nan, a).astype(like.dtype)
+                 for a, like in zip(per_token, (x, dt, B, C))]
+    dA = jnp.where(jnp.any(poisoned), jnp.nan, jnp.sum(dA, axis=0).reshape(A.shape))
+    dx, ddt, dB, dC = per_token
+    return dx, ddt, dA, dB, dC, None
+
+
+_ssd.defvjp(_ssd_fwd, _ssd_bwd)
+
+
+def ssd_scan_xla(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int, chunks: int) -> jax.Array:
+    """Shapes as ssd_scan; A and dt in float32 (float64 with float64 inputs), run from segments.run_ids."""
+    tiling = _Tiling.of(x.shape[1], chunk_size, chunks)
+    return _ssd(tiling, reverse, x, dt, A, B, C, run)
