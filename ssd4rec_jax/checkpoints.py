@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,8 @@ class Checkpoints:
                 checkpointer.save(partial / ARRAYS, _by_name(state))
             (partial / META).write_text(json.dumps(meta, allow_nan=False))
             manifest = {name: _fingerprint(partial / name) for name in _files(partial)}
-            (partial / MANIFEST).write_text(json.dumps(manifest))
+            # No spaces: every byte of the manifest means something, so that none can change unnoticed.
+            (partial / MANIFEST).write_text(json.dumps(manifest, separators=(',', ':')))
             _sync(partial)
             if final.exists():  # the same step again, after its checkpoint could not be used
                 final.rename(_unused(final.with_name(f'{step}.replaced')))
@@ -75,7 +77,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f'checkpoint {final} cannot be written ({_first_line(error)}); '
+                f'checkpoint {final} cannot be written ({_reason(error)}); '
                 f'{_free(self.directory)} are free there. Older checkpoints are untouched'
             ) from error
         self._retire()
@@ -86,7 +88,6 @@ class Checkpoints:
 
         like: pytree of arrays with the structure, shapes, dtypes and shardings to restore.
         """
-        self._remove_partial()
         found = self.steps()
         for step in reversed(found):
             try:
@@ -120,12 +121,16 @@ class Checkpoints:
             for name, leaf in flat.items()
         }
         with ocp.StandardCheckpointer() as checkpointer:
-            try:
-                arrays = checkpointer.restore(path / ARRAYS, target)
-            except ValueError as error:
-                raise CheckpointError(
-                    f'checkpoint {path} holds a model of other shapes than this config: {_first_line(error)}'
-                ) from error
+            # orbax would cast another dtype without a word, and names no array that has another shape.
+            stored = _kinds(checkpointer.metadata(path / ARRAYS).item_metadata.tree)
+            wanted = _kinds(flat)
+            for name in [*wanted, *stored]:
+                if stored.get(name) != wanted.get(name):
+                    raise CheckpointError(
+                        f'checkpoint {path} belongs to another config: {name} is '
+                        f'{stored.get(name, "absent")} there and {wanted.get(name, "absent")} here'
+                    )
+            arrays = checkpointer.restore(path / ARRAYS, target)
         leaves = [arrays[name] for name in flat]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, json.loads((path / META).read_text()))
@@ -138,10 +143,11 @@ class Checkpoints:
             return  # a damaged one may name the best; restore_latest will set it aside
         for step in self.steps():
             if step not in newest and step not in named:
-                shutil.rmtree(self.directory / str(step))
+                doomed = (self.directory / str(step)).rename(self.directory / f'.partial-{step}-retired')
+                shutil.rmtree(doomed, ignore_errors=True)
 
     def _remove_partial(self) -> None:
-        """Remove what a killed process left unfinished."""
+        """Remove what a killed process left unfinished; only for the one process that saves here."""
         if self.directory.exists():
             for path in self.directory.glob('.partial-*'):
                 shutil.rmtree(path, ignore_errors=True)
@@ -153,6 +159,11 @@ def _by_name(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator='.'): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _kinds(flat: dict[str, Any]) -> dict[str, str]:
+    """{name: 'float32[3, 4]'} of arrays or of their metadata."""
+    return {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in flat.items()}
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -172,8 +183,10 @@ def _verify(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise _Damaged(f'{MANIFEST}: {_first_line(error)}') from error
     there = [name for name in _files(path) if name != MANIFEST]
-    if not isinstance(manifest, dict) or sorted(manifest) != there:
-        raise _Damaged('its files are not those that its manifest lists')
+    if not isinstance(manifest, dict):
+        raise _Damaged(f'{MANIFEST} lists no files')
+    if odd := sorted(set(manifest) ^ set(there)):
+        raise _Damaged(f'{odd[0]} is {"missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
     for name in there:
         if _fingerprint(path / name) != manifest[name]:
             raise _Damaged(f'{name} is not as it was written')
@@ -207,6 +220,12 @@ def _unused(path: Path) -> Path:
 def _free(folder: Path) -> str:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     return f'{shutil.disk_usage(existing).free / 2**20:,.0f} MiB'
+
+
+def _reason(error: BaseException) -> str:
+    """Why a write failed; orbax wraps the system's reason in a page of its own words."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
