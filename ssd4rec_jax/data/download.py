@@ -109,4 +109,6 @@ def _verify(part: Path, md5: str, size: int, by_hand: str) -> None:
         problem = f'its md5 is {digest} instead of {md5}' if digest != md5 else ''
     if problem:
         part.unlink()
-        raise DataError(f'{address} is not the official file ({problem}) and was removed: try again, {by_hand}')
+        raise DataError(
+            f'what arrived as {part.stem} is not the official file ({problem}) and was removed: try again, {by_hand}'
+        )

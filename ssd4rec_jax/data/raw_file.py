@@ -32,7 +32,10 @@ class RawFile:
         """Decompressed bytes as a stream; DataError if the file is missing, unreadable or damaged."""
         try:
             with contextlib.ExitStack() as stack:
-                yield self._open(stack)
+                stream, whole = self._open(stack)
+                yield stream
+                while whole.read(BLOCK_BYTES):  # gzip's checksum stands behind the last byte
+                    pass
         except _DAMAGE as error:
             raise DataError(f'{self}: cut short or damaged ({error}): get the file again') from error
         except FileNotFoundError as error:
@@ -40,19 +43,22 @@ class RawFile:
         except OSError as error:
             raise DataError(f'{self}: cannot be read ({error})') from error
 
-    def _open(self, stack: contextlib.ExitStack) -> IO[bytes]:
-        if not self.member:
-            return stack.enter_context(gzip.open(self.path) if self.path.suffix == '.gz' else open(self.path, 'rb'))
+    def _open(self, stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+        """The stream wanted, and the one whose end shows whether all of it was sound."""
         if self.path.suffix == '.zip':
             archive = stack.enter_context(zipfile.ZipFile(self.path))
-            for name in archive.namelist():
-                if self._is_member(name):
-                    return stack.enter_context(archive.open(name))
+            for name in filter(self._is_member, archive.namelist()):
+                stream = stack.enter_context(archive.open(name))
+                return stream, stream
         else:
-            archive = stack.enter_context(tarfile.open(self.path, 'r|gz', bufsize=1 << 20))
+            open_whole = gzip.open if self.path.suffix == '.gz' else open
+            whole = stack.enter_context(open_whole(self.path, 'rb'))
+            if not self.member:
+                return whole, whole
+            archive = stack.enter_context(tarfile.open(fileobj=whole, mode='r|', bufsize=1 << 20))
             for info in archive:
                 if self._is_member(info.name):
-                    return stack.enter_context(archive.extractfile(info))
+                    return stack.enter_context(archive.extractfile(info)), whole
         raise DataError(f'{self.path}: the archive holds no {self.member}: get the official archive')
 
     def _is_member(self, name: str) -> bool:

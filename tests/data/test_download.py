@@ -1,0 +1,155 @@
+"""Downloads from a local HTTP server that can break off, ignore ranges, or send something else."""
+import hashlib
+import http.server
+import re
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from ssd4rec_jax.data.download import download
+from ssd4rec_jax.errors import DataError
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves server.content, as server.behaviour says; notes each request's Range."""
+
+    def do_GET(self):
+        server = self.server
+        wanted = self.headers.get('Range')
+        server.ranges.append(wanted)
+        if server.statuses:
+            status = server.statuses.pop(0)
+            if status != 200:
+                return self.send_error(status)
+        start = 0
+        if wanted and server.honours_range:
+            start = int(re.fullmatch(r'bytes=(\d+)-', wanted)[1])
+            if start >= len(server.content):
+                return self.send_error(416)
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(body)))
+        if start:
+            self.send_header('Content-Range', f'bytes {start}-{len(server.content) - 1}/{len(server.content)}')
+        self.end_headers()
+        # Breaking off: the promised length does not come.
+        self.wfile.write(body[:server.breaks.pop(0)] if server.breaks else body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.content, server.honours_range, server.breaks, server.statuses, server.ranges = CONTENT, True, [], [], []
+    server.address = f'http://127.0.0.1:{server.server_port}/files/log.zip'
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch(server, target, **options):
+    download(server.address, target, **{'md5': MD5, 'size': len(CONTENT), 'first_wait': 0.0, **options})
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_whole_file_arrives_with_progress(server, tmp_path):
+    seen = []
+    fetch(server, tmp_path / 'new' / 'log.zip', progress=lambda here, total: seen.append((here, total)))
+    assert (tmp_path / 'new' / 'log.zip').read_bytes() == CONTENT
+    assert names(tmp_path / 'new') == ['log.zip'] and server.ranges == [None]
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and seen == sorted(seen)
+
+
+def test_an_interrupted_transfer_goes_on_where_it_broke_off(server, tmp_path):
+    server.breaks = [1_000_000, 500_000]
+    fetch(server, tmp_path / 'log.zip')
+    assert (tmp_path / 'log.zip').read_bytes() == CONTENT
+    assert server.ranges == [None, 'bytes=1000000-', 'bytes=1500000-']
+
+
+def test_what_arrived_is_kept_for_the_next_call(server, tmp_path):
+    server.breaks = [1_000_000, 1_000]
+    with pytest.raises(DataError, match='1001000 of 3000000 bytes arrived.*try again'):
+        fetch(server, tmp_path / 'log.zip', attempts=2)
+    assert names(tmp_path) == ['log.zip.part']
+    fetch(server, tmp_path / 'log.zip')
+    assert server.ranges[-1] == 'bytes=1001000-'
+    assert (tmp_path / 'log.zip').read_bytes() == CONTENT and names(tmp_path) == ['log.zip']
+
+
+def test_a_server_without_ranges_is_read_from_the_start(server, tmp_path):
+    server.honours_range, server.breaks = False, [2_000_000]
+    fetch(server, tmp_path / 'log.zip')
+    assert server.ranges == [None, 'bytes=2000000-'] and (tmp_path / 'log.zip').read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('known', [{}, {'size': 0}])
+def test_a_part_that_is_already_whole_is_used(server, tmp_path, known):
+    (tmp_path / 'log.zip.part').write_bytes(CONTENT)
+    fetch(server, tmp_path / 'log.zip', **known)
+    assert (tmp_path / 'log.zip').read_bytes() == CONTENT and names(tmp_path) == ['log.zip']
+
+
+def test_a_part_longer_than_the_file_is_dropped(server, tmp_path):
+    (tmp_path / 'log.zip.part').write_bytes(CONTENT + b'more')
+    fetch(server, tmp_path / 'log.zip')
+    assert (tmp_path / 'log.zip').read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    server.content = CONTENT[:-1] + b'!'
+    digest = hashlib.md5(server.content).hexdigest()
+    with pytest.raises(DataError, match=f'not the official file .its md5 is {digest} instead of {MD5}. and was removed'):
+        fetch(server, tmp_path / 'log.zip')
+    assert names(tmp_path) == []
+
+
+def test_a_wrong_size_leaves_nothing(server, tmp_path):
+    server.content = CONTENT[:-1]
+    with pytest.raises(DataError, match='it has 2999999 bytes instead of 3000000'):
+        fetch(server, tmp_path / 'log.zip', md5='')
+    assert names(tmp_path) == []
+
+
+def test_a_missing_file_is_not_tried_again(server, tmp_path):
+    server.statuses = [404] * 9
+    with pytest.raises(DataError, match=f'the server answers 404 Not Found.*get {server.address} elsewhere'):
+        fetch(server, tmp_path / 'log.zip')
+    assert len(server.ranges) == 1 and names(tmp_path) == []
+
+
+def test_a_busy_server_is_tried_again(server, tmp_path):
+    server.statuses = [503, 429, 200]
+    fetch(server, tmp_path / 'log.zip')
+    assert len(server.ranges) == 3 and (tmp_path / 'log.zip').read_bytes() == CONTENT
+
+
+def test_offline_one_sentence_says_which_file_to_put_where(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))  # bound and not listening: connections are refused
+        address = f'http://127.0.0.1:{unused.getsockname()[1]}/log.zip'
+        with pytest.raises(DataError) as raised:
+            download(address, tmp_path / 'log.zip', attempts=2, first_wait=0.0)
+    assert 'the server cannot be reached: ' in str(raised.value)
+    assert f'get {address} elsewhere and put it into {tmp_path}' in str(raised.value)
+    assert names(tmp_path) == []
+
+
+def test_a_disk_that_refuses_is_not_taken_for_the_network(server, tmp_path):
+    (tmp_path / 'log.zip.part').mkdir()
+    with pytest.raises(DataError, match='log.zip.part cannot be written'):
+        fetch(server, tmp_path / 'log.zip', size=0)
+    assert len(server.ranges) <= 1
