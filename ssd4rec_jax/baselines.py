@@ -26,8 +26,7 @@ def transition_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
     size = dataset.num_items + 1
     counts = _training_counts(dataset)
     training = _training_mask(dataset)
-    inside = training[1:] & training[:-1]
-    inside[dataset.offsets[1:-1] - 1] = False  # from one user's last item to the next user's first
+    inside = training[1:] & training[:-1]  # a user ends outside training: no pair crosses users
     pairs = dataset.items[:-1][inside].astype(np.int64) * size + dataset.items[1:][inside]
     followed = np.bincount(pairs, minlength=size * size).reshape(size, size)
     targets = _targets(dataset, split)

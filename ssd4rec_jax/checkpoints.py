@@ -189,7 +189,7 @@ def _verify(path: Path) -> None:
         raise _Damaged(f'{odd[0]} is {"missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
     for name in there:
         if _fingerprint(path / name) != manifest[name]:
-            raise _Damaged(f'{name} is not as it was written')
+            raise _Damaged(f'{name} is not what {MANIFEST} says was written')
 
 
 def _sync(folder: Path) -> None:

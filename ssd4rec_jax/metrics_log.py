@@ -37,5 +37,9 @@ class MetricsLog:
         if not self.path.exists():
             return
         partial = self.path.with_name(f'.{self.path.name}.{os.getpid()}')
-        partial.write_text(''.join(json.dumps(r) + '\n' for r in self.read() if wanted(r)))
-        os.replace(partial, self.path)
+        try:
+            partial.write_text(''.join(json.dumps(r) + '\n' for r in self.read() if wanted(r)))
+            os.replace(partial, self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f'{self.path} cannot be written: {error}') from error
