@@ -48,7 +48,8 @@ def download(
                 time.sleep(first_wait * 2**attempt)
             except urllib.error.HTTPError as error:
                 raise DataError(
-                    f'cannot download {target.name} (the server answers {error.code} {error.reason}): try later, {by_hand}'
+                    f'cannot download {target.name} (the server answers {error.code} {error.reason}): '
+                    f'try later, {by_hand}'
                 ) from error
         _verify(part, md5, size, by_hand)
         os.replace(part, target)

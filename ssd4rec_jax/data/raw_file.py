@@ -1,4 +1,4 @@
-"""Bytes of a raw file wherever they lie: plain, gzip, or a member of a tar.gz or zip archive, never unpacked to disk."""
+"""Bytes of a raw file wherever they lie: plain, gzip, or inside a tar.gz or zip archive, never unpacked to disk."""
 import contextlib
 import dataclasses
 import gzip

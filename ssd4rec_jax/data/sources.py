@@ -1,4 +1,4 @@
-"""Which file serves a data set: the official archive, its unpacked folder, NAME.inter or NAME.inter.gz, in this order."""
+"""Which file serves a data set: the official archive, else its unpacked folder, else NAME.inter or NAME.inter.gz."""
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -105,7 +105,7 @@ def find_source(
     """The source of a data set.
 
     data_dir: the folder to look in; for 'interactions' the file itself. If None, data/NAME, where the official file
-      is downloaded to if nothing is there yet.
+      is downloaded to if nothing is there yet. 'synthetic' is generated and needs none.
     user_column, item_column, time_column, separator: of 'interactions' alone; by default RecBole's names, and the
       separator that the file's ending tells.
     DataError if nothing is found.

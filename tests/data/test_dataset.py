@@ -110,6 +110,14 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path / 'out')) == before and source.reads == 0
 
 
+def test_saving_over_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'thesis.tex').write_text('years of work')
+    with pytest.raises(DataError, match='holds thesis.tex'):
+        save_dataset(DATASET, tmp_path / 'out')
+    assert (tmp_path / 'out' / 'thesis.tex').read_text() == 'years of work' and os.listdir(tmp_path) == ['out']
+
+
 def test_a_file_in_the_place_of_the_folder_is_never_replaced(tmp_path):
     (tmp_path / 'out').write_text('mine')
     with pytest.raises(DataError, match='not part of a prepared data set'):

@@ -37,7 +37,9 @@ def read_inter(path: Path):
     return read_interactions((RawFile(path),), RECBOLE)
 
 
-def write_inter(folder: Path, rows: str | bytes, header: str = 'user_id:token\titem_id:token\ttimestamp:float\n') -> Path:
+def write_inter(
+    folder: Path, rows: str | bytes, header: str = 'user_id:token\titem_id:token\ttimestamp:float\n'
+) -> Path:
     return write(folder / 'log.inter', header.encode() + (rows if isinstance(rows, bytes) else rows.encode()))
 
 
@@ -59,10 +61,11 @@ def test_kuairand_unpacked(tmp_path, place):
     assert log.users.dtype == log.items.dtype == log.times.dtype == np.int64
 
 
-def add_member(archive: tarfile.TarFile, name: str, text: str) -> None:
+def add_member(archive: tarfile.TarFile, name: str, content: str | bytes) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
     info = tarfile.TarInfo(name)
-    info.size = len(text.encode())
-    archive.addfile(info, io.BytesIO(text.encode()))
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
 
 
 def test_kuairand_archive_reads_the_first_standard_log_alone(tmp_path):
@@ -101,9 +104,9 @@ def test_amazon_ratings_and_reviews(tmp_path):
     expected = (
         ['A3EBHHCZO6V2A4', 'AZPWAXJG9OJXV'], ['5555991584', '0205616461'], [1236384000, 1369699200]
     )
+    more = {'helpful': [0, 1], 'reviewText': 'a,"b"\n'}
     reviews = ''.join(
-        json.dumps({'reviewerID': u, 'asin': i, 'helpful': [0, 1], 'overall': r, 'reviewText': 'a,"b"\n', 'unixReviewTime': t})
-        + '\n' for u, i, r, t in rows
+        json.dumps({'reviewerID': u, 'asin': i, 'overall': r, 'unixReviewTime': t, **more}) + '\n' for u, i, r, t in rows
     )
     write(tmp_path / 'reviews_Beauty_5.json.gz', reviews)
     assert columns(find_source('amazon-beauty', tmp_path).read()) == expected
@@ -275,7 +278,9 @@ def test_utf16_is_refused(tmp_path):
 
 @pytest.mark.parametrize('name', ['log.inter', 'log.inter.gz'])
 @pytest.mark.parametrize('text, message', [
-    ('', 'is empty'), ('user_id\titem_id\ttimestamp\n', 'holds no rows'), ('user_id\titem_id\ttimestamp', 'holds no rows'),
+    ('', 'is empty'),
+    ('user_id\titem_id\ttimestamp\n', 'holds no rows'),
+    ('user_id\titem_id\ttimestamp', 'holds no rows'),
 ])
 def test_a_file_without_rows_is_refused(tmp_path, name, text, message):
     with pytest.raises(DataError, match=f'{name}: {message}'):
@@ -296,7 +301,9 @@ def test_a_missing_file_is_named(tmp_path):
         read_inter(tmp_path / 'gone.inter')
 
 
-LONG_LOG = 'user_id\titem_id\ttimestamp\n' + ''.join(f'u{k * 7919 % 1000}\ti{k * 104729 % 997}\t{k}\n' for k in range(5000))
+LONG_LOG = 'user_id\titem_id\ttimestamp\n' + ''.join(
+    f'u{k * 7919 % 1000}\ti{k * 104729 % 997}\t{k}\n' for k in range(5000)
+)
 
 
 @pytest.mark.parametrize('keep', [0.001, 0.5, 0.999])
@@ -333,7 +340,7 @@ def test_a_tar_with_a_flipped_byte_anywhere_is_refused(tmp_path):
     path = tmp_path / 'KuaiRand-Pure.tar.gz'
     make_tar(path)
     sound = path.read_bytes()
-    for where in (len(sound) // 3, len(sound) - 6):  # inside the log, and in the checksum at the very end
+    for where in (5000, len(sound) - 6):  # inside the log, and in the checksum at the very end
         damaged = bytearray(sound)
         damaged[where] ^= 1
         path.write_bytes(damaged)
@@ -345,6 +352,8 @@ def make_tar(path):
     with tarfile.open(path, 'w:gz') as archive:
         noise = ''.join(f'{k},{k * 7919 % 1009},0,0,{k * k},' + ','.join('0' * 14) + '\n' for k in range(4000))
         add_member(archive, 'KuaiRand-Pure/data/log_standard_4_08_to_4_21_pure.csv', KUAIRAND_HEADER + noise)
+        # More follows than is read ahead, so that the checksum at the end is met only by reading on to it.
+        add_member(archive, 'KuaiRand-Pure/data/video_features.csv', np.random.default_rng(0).bytes(3 << 20))
 
 
 def make_zip(path):

@@ -16,8 +16,8 @@ def test_every_configured_data_set_has_a_source():
 
 
 def test_the_archive_goes_before_its_folder_before_inter_before_inter_gz(tmp_path):
-    order = [tmp_path / 'ml-1m.zip', tmp_path / 'ml-1m' / 'ratings.dat', tmp_path / 'ml-1m.inter', tmp_path / 'ml-1m.inter.gz']
-    for path in reversed(order):
+    for name in ('ml-1m.inter.gz', 'ml-1m.inter', 'ml-1m/ratings.dat', 'ml-1m.zip'):
+        path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(INTER.encode()))
         assert find_source('ml-1m', tmp_path).files[0].path == path
