@@ -15,6 +15,9 @@ from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.errors import ConfigError
 
 
+_TOKEN_MULTIPLE, _SEGMENT_MULTIPLE = 16, 8
+
+
 class PackedBatch(NamedTuple):
     """One step's rows, for example two histories a b c and d e in a row of six tokens:
 
@@ -77,41 +80,54 @@ def choose_step_shape(
 ) -> StepShape:
     """The shape that holds targets_per_step histories a step on average, whatever the epoch's shuffle.
 
-    lengths: int [examples]. rows: fixed number of rows, 0 takes the fewest, in multiples of row_multiple, whose
-    tokens stay within tokens_per_row. Where the longest history is longer than such a row, rows grow to hold it and
-    become fewer. ConfigError where `rows` is no multiple of row_multiple.
+    lengths: int [examples], each at least 1. rows: fixed number of rows, 0 takes the fewest, in multiples of
+    row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the longest history, become fewer where
+    that keeps targets_per_step, and a warning says so. An epoch of at most targets_per_step histories gets one step
+    that holds them in any order. ConfigError where `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
         raise ConfigError(f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices')
-    targets = min(targets_per_step, len(lengths))
+    one_step = len(lengths) <= targets_per_step
     mean, longest = float(lengths.mean()), int(lengths.max())
-    wanted = targets * mean
-    # Next-fit leaves the part of the next history that did not fit: half a length-weighted mean length.
+    wanted = min(targets_per_step, len(lengths)) * mean
+    # Next-fit leaves the part of the next history that did fit: half a length-weighted mean length.
     waste = float(np.square(lengths, dtype=np.float64).mean()) / (2 * mean)
+    limit = tokens_per_row // _TOKEN_MULTIPLE * _TOKEN_MULTIPLE
     if not rows:
-        usable = max(tokens_per_row - waste, 1.0)
-        rows = row_multiple * max(1, math.ceil(wanted / usable / row_multiple))
-        if longest > tokens_per_row:
-            rows = row_multiple * max(1, round(wanted / longest / row_multiple))
-            logging.warning(
-                'the longest history has %d items, more than data.tokens_per_row=%d: rows grow to hold it '
-                '(%d rows a step). Nothing is cut; data.max_history would cut histories', longest, tokens_per_row, rows,
-            )
-    if len(lengths) <= targets_per_step and rows == 1:
-        return StepShape(1, _round_up(int(lengths.sum()), 16), _round_up(len(lengths), 8))
-    tokens = _round_up(max(math.ceil(wanted / rows + waste), longest), 16)
-    # A row's slots cost softmax work, used or not: room for 1.5 standard deviations above the mean, since a row
-    # that closes early loses few tokens.
-    per_row = targets / rows * max(1.0, tokens * rows / (wanted + waste * rows))
-    spread = float(lengths.std()) / mean
-    segments = _round_up(math.ceil(per_row + 1.5 * spread * math.sqrt(per_row)), 8)
-    return StepShape(rows, tokens, min(segments, _round_up(tokens, 8)))
+        if longest <= limit:
+            groups = math.ceil(wanted / (limit - waste) / row_multiple)
+        else:
+            groups = max(1, math.floor(wanted / longest / row_multiple))
+        rows = groups * row_multiple
+
+    if one_step:
+        # Any order leaves less than the longest history in every row but the last.
+        needed = math.ceil((int(lengths.sum()) + (rows - 1) * (longest - 1)) / rows)
+    else:
+        needed = math.ceil(wanted / rows + waste)
+    tokens = _round_up(max(needed, longest), _TOKEN_MULTIPLE)
+    per_row = (tokens - waste) / mean
+    if longest > limit or (longest > needed and not one_step):
+        logging.warning(
+            'the longest history has %d items, so the %d rows of a step grow to %d tokens (data.tokens_per_row=%d) and '
+            'a step holds about %.0f targets (train.targets_per_step=%d). Nothing is cut; data.max_history would cut',
+            longest, rows, tokens, tokens_per_row, min(rows * per_row, len(lengths)), targets_per_step,
+        )
+
+    if one_step:
+        segments = int(np.cumsum(np.sort(lengths)).searchsorted(tokens, side='right'))
+    else:
+        # Slots cost softmax work, used or not; a row that closes early loses few tokens. So no more than 1.5
+        # standard deviations above the mean.
+        spread = float(lengths.std()) / mean
+        segments = math.ceil(per_row + 1.5 * spread * math.sqrt(per_row))
+    return StepShape(rows, tokens, min(_round_up(segments, _SEGMENT_MULTIPLE), tokens))
 
 
 def plan_epoch(
     lengths: np.ndarray, shape: StepShape, *, seed: int, epoch: int, shuffle: bool = True
 ) -> EpochPlan:
-    """Next-fit of all histories in an order shuffled by (seed, epoch), or as they come without shuffle.
+    """Next-fit of all histories in an order that default_rng([seed, epoch]) shuffles, or as they come.
 
     Every example lies in exactly one row and no history is split. ConfigError where one is longer than a row.
     """
@@ -131,36 +147,38 @@ def plan_epoch(
 
 
 def build_step(examples: ExampleIndex, plan: EpochPlan, step: int, rows: slice = slice(None)) -> PackedBatch:
-    """The batch of one step, or of some of its rows (a process's share)."""
+    """The batch of one step, or of some of its rows (a process's share): one gather, no loop over histories or rows."""
     shape = plan.shape
-    of_step = range(step * shape.rows, (step + 1) * shape.rows)[rows]
-    bounds = plan.row_starts[of_step.start:of_step.stop + 1]
-    ids = plan.order[bounds[0]:bounds[-1]]
-    start, length = examples.start[ids], examples.stop[ids] - examples.start[ids]
-    before = np.cumsum(length) - length  # tokens of the step's earlier histories
-    # One gather for the whole step: token t of the run belongs to the flat array's t + (start - before).
-    shift = np.repeat((start - before).astype(np.int32), length)
-    items = examples.items[shift + np.arange(len(shift), dtype=np.int32)]
-
+    of_step = np.arange(step * shape.rows, (step + 1) * shape.rows)[rows, None]
     n = len(of_step)
-    batch = PackedBatch(
-        *(np.zeros((n, shape.tokens), np.int32) for _ in range(2)),
-        *(np.zeros((n, shape.segments), np.int32) for _ in range(3)),
-        np.full((n, shape.segments), -1, np.int32),
+    slot = plan.row_starts[of_step] + np.arange(shape.segments)
+    real = slot < plan.row_starts[of_step + 1]
+    ids = plan.order.take(slot, mode='clip')  # an empty slot takes any example and is masked below
+    first = examples.start[ids]
+    lengths = np.where(real, examples.stop[ids] - first, 0)
+    stops = np.cumsum(lengths, axis=1)
+    starts = stops - lengths
+
+    # Every token is one of a run: of its segment, or of the padding, which is each row's last run, numbered 0.
+    runs = np.concatenate([lengths, shape.tokens - stops[:, -1:]], axis=1).ravel()
+    numbers = np.append(np.arange(1, shape.segments + 1, dtype=np.int32), np.int32(0))
+    segment_ids = np.repeat(np.tile(numbers, n), runs).reshape(n, shape.tokens)
+    # Slot t of the n rows laid end to end reads the flat array at t + shift of its run.
+    shift = np.zeros((n, shape.segments + 1), np.int64)
+    shift[:, :-1] = first - starts - shape.tokens * np.arange(n)[:, None]
+    source = np.repeat(shift.ravel(), runs)
+    source += np.arange(n * shape.tokens)
+    items = examples.items.take(source, mode='clip').reshape(n, shape.tokens)
+    items[segment_ids == 0] = 0
+
+    return PackedBatch(
+        items=items,
+        segment_ids=segment_ids,
+        starts=np.where(real, starts, 0).astype(np.int32),
+        lengths=lengths.astype(np.int32),
+        targets=np.where(real, examples.target[ids], 0).astype(np.int32),
+        example_ids=np.where(real, ids, -1).astype(np.int32),
     )
-    for r in range(n):
-        a, b = bounds[r] - bounds[0], bounds[r + 1] - bounds[0]
-        if a == b:
-            continue
-        first = before[a]
-        used = before[b - 1] + length[b - 1] - first
-        batch.items[r, :used] = items[first:first + used]
-        batch.segment_ids[r, :used] = np.repeat(np.arange(1, b - a + 1, dtype=np.int32), length[a:b])
-        batch.starts[r, :b - a] = before[a:b] - first
-        batch.lengths[r, :b - a] = length[a:b]
-        batch.targets[r, :b - a] = examples.target[ids[a:b]]
-        batch.example_ids[r, :b - a] = ids[a:b]
-    return batch
 
 
 def _round_up(value: int, multiple: int) -> int:
