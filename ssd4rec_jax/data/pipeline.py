@@ -15,7 +15,7 @@ class PackedSteps:
 
     examples: ExampleIndex
     plan: EpochPlan
-    rows: slice = slice(None)
+    rows: slice
 
     def __len__(self) -> int:
         return self.plan.num_steps

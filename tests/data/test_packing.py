@@ -1,0 +1,284 @@
+"""Packing: literal histories in, literal rows out; then properties on random ones."""
+import numpy as np
+import pytest
+from absl import logging
+
+from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, StepShape, build_step, choose_step_shape, plan_epoch
+from ssd4rec_jax.errors import ConfigError
+
+
+def index_of(histories: list[list[int]], targets=None) -> ExampleIndex:
+    stop = np.cumsum([len(h) for h in histories])
+    return ExampleIndex(
+        items=np.concatenate(histories).astype(np.int32), start=stop - [len(h) for h in histories], stop=stop,
+        target=np.asarray(targets or range(101, 101 + len(histories)), np.int32), cut=0,
+    )
+
+
+def random_index(seed: int, examples: int = 300, longest: int = 40) -> ExampleIndex:
+    """Overlapping histories, as prefixes are, anywhere in a flat array without item 0."""
+    rng = np.random.default_rng(seed)
+    items = rng.integers(1, 1000, 5000).astype(np.int32)
+    length = np.minimum(rng.geometric(0.12, examples), longest)
+    start = rng.integers(0, len(items) - longest, examples)
+    return ExampleIndex(items, start, start + length, rng.integers(1, 1000, examples).astype(np.int32), cut=0)
+
+
+def packed(histories: list[list[int]], shape: StepShape, step: int = 0, rows: slice = slice(None)) -> PackedBatch:
+    examples = index_of(histories)
+    return build_step(examples, plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False), step, rows)
+
+
+def assert_batch(batch: PackedBatch, **expected):
+    for name, rows in expected.items():
+        array = getattr(batch, name)
+        assert array.dtype == np.int32, name
+        assert array.tolist() == rows, name
+
+
+def all_steps(examples: ExampleIndex, plan: EpochPlan) -> list[PackedBatch]:
+    return [build_step(examples, plan, step) for step in range(plan.num_steps)]
+
+
+# ---- literal rows
+
+
+def test_two_histories_share_a_row_and_the_third_opens_the_next():
+    assert_batch(
+        packed([[1, 2, 3], [4, 5], [6, 7]], StepShape(rows=2, tokens=6, segments=3)),
+        items=[[1, 2, 3, 4, 5, 0], [6, 7, 0, 0, 0, 0]],
+        segment_ids=[[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]],
+        starts=[[0, 3, 0], [0, 0, 0]],
+        lengths=[[3, 2, 0], [2, 0, 0]],
+        targets=[[101, 102, 0], [103, 0, 0]],
+        example_ids=[[0, 1, -1], [2, -1, -1]],
+    )
+
+
+def test_histories_that_fill_a_row_exactly_leave_no_padding():
+    assert_batch(
+        packed([[1, 2], [3, 4], [5, 6, 7, 8]], StepShape(rows=2, tokens=4, segments=2)),
+        items=[[1, 2, 3, 4], [5, 6, 7, 8]],
+        segment_ids=[[1, 1, 2, 2], [1, 1, 1, 1]],
+    )
+
+
+def test_a_row_closes_at_the_segment_cap_though_tokens_are_left():
+    assert_batch(
+        packed([[1], [2], [3]], StepShape(rows=2, tokens=4, segments=2)),
+        items=[[1, 2, 0, 0], [3, 0, 0, 0]],
+        lengths=[[1, 1], [1, 0]],
+        example_ids=[[0, 1], [2, -1]],
+    )
+
+
+def test_empty_rows_come_only_at_the_end_of_the_last_step():
+    histories, shape = [[1, 2], [3, 4], [5, 6], [7, 8]], StepShape(rows=3, tokens=3, segments=1)
+    assert_batch(packed(histories, shape), items=[[1, 2, 0], [3, 4, 0], [5, 6, 0]])
+    assert_batch(
+        packed(histories, shape, step=1),
+        items=[[7, 8, 0], [0, 0, 0], [0, 0, 0]], segment_ids=[[1, 1, 0], [0, 0, 0], [0, 0, 0]],
+        starts=[[0], [0], [0]], lengths=[[2], [0], [0]], targets=[[104], [0], [0]], example_ids=[[3], [-1], [-1]],
+    )
+
+
+def test_a_process_whose_rows_are_all_empty_gets_padding():
+    assert_batch(
+        packed([[1, 2]], StepShape(rows=2, tokens=2, segments=2), rows=slice(1, 2)),
+        items=[[0, 0]], segment_ids=[[0, 0]], starts=[[0, 0]], lengths=[[0, 0]], targets=[[0, 0]],
+        example_ids=[[-1, -1]],
+    )
+
+
+def test_a_single_example():
+    examples = index_of([[7, 8, 9]])
+    shape = choose_step_shape(examples.lengths, targets_per_step=1024, tokens_per_row=8192)
+    plan = plan_epoch(examples.lengths, shape, seed=1, epoch=0)
+    assert shape == StepShape(rows=1, tokens=16, segments=8)
+    assert plan.num_steps == 1
+    assert_batch(build_step(examples, plan, 0), items=[[7, 8, 9] + [0] * 13], example_ids=[[0] + [-1] * 7])
+
+
+def test_fill_and_targets_count_what_is_really_there():
+    plan = plan_epoch(np.array([3, 2, 2, 1]), StepShape(2, 4, 4), seed=0, epoch=0, shuffle=False)
+    assert plan.row_starts.tolist() == [0, 1, 3, 4, 4]  # [3], [2, 2], [1], []
+    assert plan.num_steps == 2
+    assert plan.fill == 8 / 16
+    assert plan.targets_per_step.tolist() == [3, 1]
+
+
+# ---- properties
+
+SHAPES = [StepShape(1, 64, 64), StepShape(4, 48, 5), StepShape(3, 200, 24)]
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_every_example_once_with_its_own_items_in_consecutive_segments(seed, shape):
+    examples = random_index(seed)
+    plan = plan_epoch(examples.lengths, shape, seed=seed, epoch=3)
+    seen = []
+    for batch in all_steps(examples, plan):
+        assert batch.items.shape == batch.segment_ids.shape == (shape.rows, shape.tokens)
+        for r in range(shape.rows):
+            at = 0
+            count = int(np.sum(batch.example_ids[r] >= 0))
+            assert count <= shape.segments
+            assert (batch.example_ids[r, count:] == -1).all()
+            for s, e in enumerate(batch.example_ids[r, :count]):
+                length = examples.stop[e] - examples.start[e]
+                assert (batch.starts[r, s], batch.lengths[r, s]) == (at, length)
+                assert batch.items[r, at:at + length].tolist() == examples.items[
+                    examples.start[e]:examples.stop[e]].tolist()
+                assert set(batch.segment_ids[r, at:at + length]) == {s + 1}
+                assert batch.targets[r, s] == examples.target[e]
+                at += length
+                seen.append(int(e))
+            assert not batch.items[r, at:].any() and not batch.segment_ids[r, at:].any()
+    assert sorted(seen) == list(range(len(examples)))
+
+
+def plain_next_fit(lengths, tokens, segments) -> list[list[int]]:
+    rows = [[]]
+    for i, n in enumerate(lengths):
+        if sum(lengths[j] for j in rows[-1]) + n > tokens or len(rows[-1]) == segments:
+            rows.append([])
+        rows[-1].append(i)
+    return rows
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_rows_are_those_of_next_fit_written_as_a_loop(shape):
+    lengths = random_index(9).lengths
+    plan = plan_epoch(lengths, shape, seed=0, epoch=0, shuffle=False)
+    rows = [plan.order[a:b].tolist() for a, b in zip(plan.row_starts[:-1], plan.row_starts[1:])]
+    expected = plain_next_fit(lengths.tolist(), shape.tokens, shape.segments)
+    assert rows == expected + [[]] * (-len(expected) % shape.rows)
+
+
+@pytest.mark.parametrize('parts', [2, 3, 6])
+def test_row_slices_of_the_processes_concatenate_to_the_global_step(parts):
+    examples = random_index(2)
+    plan = plan_epoch(examples.lengths, StepShape(6, 64, 12), seed=0, epoch=0)
+    share = 6 // parts
+    for step in range(plan.num_steps):
+        pieces = [build_step(examples, plan, step, slice(p * share, (p + 1) * share)) for p in range(parts)]
+        for whole, *split in zip(build_step(examples, plan, step), *pieces, strict=True):
+            np.testing.assert_array_equal(whole, np.concatenate(split))
+
+
+def test_the_shuffle_depends_on_seed_and_epoch_alone():
+    lengths = random_index(0).lengths
+    order = {
+        (seed, epoch): plan_epoch(lengths, SHAPES[1], seed=seed, epoch=epoch).order.tolist()
+        for seed in (1, 2) for epoch in (0, 1)
+    }
+    assert len({tuple(o) for o in order.values()}) == 4
+    assert all(sorted(o) == list(range(len(lengths))) for o in order.values())
+    again = plan_epoch(lengths, SHAPES[2], seed=1, epoch=0)
+    assert again.order.tolist() == order[1, 0]
+
+
+def test_evaluation_packs_users_in_order_and_each_exactly_once():
+    examples = random_index(4, examples=217)
+    shape = choose_step_shape(examples.lengths, targets_per_step=50, tokens_per_row=128)
+    plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False)
+    batches = all_steps(examples, plan)
+    ids = np.concatenate([b.example_ids[b.example_ids >= 0] for b in batches])
+    assert ids.tolist() == list(range(217))
+    assert np.any(batches[-1].example_ids[-1] == -1)  # the last batch is partial, and was kept
+
+
+def test_a_history_longer_than_a_row_is_refused_by_the_plan():
+    with pytest.raises(ConfigError, match='history of 9 items does not fit rows of 8 tokens'):
+        plan_epoch(np.array([3, 9]), StepShape(1, 8, 8), seed=0, epoch=0)
+
+
+# ---- the shape of a step
+
+
+def lognormal_lengths(seed, mean, sigma, examples, longest):
+    return np.clip(np.random.default_rng(seed).lognormal(mean, sigma, examples), 1, longest).astype(np.int64)
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    said = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *values: said.append(text % values))
+    return said
+
+
+CASES = {  # lengths, arguments, rows expected
+    'short histories': (lognormal_lengths(0, 1.9, 0.8, 60_000, 200), {}, 2),
+    'short histories, eight devices': (lognormal_lengths(0, 1.9, 0.8, 60_000, 200), {'row_multiple': 8}, 8),
+    'long histories': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {}, 7),
+    'long histories, rows asked for': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {'rows': 12, 'row_multiple': 4}, 12),
+    'one item each': (np.ones(50_000, np.int64), {}, 1),
+    'all alike': (np.full(20_000, 37), {}, 5),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_step_holds_the_targets_asked_for_on_average(name, warnings):
+    lengths, arguments, rows = CASES[name]
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192, **arguments)
+    plan = plan_epoch(lengths, shape, seed=0, epoch=0)
+    assert shape.rows == rows
+    assert shape.tokens % 16 == 0 and shape.tokens <= 8192 and shape.segments <= shape.tokens
+    assert abs(plan.targets_per_step[:-1].mean() - 1024) < 0.02 * 1024
+    assert not warnings
+
+
+@pytest.mark.parametrize('name', ['short histories', 'long histories', 'one item each'])
+def test_long_rows_are_nearly_full(name):
+    lengths, arguments, _ = CASES[name]
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192, **arguments)
+    assert plan_epoch(lengths, shape, seed=0, epoch=0).fill > 0.97
+
+
+def test_the_segment_cap_costs_little_fill_and_few_slots():
+    lengths, _, _ = CASES['long histories']
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192)
+    free = StepShape(shape.rows, shape.tokens, shape.tokens)
+    steps, without_cap = (plan_epoch(lengths, s, seed=0, epoch=0).num_steps for s in (shape, free))
+    assert steps <= 1.005 * without_cap + 1
+    assert shape.rows * shape.segments < 1.3 * 1024
+
+
+def test_a_longer_history_grows_the_rows_and_says_so(warnings):
+    lengths = np.append(np.full(5000, 40), 20_000)
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192)
+    assert shape.rows == 2  # 45,000 tokens a step are two rows of 20,000, not six
+    assert 20_000 <= shape.tokens < 30_000
+    assert len(warnings) == 1
+    assert '20000 items' in warnings[0] and 'data.max_history' in warnings[0] and 'tokens_per_row=8192' in warnings[0]
+    assert plan_epoch(lengths, shape, seed=0, epoch=0).row_starts[-1] == 5001
+
+
+def test_a_history_longer_than_a_devices_share_grows_the_rows_and_says_so(warnings):
+    lengths = np.append(np.full(5000, 9), 6000)
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192, row_multiple=8)
+    assert (shape.rows, shape.tokens) == (8, 6000)
+    assert len(warnings) == 1 and 'train.targets_per_step=1024' in warnings[0]
+
+
+def test_rows_that_do_not_divide_over_devices_are_refused():
+    with pytest.raises(ConfigError, match='data.rows_per_step=6 must be a multiple of the 4 devices'):
+        choose_step_shape(np.ones(10), targets_per_step=4, tokens_per_row=16, rows=6, row_multiple=4)
+
+
+@pytest.mark.parametrize('row_multiple', [1, 8])
+@pytest.mark.parametrize('tokens_per_row', [16, 128, 8192])
+def test_a_small_epoch_is_one_step_in_any_order(row_multiple, tokens_per_row):
+    lengths = random_index(6, examples=200).lengths
+    shape = choose_step_shape(lengths, targets_per_step=200, tokens_per_row=tokens_per_row, row_multiple=row_multiple)
+    orders = [lengths, np.sort(lengths), np.sort(lengths)[::-1]]
+    orders += [np.random.default_rng(k).permutation(lengths) for k in range(20)]
+    assert {plan_epoch(o, shape, seed=0, epoch=0, shuffle=False).num_steps for o in orders} == {1}
+
+
+def test_a_small_epoch_takes_no_larger_step_than_it_needs():
+    lengths = np.full(10, 20)
+    shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192)
+    assert shape == StepShape(rows=1, tokens=208, segments=16)
