@@ -1,6 +1,5 @@
 """The epoch's plan as a random-access grain source, read ahead by threads."""
 import dataclasses
-from collections.abc import Iterator
 
 import grain
 
@@ -27,10 +26,11 @@ class PackedSteps:
 def step_loader(
     examples: ExampleIndex, plan: EpochPlan, *, start_step: int = 0, process_index: int = 0, process_count: int = 1,
     num_threads: int = 2, prefetch: int = 4,
-) -> Iterator[PackedBatch]:
-    """Iterator over steps start_step .. of an epoch, its state (grain's get_state) exact at every step.
+) -> grain.DatasetIterator[PackedBatch]:
+    """Iterator over steps start_step, start_step + 1, ... of an epoch, read ahead by threads.
 
-    Each process gets its own equal share of every step's rows; ConfigError where they cannot be shared out evenly.
+    get_state / set_state are exact at every step, between iterators of the same plan and start_step. Each process
+    gets its own equal share of every step's rows; ConfigError where they cannot be shared out evenly.
     """
     if plan.shape.rows % process_count:
         raise ConfigError(
@@ -39,7 +39,7 @@ def step_loader(
         )
     share = plan.shape.rows // process_count
     source = PackedSteps(examples, plan, slice(process_index * share, (process_index + 1) * share))
-    # grain restores thread prefetch exactly only if it reads at least as far ahead as it has threads.
+    # A thread beyond the buffer's length would have nothing to do; grain warns of it.
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     steps = grain.MapDataset.source(source)[start_step:]
     return iter(steps.to_iter_dataset(options))

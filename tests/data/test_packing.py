@@ -214,6 +214,7 @@ CASES = {  # lengths, arguments, rows expected
     'short histories, eight devices': (lognormal_lengths(0, 1.9, 0.8, 60_000, 200), {'row_multiple': 8}, 8),
     'long histories': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {}, 7),
     'long histories, rows asked for': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {'rows': 12, 'row_multiple': 4}, 12),
+    'heavy tail, eight devices': (lognormal_lengths(2, 1.5, 1.3, 80_000, 800), {'row_multiple': 8}, 8),
     'one item each': (np.ones(50_000, np.int64), {}, 1),
     'all alike': (np.full(20_000, 37), {}, 5),
 }
@@ -261,6 +262,20 @@ def test_a_history_longer_than_a_devices_share_grows_the_rows_and_says_so(warnin
     shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192, row_multiple=8)
     assert (shape.rows, shape.tokens) == (8, 6000)
     assert len(warnings) == 1 and 'train.targets_per_step=1024' in warnings[0]
+
+
+def test_a_row_has_no_more_slots_than_tokens():
+    lengths = np.append(np.ones(5000, np.int64), np.full(100, 4))
+    shape = choose_step_shape(lengths, targets_per_step=14, tokens_per_row=16)
+    assert shape.segments == shape.tokens == 16
+
+
+@pytest.mark.parametrize('tokens_per_row', [500, 2048, 8192])
+def test_rows_stay_within_tokens_per_row_whatever_the_targets(tokens_per_row):
+    lengths = random_index(3, examples=5000).lengths
+    for targets in range(50, 4000, 50):
+        shape = choose_step_shape(lengths, targets_per_step=targets, tokens_per_row=tokens_per_row)
+        assert shape.tokens <= tokens_per_row
 
 
 def test_rows_that_do_not_divide_over_devices_are_refused():
