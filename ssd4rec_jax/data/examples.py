@@ -10,7 +10,7 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 class ExampleIndex:
     """Examples (history, target) that copy no history.
 
-    items: int32, the dataset's flat item array; the history of example e is items[start[e]:stop[e]].
+    items: int32, the dataset's flat item array; example e reads items[start[e]:stop[e]].
     start, stop: int64 [examples]. target: int32 [examples], internal id of the item to predict.
     cut: histories that max_history shortened.
     """
@@ -31,7 +31,7 @@ class ExampleIndex:
 
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next item (RecBole's protocol)."""
+    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next (RecBole's protocol)."""
     counts = np.maximum(np.diff(dataset.offsets) - 3, 0)
     user_start = np.repeat(dataset.offsets[:-1], counts)
     first = np.cumsum(counts) - counts

@@ -1,8 +1,8 @@
-"""Pack histories of any length end to end into rows of fixed length, planned for a whole epoch at once.
+"""Pack histories end to end into rows of fixed length, planned for a whole epoch at once.
 
-Next-fit over a shuffled order wastes about E[L^2] / (2 E[L]) tokens a row, under 1% where rows are long and
-histories short, and the plan is a cumulative sum with one binary search a row. So any step of any epoch can be built
-alone, in any order, on any process.
+Next-fit over a shuffled order wastes about E[L^2] / (2 E[L]) tokens a row, under 1% where rows are
+long and histories short, and the plan is a cumulative sum with one binary search a row. So any step
+of any epoch can be built alone, in any order, on any process.
 """
 import dataclasses
 import math
@@ -24,7 +24,8 @@ class PackedBatch(NamedTuple):
         items        a b c d e 0      segment_ids  1 1 1 2 2 0
         starts       0 3              lengths      3 2           (0 where a slot is empty)
 
-    items, segment_ids: int32 [rows, tokens]; segments count from 1 in each row, 0 is padding at its end.
+    items, segment_ids: int32 [rows, tokens]; segments count from 1 in each row, 0 is padding at
+    its end.
     starts, lengths, targets, example_ids: int32 [rows, segments]; lengths and targets are 0 and
     example_ids -1 where a slot is empty.
     """
@@ -50,7 +51,8 @@ class StepShape:
 class EpochPlan:
     """Where every example of an epoch goes.
 
-    order: int64 [examples], example ids in packing order; row r holds order[row_starts[r]:row_starts[r + 1]].
+    order: int64 [examples], example ids in packing order; row r of the epoch holds
+    order[row_starts[r]:row_starts[r + 1]].
     row_starts: int64 [num_steps * rows + 1]; the last step's rows may be empty.
     num_tokens: items in all histories together.
     """
@@ -76,17 +78,21 @@ class EpochPlan:
 
 
 def choose_step_shape(
-    lengths: np.ndarray, *, targets_per_step: int, tokens_per_row: int, rows: int = 0, row_multiple: int = 1
+    lengths: np.ndarray, *, targets_per_step: int, tokens_per_row: int, rows: int = 0,
+    row_multiple: int = 1,
 ) -> StepShape:
-    """The shape that holds targets_per_step histories a step on average, whatever the epoch's shuffle.
+    """The shape that holds targets_per_step histories a step on average, whatever the shuffle.
 
-    lengths: int [examples], each at least 1. rows: fixed number of rows, 0 takes the fewest, in multiples of
-    row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the longest history, become fewer where
-    that keeps targets_per_step, and a warning says so. An epoch of at most targets_per_step histories gets one step
-    that holds them in any order. ConfigError where `rows` is no multiple of row_multiple.
+    lengths: int [examples], each at least 1. rows: fixed number of rows; 0 takes the fewest, in
+    multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the longest
+    history, become fewer where that keeps targets_per_step, and a warning says so. An epoch of at
+    most targets_per_step histories gets one step that holds them in any order. ConfigError where
+    `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
-        raise ConfigError(f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices')
+        raise ConfigError(
+            f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices'
+        )
     one_step = len(lengths) <= targets_per_step
     mean, longest = float(lengths.mean()), int(lengths.max())
     wanted = min(targets_per_step, len(lengths)) * mean
@@ -109,16 +115,18 @@ def choose_step_shape(
     per_row = (tokens - waste) / mean
     if longest > limit or (longest > needed and not one_step):
         logging.warning(
-            'the longest history has %d items, so the %d rows of a step grow to %d tokens (data.tokens_per_row=%d) and '
-            'a step holds about %.0f targets (train.targets_per_step=%d). Nothing is cut; data.max_history would cut',
-            longest, rows, tokens, tokens_per_row, min(rows * per_row, len(lengths)), targets_per_step,
+            'the longest history has %d items, so the %d rows of a step grow to %d tokens '
+            '(data.tokens_per_row=%d) and a step holds about %.0f targets '
+            '(train.targets_per_step=%d). Nothing is cut; data.max_history would cut',
+            longest, rows, tokens, tokens_per_row, min(rows * per_row, len(lengths)),
+            targets_per_step,
         )
 
     if one_step:
         segments = int(np.cumsum(np.sort(lengths)).searchsorted(tokens, side='right'))
     else:
-        # Slots cost softmax work, used or not; a row that closes early loses few tokens. So no more than 1.5
-        # standard deviations above the mean.
+        # Slots cost softmax work, used or not; a row that closes early loses few tokens. So no more
+        # than 1.5 standard deviations above the mean.
         spread = float(lengths.std()) / mean
         segments = math.ceil(per_row + 1.5 * spread * math.sqrt(per_row))
     return StepShape(rows, tokens, min(_round_up(segments, _SEGMENT_MULTIPLE), tokens))
@@ -127,12 +135,15 @@ def choose_step_shape(
 def plan_epoch(
     lengths: np.ndarray, shape: StepShape, *, seed: int, epoch: int, shuffle: bool = True
 ) -> EpochPlan:
-    """Next-fit of all histories in an order that default_rng([seed, epoch]) shuffles, or as they come.
+    """Next-fit of all histories, in an order that default_rng([seed, epoch]) shuffles or as they come.
 
-    Every example lies in exactly one row and no history is split. ConfigError where one is longer than a row.
+    Every example lies in exactly one row and no history is split. ConfigError where one is longer
+    than a row.
     """
     if len(lengths) and lengths.max() > shape.tokens:
-        raise ConfigError(f'a history of {lengths.max()} items does not fit rows of {shape.tokens} tokens')
+        raise ConfigError(
+            f'a history of {lengths.max()} items does not fit rows of {shape.tokens} tokens'
+        )
     order = np.arange(len(lengths))
     if shuffle:
         np.random.default_rng([seed, epoch]).shuffle(order)
@@ -146,8 +157,10 @@ def plan_epoch(
     return EpochPlan(order, np.asarray(row_starts), int(total[-1]), shape)
 
 
-def build_step(examples: ExampleIndex, plan: EpochPlan, step: int, rows: slice = slice(None)) -> PackedBatch:
-    """The batch of one step, or of some of its rows (a process's share): one gather, no loop over histories or rows."""
+def build_step(
+    examples: ExampleIndex, plan: EpochPlan, step: int, rows: slice = slice(None)
+) -> PackedBatch:
+    """The batch of one step, or of some of its rows (a process's share), by one gather."""
     shape = plan.shape
     of_step = np.arange(step * shape.rows, (step + 1) * shape.rows)[rows, None]
     n = len(of_step)
@@ -159,7 +172,7 @@ def build_step(examples: ExampleIndex, plan: EpochPlan, step: int, rows: slice =
     stops = np.cumsum(lengths, axis=1)
     starts = stops - lengths
 
-    # Every token is one of a run: of its segment, or of the padding, which is each row's last run, numbered 0.
+    # A row is a sequence of runs: its segments, then its padding, numbered 0.
     runs = np.concatenate([lengths, shape.tokens - stops[:, -1:]], axis=1).ravel()
     numbers = np.append(np.arange(1, shape.segments + 1, dtype=np.int32), np.int32(0))
     segment_ids = np.repeat(np.tile(numbers, n), runs).reshape(n, shape.tokens)

@@ -18,7 +18,8 @@ def dataset(histories: list[list[int]]) -> SequenceDataset:
 
 def pairs(index: ex.ExampleIndex) -> list[tuple[list[int], int]]:
     return [
-        (index.items[a:b].tolist(), int(t)) for a, b, t in zip(index.start, index.stop, index.target, strict=True)
+        (index.items[a:b].tolist(), int(t))
+        for a, b, t in zip(index.start, index.stop, index.target, strict=True)
     ]
 
 
@@ -47,11 +48,13 @@ def test_train_reads_every_prefix_up_to_three_from_the_end():
 
 
 def test_valid_reads_all_but_the_last_two():
-    assert pairs(ex.valid_examples(dataset(TWO_USERS))) == [([11, 12, 13, 14], 15), ([21, 22, 23], 24)]
+    index = ex.valid_examples(dataset(TWO_USERS))
+    assert pairs(index) == [([11, 12, 13, 14], 15), ([21, 22, 23], 24)]
 
 
 def test_test_reads_the_validation_item_too():
-    assert pairs(ex.test_examples(dataset(TWO_USERS))) == [([11, 12, 13, 14, 15], 16), ([21, 22, 23, 24], 25)]
+    index = ex.test_examples(dataset(TWO_USERS))
+    assert pairs(index) == [([11, 12, 13, 14, 15], 16), ([21, 22, 23, 24], 25)]
 
 
 def test_max_history_keeps_the_newest_and_counts_what_it_cut():
@@ -83,7 +86,8 @@ def test_dtypes_and_no_copy_of_the_items():
     data = dataset(TWO_USERS)
     index = ex.train_examples(data)
     assert index.items is data.items
-    assert (index.start.dtype, index.stop.dtype, index.target.dtype) == (np.int64, np.int64, np.int32)
+    assert index.start.dtype == index.stop.dtype == np.int64
+    assert index.target.dtype == np.int32
 
 
 def test_a_memory_mapped_dataset_gives_the_same_examples_without_reading_it_whole(tmp_path: Path):

@@ -4,14 +4,17 @@ import pytest
 from absl import logging
 
 from ssd4rec_jax.data.examples import ExampleIndex
-from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, StepShape, build_step, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.packing import (
+    EpochPlan, PackedBatch, StepShape, build_step, choose_step_shape, plan_epoch,
+)
 from ssd4rec_jax.errors import ConfigError
 
 
 def index_of(histories: list[list[int]], targets=None) -> ExampleIndex:
-    stop = np.cumsum([len(h) for h in histories])
+    lengths = np.array([len(h) for h in histories])
+    stop = np.cumsum(lengths)
     return ExampleIndex(
-        items=np.concatenate(histories).astype(np.int32), start=stop - [len(h) for h in histories], stop=stop,
+        items=np.concatenate(histories).astype(np.int32), start=stop - lengths, stop=stop,
         target=np.asarray(targets or range(101, 101 + len(histories)), np.int32), cut=0,
     )
 
@@ -22,12 +25,16 @@ def random_index(seed: int, examples: int = 300, longest: int = 40) -> ExampleIn
     items = rng.integers(1, 1000, 5000).astype(np.int32)
     length = np.minimum(rng.geometric(0.12, examples), longest)
     start = rng.integers(0, len(items) - longest, examples)
-    return ExampleIndex(items, start, start + length, rng.integers(1, 1000, examples).astype(np.int32), cut=0)
+    target = rng.integers(1, 1000, examples).astype(np.int32)
+    return ExampleIndex(items, start, start + length, target, cut=0)
 
 
-def packed(histories: list[list[int]], shape: StepShape, step: int = 0, rows: slice = slice(None)) -> PackedBatch:
+def packed(
+    histories: list[list[int]], shape: StepShape, step: int = 0, rows: slice = slice(None)
+) -> PackedBatch:
     examples = index_of(histories)
-    return build_step(examples, plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False), step, rows)
+    plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False)
+    return build_step(examples, plan, step, rows)
 
 
 def assert_batch(batch: PackedBatch, **expected):
@@ -79,7 +86,8 @@ def test_empty_rows_come_only_at_the_end_of_the_last_step():
     assert_batch(
         packed(histories, shape, step=1),
         items=[[7, 8, 0], [0, 0, 0], [0, 0, 0]], segment_ids=[[1, 1, 0], [0, 0, 0], [0, 0, 0]],
-        starts=[[0], [0], [0]], lengths=[[2], [0], [0]], targets=[[104], [0], [0]], example_ids=[[3], [-1], [-1]],
+        starts=[[0], [0], [0]], lengths=[[2], [0], [0]], targets=[[104], [0], [0]],
+        example_ids=[[3], [-1], [-1]],
     )
 
 
@@ -97,7 +105,10 @@ def test_a_single_example():
     plan = plan_epoch(examples.lengths, shape, seed=1, epoch=0)
     assert shape == StepShape(rows=1, tokens=16, segments=8)
     assert plan.num_steps == 1
-    assert_batch(build_step(examples, plan, 0), items=[[7, 8, 9] + [0] * 13], example_ids=[[0] + [-1] * 7])
+    assert_batch(
+        build_step(examples, plan, 0),
+        items=[[7, 8, 9] + [0] * 13], example_ids=[[0] + [-1] * 7],
+    )
 
 
 def test_fill_and_targets_count_what_is_really_there():
@@ -163,8 +174,11 @@ def test_row_slices_of_the_processes_concatenate_to_the_global_step(parts):
     plan = plan_epoch(examples.lengths, StepShape(6, 64, 12), seed=0, epoch=0)
     share = 6 // parts
     for step in range(plan.num_steps):
-        pieces = [build_step(examples, plan, step, slice(p * share, (p + 1) * share)) for p in range(parts)]
-        for whole, *split in zip(build_step(examples, plan, step), *pieces, strict=True):
+        global_step = build_step(examples, plan, step)
+        pieces = [
+            build_step(examples, plan, step, slice(p * share, (p + 1) * share)) for p in range(parts)
+        ]
+        for whole, *split in zip(global_step, *pieces, strict=True):
             np.testing.assert_array_equal(whole, np.concatenate(split))
 
 
@@ -199,7 +213,8 @@ def test_a_history_longer_than_a_row_is_refused_by_the_plan():
 
 
 def lognormal_lengths(seed, mean, sigma, examples, longest):
-    return np.clip(np.random.default_rng(seed).lognormal(mean, sigma, examples), 1, longest).astype(np.int64)
+    drawn = np.random.default_rng(seed).lognormal(mean, sigma, examples)
+    return np.clip(drawn, 1, longest).astype(np.int64)
 
 
 @pytest.fixture
@@ -209,12 +224,15 @@ def warnings(monkeypatch) -> list[str]:
     return said
 
 
+SHORT = lognormal_lengths(0, 1.9, 0.8, 60_000, 200)
+LONG = lognormal_lengths(1, 3.6, 0.8, 60_000, 800)
+HEAVY_TAIL = lognormal_lengths(2, 1.5, 1.3, 80_000, 800)
 CASES = {  # lengths, arguments, rows expected
-    'short histories': (lognormal_lengths(0, 1.9, 0.8, 60_000, 200), {}, 2),
-    'short histories, eight devices': (lognormal_lengths(0, 1.9, 0.8, 60_000, 200), {'row_multiple': 8}, 8),
-    'long histories': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {}, 7),
-    'long histories, rows asked for': (lognormal_lengths(1, 3.6, 0.8, 60_000, 800), {'rows': 12, 'row_multiple': 4}, 12),
-    'heavy tail, eight devices': (lognormal_lengths(2, 1.5, 1.3, 80_000, 800), {'row_multiple': 8}, 8),
+    'short histories': (SHORT, {}, 2),
+    'short histories, eight devices': (SHORT, {'row_multiple': 8}, 8),
+    'long histories': (LONG, {}, 7),
+    'long histories, rows asked for': (LONG, {'rows': 12, 'row_multiple': 4}, 12),
+    'heavy tail, eight devices': (HEAVY_TAIL, {'row_multiple': 8}, 8),
     'one item each': (np.ones(50_000, np.int64), {}, 1),
     'all alike': (np.full(20_000, 37), {}, 5),
 }
@@ -253,7 +271,7 @@ def test_a_longer_history_grows_the_rows_and_says_so(warnings):
     assert shape.rows == 2  # 45,000 tokens a step are two rows of 20,000, not six
     assert 20_000 <= shape.tokens < 30_000
     assert len(warnings) == 1
-    assert '20000 items' in warnings[0] and 'data.max_history' in warnings[0] and 'tokens_per_row=8192' in warnings[0]
+    assert all(w in warnings[0] for w in ('20000 items', 'data.max_history', 'tokens_per_row=8192'))
     assert plan_epoch(lengths, shape, seed=0, epoch=0).row_starts[-1] == 5001
 
 
@@ -279,15 +297,18 @@ def test_rows_stay_within_tokens_per_row_whatever_the_targets(tokens_per_row):
 
 
 def test_rows_that_do_not_divide_over_devices_are_refused():
-    with pytest.raises(ConfigError, match='data.rows_per_step=6 must be a multiple of the 4 devices'):
-        choose_step_shape(np.ones(10), targets_per_step=4, tokens_per_row=16, rows=6, row_multiple=4)
+    lengths = np.ones(10, np.int64)
+    with pytest.raises(ConfigError, match='rows_per_step=6 must be a multiple of the 4 devices'):
+        choose_step_shape(lengths, targets_per_step=4, tokens_per_row=16, rows=6, row_multiple=4)
 
 
 @pytest.mark.parametrize('row_multiple', [1, 8])
 @pytest.mark.parametrize('tokens_per_row', [16, 128, 8192])
 def test_a_small_epoch_is_one_step_in_any_order(row_multiple, tokens_per_row):
     lengths = random_index(6, examples=200).lengths
-    shape = choose_step_shape(lengths, targets_per_step=200, tokens_per_row=tokens_per_row, row_multiple=row_multiple)
+    shape = choose_step_shape(
+        lengths, targets_per_step=200, tokens_per_row=tokens_per_row, row_multiple=row_multiple
+    )
     orders = [lengths, np.sort(lengths), np.sort(lengths)[::-1]]
     orders += [np.random.default_rng(k).permutation(lengths) for k in range(20)]
     assert {plan_epoch(o, shape, seed=0, epoch=0, shuffle=False).num_steps for o in orders} == {1}

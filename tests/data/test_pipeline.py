@@ -1,4 +1,5 @@
 """The loader: order, shares of processes, exact resume at every step."""
+import grain
 import numpy as np
 import pytest
 from absl import logging
@@ -16,7 +17,8 @@ def epoch():
     rng = np.random.default_rng(0)
     start = rng.integers(0, 900, 150)
     examples = ExampleIndex(
-        items=rng.integers(1, 50, 1000).astype(np.int32), start=start, stop=start + rng.integers(1, 20, 150),
+        items=rng.integers(1, 50, 1000).astype(np.int32),
+        start=start, stop=start + rng.integers(1, 20, 150),
         target=rng.integers(1, 50, 150).astype(np.int32), cut=0,
     )
     plan = plan_epoch(examples.lengths, SHAPE, seed=0, epoch=0)
@@ -87,9 +89,28 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
     assert_same(list(other), built(epoch)[5:])
 
 
+def test_rows_are_those_of_grains_own_packer_with_one_bin(epoch):
+    examples, plan = epoch
+    free = plan_epoch(examples.lengths, StepShape(rows=1, tokens=32, segments=32), seed=0, epoch=0)
+    histories = [
+        {'items': examples.items[examples.start[e]:examples.stop[e]]} for e in free.order
+    ]
+    rows = grain.experimental.FirstFitPackIterDataset(
+        grain.MapDataset.source(histories).to_iter_dataset(),
+        length_struct={'items': 32}, num_packing_bins=1,
+    )
+    ours = list(step_loader(examples, free))
+    for batch, row in zip(ours, rows, strict=True):
+        np.testing.assert_array_equal(batch.items[0], row['items'])
+        np.testing.assert_array_equal(batch.segment_ids[0], row['items_segment_ids'])
+
+
 @pytest.mark.parametrize('processes', [2, 4])
 def test_shares_of_the_processes_concatenate_to_the_global_steps(epoch, processes):
-    shares = [list(step_loader(*epoch, process_index=p, process_count=processes)) for p in range(processes)]
+    shares = [
+        list(step_loader(*epoch, process_index=p, process_count=processes))
+        for p in range(processes)
+    ]
     for whole, *parts in zip(built(epoch), *shares, strict=True):
         assert_same([PackedBatch(*map(np.concatenate, zip(*parts)))], [whole])
 
@@ -104,5 +125,6 @@ def test_processes_may_resume_on_another_process_count(epoch):
 
 
 def test_rows_that_do_not_divide_over_processes_are_refused(epoch):
-    with pytest.raises(ConfigError, match='4 rows a step cannot be split over 3 processes: set data.rows_per_step'):
+    sentence = '4 rows a step cannot be split over 3 processes: set data.rows_per_step'
+    with pytest.raises(ConfigError, match=sentence):
         step_loader(*epoch, process_count=3)
