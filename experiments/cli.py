@@ -14,7 +14,7 @@ def run(main: Callable[[], int | None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f'unexpected argument {argv[1]!r}: every setting is a --flag=value')
         logging.use_absl_handler()
-        logging.set_stderrthreshold(logging.WARNING)
+        logging.set_verbosity(logging.WARNING)
         try:
             return main() or 0
         except UserError as error:
