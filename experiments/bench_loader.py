@@ -137,10 +137,11 @@ def main() -> int:
     use_one_core()
     figures = measure()
     targets, grains = figures['targets_per_step'], figures['grain_first_fit']
-    print('{rows} rows of {tokens} tokens, at most {segments} histories each'.format(**figures['shape']))
+    shape = figures['shape']
+    print(f'{shape["rows"]} rows of {shape["tokens"]} tokens, {shape["segments"]} slots a row')
     print(
-        f'{figures["examples"]:,} examples, {figures["tokens"]:,} tokens in {figures["steps"]:,} steps '
-        f'of {targets["mean"]:.0f} targets ({targets["min"]} to {targets["max"]}); '
+        f'{figures["examples"]:,} examples, {figures["tokens"]:,} tokens, '
+        f'{figures["steps"]:,} steps of {targets["mean"]:.0f} targets ({targets["min"]} to {targets["max"]}); '
         f'an epoch is planned in {1000 * figures["plan_seconds"]:.0f} ms'
     )
     print(f'{"":34}{"examples/s":>12}{"tokens/s":>14}{"fill":>9}')

@@ -31,7 +31,7 @@ class ExampleIndex:
 
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next (RecBole's protocol)."""
+    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next, as RecBole does."""
     counts = np.maximum(np.diff(dataset.offsets) - 3, 0)
     user_start = np.repeat(dataset.offsets[:-1], counts)
     first = np.cumsum(counts) - counts

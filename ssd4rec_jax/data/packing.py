@@ -14,7 +14,6 @@ from absl import logging
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.errors import ConfigError
 
-
 _TOKEN_MULTIPLE, _SEGMENT_MULTIPLE = 16, 8
 
 
@@ -84,10 +83,10 @@ def choose_step_shape(
     """The shape that holds targets_per_step histories a step on average, whatever the shuffle.
 
     lengths: int [examples], each at least 1. rows: fixed number of rows; 0 takes the fewest, in
-    multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the longest
-    history, become fewer where that keeps targets_per_step, and a warning says so. An epoch of at
-    most targets_per_step histories gets one step that holds them in any order. ConfigError where
-    `rows` is no multiple of row_multiple.
+    multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the
+    longest history, become fewer where that keeps targets_per_step, and a warning says so. An epoch
+    of at most targets_per_step histories gets one step that holds them in any order. ConfigError
+    where `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
         raise ConfigError(
@@ -135,7 +134,7 @@ def choose_step_shape(
 def plan_epoch(
     lengths: np.ndarray, shape: StepShape, *, seed: int, epoch: int, shuffle: bool = True
 ) -> EpochPlan:
-    """Next-fit of all histories, in an order that default_rng([seed, epoch]) shuffles or as they come.
+    """Next-fit of all histories, shuffled by default_rng([seed, epoch]) or as they come.
 
     Every example lies in exactly one row and no history is split. ConfigError where one is longer
     than a row.

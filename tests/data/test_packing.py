@@ -175,9 +175,8 @@ def test_row_slices_of_the_processes_concatenate_to_the_global_step(parts):
     share = 6 // parts
     for step in range(plan.num_steps):
         global_step = build_step(examples, plan, step)
-        pieces = [
-            build_step(examples, plan, step, slice(p * share, (p + 1) * share)) for p in range(parts)
-        ]
+        shares = [slice(p * share, (p + 1) * share) for p in range(parts)]
+        pieces = [build_step(examples, plan, step, rows) for rows in shares]
         for whole, *split in zip(global_step, *pieces, strict=True):
             np.testing.assert_array_equal(whole, np.concatenate(split))
 

@@ -90,7 +90,7 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
 
 
 def test_rows_are_those_of_grains_own_packer_with_one_bin(epoch):
-    examples, plan = epoch
+    examples, _ = epoch
     free = plan_epoch(examples.lengths, StepShape(rows=1, tokens=32, segments=32), seed=0, epoch=0)
     histories = [
         {'items': examples.items[examples.start[e]:examples.stop[e]]} for e in free.order
