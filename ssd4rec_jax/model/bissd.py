@@ -4,7 +4,7 @@ from flax import nnx
 
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
-from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2
 
 
@@ -38,5 +38,13 @@ class BiSSDLayer(nnx.Module):
 
     def __call__(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
         """u [rows, tokens, D] -> [rows, tokens, D]; `name` keeps the layers' dropout streams apart."""
-        h = dropout(self.norm(self.mixer(u, layout) + u), self.dropout_prob, draws, f'{name}.mixer')
+        return self._after_mixer(self.mixer(u, layout), u, draws, name)
+
+    def readout(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """The same at each history's last token alone, [rows, segments, D]; arbitrary where a slot is empty."""
+        draws = None if draws is None else draws.at(layout.ends)
+        return self._after_mixer(self.mixer.readout(u, layout), take_tokens(u, layout.ends), draws, name)
+
+    def _after_mixer(self, mixed, u, draws, name):
+        h = dropout(self.norm(mixed + u), self.dropout_prob, draws, f'{name}.mixer')
         return self.ffn(h, draws, f'{name}.ffn')

@@ -38,6 +38,10 @@ class Draws(NamedTuple):
         example = mix(base ^ layout.example.astype(jnp.uint32))
         return cls(mix(example + layout.position.astype(jnp.uint32)))
 
+    def at(self, index: jax.Array) -> 'Draws':
+        """The draws of some tokens: index int32 [rows, n] into each row's tokens."""
+        return Draws(jnp.take_along_axis(self.token_keys, index, axis=1))
+
     def below(self, probability: float, stream: str, channels: int | None = None) -> jax.Array:
         """True with the given probability: bool [rows, tokens] or [rows, tokens, channels].
 

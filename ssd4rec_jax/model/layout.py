@@ -9,19 +9,24 @@ class Layout(NamedTuple):
     """Per-token and per-history positions of a packed step.
 
     segment_ids: int32 [rows, tokens], 1, 2, ... per row, 0 = padding.
+    slot: int32 [rows, tokens], slot of the token's history, `segments` (one too many) in padding.
     position: int32 [rows, tokens], index of the token in its own history; 0 in padding.
     remaining: int32 [rows, tokens], tokens that follow in its own history; 0 in padding.
     mirror: int32 [rows, tokens], index in the row of the token as far from the history's end as this
       one is from its start; its own index in padding. An involution.
-    ends: int32 [rows, segments], index in the row of each history's last token, 0 where absent.
+    starts, ends: int32 [rows, segments], index in the row of each history's first and last token, 0 where absent.
+    lengths: int32 [rows, segments], 0 where absent.
     example: int32 [rows, tokens], example a token belongs to; arbitrary in padding.
     """
 
     segment_ids: jax.Array
+    slot: jax.Array
     position: jax.Array
     remaining: jax.Array
     mirror: jax.Array
+    starts: jax.Array
     ends: jax.Array
+    lengths: jax.Array
     example: jax.Array
 
     @classmethod
@@ -37,12 +42,20 @@ class Layout(NamedTuple):
         last = start + length - 1
         return cls(
             segment_ids=batch.segment_ids,
+            slot=jnp.where(real, slot, batch.starts.shape[-1]),
             position=jnp.where(real, index - start, 0),
             remaining=jnp.where(real, last - index, 0),
             mirror=jnp.where(real, start + last - index, index),
+            starts=batch.starts,
             ends=jnp.maximum(batch.starts + batch.lengths - 1, 0),
+            lengths=batch.lengths,
             example=example,
         )
+
+
+def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [rows, tokens, ...] at token indices [rows, n]: [rows, n, ...]."""
+    return jax.vmap(lambda row, at: row[at])(x, index)
 
 
 @jax.custom_vjp
@@ -51,7 +64,7 @@ def mirror_within_segment(x: jax.Array, mirror: jax.Array) -> jax.Array:
 
     The mirror is its own inverse, so the gradient is the same gather instead of a scatter.
     """
-    return jnp.take_along_axis(x, mirror[..., None], axis=1)
+    return take_tokens(x, mirror)
 
 
 def _mirror_fwd(x, mirror):

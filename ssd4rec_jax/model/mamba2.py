@@ -1,12 +1,14 @@
 """The Mamba-2 mixer with one set of weights for both reading directions."""
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels import ssd_scan
+from pallas_kernels import ssd_readout, ssd_scan
 from ssd4rec_jax.model.config import ModelConfig
-from ssd4rec_jax.model.layout import Layout, mirror_within_segment
+from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.short_conv import short_conv
 
 LINEAR_INIT = nnx.initializers.normal(0.02)
@@ -60,32 +62,120 @@ class BidirectionalMamba2(nnx.Module):
 
     def __call__(self, u: jax.Array, layout: Layout) -> jax.Array:
         """u [rows, tokens, D] -> [rows, tokens, D], dtype of the module."""
-        d_inner = self.config.d_inner
-        z, xBC, dt = jnp.split(self.in_proj(u), [d_inner, d_inner + self.config.conv_width], axis=-1)
-        wide = self.dt_bias.dtype
-        dt = jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
-        gate = jax.nn.silu(z)
-        forward = self._read(xBC, dt, gate, layout, reverse=False)
-        backward = self._read(xBC, dt, gate, layout, reverse=True)
-        if self.config.backward_order == 'reversed':
+        c = self.config
+        z, xBC, dt = jnp.split(self.in_proj(u), [c.d_inner, c.d_inner + c.conv_width], axis=-1)
+        dt, gate = self._dt(dt), jax.nn.silu(z)
+        forward = self._scan(xBC, dt, gate, layout, reverse=False)
+        backward = self._scan(xBC, dt, gate, layout, reverse=True)
+        if c.backward_order == 'reversed':
             backward = mirror_within_segment(backward, layout.mirror)
+        return self._merge(forward, backward)
+
+    def readout(self, u: jax.Array, layout: Layout) -> jax.Array:
+        """The same at each history's last token alone: [rows, segments, D], arbitrary where a slot is empty.
+
+        Tokens are projected to x, B and dt only. 'reversed' reads the backward direction at the first token, where it
+        has seen the whole history; 'aligned' at the last one, which it starts from and so depends on alone.
+        """
+        c = self.config
+        columns = self._columns()
+        xB = self._project(u, columns['x'], columns['B'])
+        dt = self._dt(self._project(u, columns['dt']))
+        forward = self._query(u, xB, dt, layout, layout.ends, reverse=False)
+        if c.backward_order == 'reversed':
+            backward = self._query(u, xB, dt, layout, layout.starts, reverse=True)
+        else:
+            backward = self._first_read(take_tokens(u, layout.ends))
+        return self._merge(forward, backward)
+
+    def _dt(self, dt):
+        wide = self.dt_bias.dtype
+        return jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
+
+    def _merge(self, forward, backward):
+        """out_proj of both directions, after the gated norm, at once: it is linear."""
         return self.out_proj(forward + jnp.asarray(self.config.beta, forward.dtype) * backward)
 
-    def _read(self, xBC, dt, gate, layout, *, reverse):
-        """One direction up to its gated norm: [rows, tokens, expand * D], backward left in place."""
-        c = self.config
-        kernel, bias = (w[...].astype(xBC.dtype) for w in (self.conv_kernel, self.conv_bias))
-        xBC = jax.nn.silu(short_conv(xBC, kernel, bias, layout, reverse=reverse))
-        x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
-        lead = x.shape[:2]
+    def _scan(self, xBC, dt, gate, layout, *, reverse):
+        """One direction at every token up to its gated norm: [rows, tokens, expand * D], backward left in place."""
+        xBC = self._conv(xBC, layout, slice(None), reverse=reverse)
+        x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
-            x.reshape(*lead, c.num_heads, c.headdim),
-            dt,
-            -jnp.exp(self.A_log[...]),
-            B.reshape(*lead, c.ngroups, c.d_state),
-            C.reshape(*lead, c.ngroups, c.d_state),
-            D=self.D_skip[...],
-            segment_ids=layout.segment_ids,
-            reverse=reverse,
+            x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse
         )
-        return self.norm(y.reshape(*lead, c.d_inner) * gate)
+        return self.norm(y.reshape(gate.shape) * gate)
+
+    def _query(self, u, xB, dt, layout, at, *, reverse):
+        """One direction at the token `at` of each history that reads it last, up to its gated norm."""
+        c = self.config
+        columns = self._columns()
+        no_C = slice(0, c.d_inner + c.ngroups * c.d_state)
+        xB = self._conv(xB, layout, no_C, reverse=reverse)
+        x, B = jnp.split(xB, [c.d_inner], axis=-1)
+        C = self._conv_at(u, columns['C'], layout, at, reverse=reverse)
+        y = ssd_readout(
+            self._heads(x), dt, self._A(), self._groups(B), self._groups(C), layout.slot, reverse=reverse
+        )
+        y += self._skip(self._heads(take_tokens(x, at)))
+        gate = jax.nn.silu(self._project(take_tokens(u, at), columns['z']))
+        return self.norm(y.reshape(gate.shape) * gate)
+
+    def _first_read(self, u):
+        """What a direction gives at the token that it reads first: a function of that token alone."""
+        c = self.config
+        z, xBC, dt = jnp.split(self.in_proj(u), [c.d_inner, c.d_inner + c.conv_width], axis=-1)
+        x, B, C = self._split_xBC(jax.nn.silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
+        dt = self._dt(dt)
+        score = jnp.repeat(jnp.sum(B.astype(dt.dtype) * C.astype(dt.dtype), axis=-1), c.num_heads // c.ngroups, -1)
+        y = ((dt * score)[..., None] * x.astype(dt.dtype)).astype(x.dtype) + self._skip(x)
+        return self.norm(y.reshape(z.shape) * jax.nn.silu(z))
+
+    def _conv(self, x, layout, channels, *, reverse):
+        """silu of the short convolution of some of its channels."""
+        kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
+        return jax.nn.silu(short_conv(x, kernel, bias, layout, reverse=reverse))
+
+    def _conv_at(self, u, columns, layout, at, *, reverse):
+        """silu of the short convolution of the projected `columns` at one token a history, projecting its taps alone."""
+        c = self.config
+        channels = slice(columns.start - c.d_inner, columns.stop - c.d_inner)  # z comes before the convolved ones
+        kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
+        total = bias
+        for distance in range(c.d_conv):
+            inside = layout.lengths > distance
+            token = jnp.where(inside, at + distance if reverse else at - distance, 0)
+            tap = jnp.where(inside[..., None], take_tokens(u, token), jnp.zeros((), u.dtype))
+            total = total + self._project(tap, columns) * kernel[c.d_conv - 1 - distance]
+        return jax.nn.silu(total)
+
+    def _columns(self) -> dict[str, slice]:
+        """Columns of in_proj by what they project to."""
+        c = self.config
+        state = c.ngroups * c.d_state
+        widths = {'z': c.d_inner, 'x': c.d_inner, 'B': state, 'C': state, 'dt': c.num_heads}
+        stops = dict(zip(widths, itertools.accumulate(widths.values())))
+        return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
+
+    def _project(self, u, *columns: slice):
+        kernel = self._cast(self.in_proj.kernel)
+        return u @ jnp.concatenate([kernel[:, c] for c in columns], axis=1)
+
+    def _cast(self, param):
+        return param[...].astype(self.in_proj.dtype)
+
+    def _A(self):
+        return -jnp.exp(self.A_log[...])
+
+    def _skip(self, x):
+        return self._cast(self.D_skip)[:, None] * x
+
+    def _split_xBC(self, xBC):
+        c = self.config
+        x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
+        return self._heads(x), self._groups(B), self._groups(C)
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.headdim)
+
+    def _groups(self, B):
+        return B.reshape(*B.shape[:-1], self.config.ngroups, self.config.d_state)

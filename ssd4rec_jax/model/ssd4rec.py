@@ -39,18 +39,22 @@ class SSD4Rec(nnx.Module):
         self.norm = layer_norm(config, **kwargs)
         self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
 
-    def __call__(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """Hidden states [rows, tokens, D] of items int32 [rows, tokens]; draws None means no dropout."""
+    def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+        """Hidden state at each history's last item, [rows, segments, D]; arbitrary where a slot is empty.
+
+        items int32 [rows, tokens]; draws None means no dropout. The last layer is computed at the read tokens alone.
+        """
+        h = self.embed(items, draws)
+        for k, layer in enumerate(self.layers[:-1]):
+            h = layer(h, layout, draws, f'layer{k}')
+        return self.layers[-1].readout(h, layout, draws, f'layer{len(self.layers) - 1}')
+
+    def embed(self, items: jax.Array, draws: Draws | None) -> jax.Array:
+        """The first layer's input [rows, tokens, D]."""
         h = jnp.take(self.item_embedding[...], items, axis=0).astype(self.dtype)
         if self.config.norm_embedding:
             h = self.norm(dropout(h, self.config.dropout_prob, draws, 'embedding'))
-        for k, layer in enumerate(self.layers):
-            h = layer(h, layout, draws, f'layer{k}')
         return h
-
-    def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """Hidden state at each history's last item, [rows, segments, D]; arbitrary where a slot is empty."""
-        return jnp.take_along_axis(self(items, layout, draws), layout.ends[..., None], axis=1)
 
 
 def mask_items(items: jax.Array, mask_ratio: float, draws: Draws) -> jax.Array:

@@ -1,0 +1,62 @@
+"""The released algorithm written straight down: the oracle of the model and the yardstick of its speed.
+
+Every layer at every token, each direction with its own projections, the backward one on reversed histories. It runs
+on a model's parameters, packing, dtype and draws, with the same ssd_scan. The model never imports it.
+"""
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import ssd_scan
+from ssd4rec_jax.model.bissd import BiSSDLayer
+from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
+from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
+from ssd4rec_jax.model.short_conv import short_conv
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
+
+
+def plain_readout(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+    """What model.readout gives, [rows, segments, D]."""
+    return take_tokens(plain_hidden(model, items, layout, draws), layout.ends)
+
+
+def plain_hidden(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+    """Hidden states of the last layer at every token, [rows, tokens, D]."""
+    h = jnp.take(model.item_embedding[...], items, axis=0).astype(model.dtype)
+    if model.config.norm_embedding:
+        h = model.norm(dropout(h, model.config.dropout_prob, draws, 'embedding'))
+    for k, layer in enumerate(model.layers):
+        h = _layer(layer, h, layout, draws, f'layer{k}')
+    return h
+
+
+def _layer(layer: BiSSDLayer, u, layout, draws, name):
+    config = layer.mixer.config
+    forward = _mixer(layer.mixer, u, layout)
+    backward = _mixer(layer.mixer, mirror_within_segment(u, layout.mirror), layout)
+    if config.backward_order == 'aligned':
+        backward = mirror_within_segment(backward, layout.mirror)
+    h = dropout(layer.norm(forward + config.beta * backward + u), config.dropout_prob, draws, f'{name}.mixer')
+    ffn = layer.ffn
+    inner = dropout(jax.nn.gelu(ffn.w_1(h), approximate=False), config.dropout_prob, draws, f'{name}.ffn.inner')
+    return dropout(ffn.norm(ffn.w_2(inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
+
+
+def _mixer(mixer: BidirectionalMamba2, u, layout):
+    """The Mamba-2 block of the released code on packed tokens."""
+    c = mixer.config
+    state = c.ngroups * c.d_state
+    zxBCdt = mixer.in_proj(u)
+    z, xBC, dt = jnp.split(zxBCdt, [c.d_inner, 2 * c.d_inner + 2 * state], axis=-1)
+    kernel, bias = mixer.conv_kernel[...].astype(xBC.dtype), mixer.conv_bias[...].astype(xBC.dtype)
+    x, B, C = jnp.split(jax.nn.silu(short_conv(xBC, kernel, bias, layout)), [c.d_inner, c.d_inner + state], axis=-1)
+    y = ssd_scan(
+        x.reshape(*x.shape[:2], c.num_heads, c.headdim),
+        jax.nn.softplus(dt.astype(mixer.dt_bias.dtype) + mixer.dt_bias[...]),
+        -jnp.exp(mixer.A_log[...]),
+        B.reshape(*B.shape[:2], c.ngroups, c.d_state),
+        C.reshape(*C.shape[:2], c.ngroups, c.d_state),
+        D=mixer.D_skip[...],
+        segment_ids=layout.segment_ids,
+    )
+    return mixer.out_proj(mixer.norm(y.reshape(z.shape) * jax.nn.silu(z)))
