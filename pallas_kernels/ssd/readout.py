@@ -7,7 +7,8 @@ taken as a difference of long sums, so it is as exact for a segment of 100,000 t
 """
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from pallas_kernels.ssd.segments import running_sum
 
 
 def ssd_readout(
@@ -43,18 +44,7 @@ def ssd_readout(
 
 def _decay_to_end(a: jax.Array, slot: jax.Array, reverse: bool) -> jax.Array:
     """[batch, length, heads]: sum of `a` over the tokens after each one in its segment (before it, if reverse)."""
-    same = slot[:, 1:] == slot[:, :-1]
-    if reverse:
-        joined = jnp.pad(same, ((0, 0), (1, 0)))
-        nearer = jnp.pad(a[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    else:
-        joined = jnp.pad(same, ((0, 0), (0, 1)))
-        nearer = jnp.pad(a[:, 1:], ((0, 0), (0, 1), (0, 0)))
-    joined = jnp.broadcast_to(joined[..., None], a.shape)
-
-    def add(first, then):
-        (total, first_joined), (value, joined) = first, then
-        return jnp.where(joined, total + value, value), first_joined & joined
-
-    values = jnp.where(joined, nearer, 0)
-    return lax.associative_scan(add, (values, joined), axis=1, reverse=not reverse)[0]
+    same = (slot[:, 1:] == slot[:, :-1])[..., None]
+    edge = ((0, 0), (1, 0) if reverse else (0, 1), (0, 0))
+    nearer = jnp.pad(jnp.where(same, a[:, :-1] if reverse else a[:, 1:], 0), edge)
+    return running_sum(nearer, slot, reverse=not reverse)

@@ -2,6 +2,7 @@
 import jax
 from flax import nnx
 
+from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.layout import Layout, take_tokens
@@ -18,8 +19,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, **kwargs):
         self.dropout_prob = config.dropout_prob
-        self.w_1 = nnx.Linear(config.hidden_size, 4 * config.hidden_size, kernel_init=LINEAR_INIT, **kwargs)
-        self.w_2 = nnx.Linear(4 * config.hidden_size, config.hidden_size, kernel_init=LINEAR_INIT, **kwargs)
+        linear = dict(kernel_init=LINEAR_INIT, dot_general=dot_general, **kwargs)
+        self.w_1 = nnx.Linear(config.hidden_size, 4 * config.hidden_size, **linear)
+        self.w_2 = nnx.Linear(4 * config.hidden_size, config.hidden_size, **linear)
         self.norm = layer_norm(config, **kwargs)
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:

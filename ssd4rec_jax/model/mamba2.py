@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import ssd_readout, ssd_scan
+from ssd4rec_jax.dense import dot_general, matmul
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.short_conv import short_conv
@@ -38,7 +39,9 @@ class BidirectionalMamba2(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         self.config = config
-        linear = dict(use_bias=False, kernel_init=LINEAR_INIT, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = dict(
+            use_bias=False, kernel_init=LINEAR_INIT, dot_general=dot_general, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.in_proj = nnx.Linear(config.hidden_size, config.in_proj_width, **linear)
         self.out_proj = nnx.Linear(config.d_inner, config.hidden_size, **linear)
 
@@ -158,7 +161,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def _project(self, u, *columns: slice):
         kernel = self._cast(self.in_proj.kernel)
-        return u @ jnp.concatenate([kernel[:, c] for c in columns], axis=1)
+        return matmul(u, jnp.concatenate([kernel[:, c] for c in columns], axis=1))
 
     def _cast(self, param):
         return param[...].astype(self.in_proj.dtype)

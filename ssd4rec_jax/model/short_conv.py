@@ -22,12 +22,8 @@ def short_conv(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _convolve(x, kernel, position, remaining, reverse):
     """The convolution without bias. Its gradient in x is the same convolution read from the other side."""
-    reach = remaining if reverse else position
-    width = kernel.shape[0]
-    return sum(
-        _neighbour(x, distance, reach, reverse) * kernel[width - 1 - distance]
-        for distance in range(min(width, x.shape[1]))
-    )
+    neighbours = _neighbours(x, kernel.shape[0], remaining if reverse else position, reverse)
+    return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1]))
 
 
 def _convolve_fwd(x, kernel, position, remaining, reverse):
@@ -36,26 +32,24 @@ def _convolve_fwd(x, kernel, position, remaining, reverse):
 
 def _convolve_bwd(reverse, residuals, g):
     x, kernel, position, remaining = residuals
-    reach = remaining if reverse else position
-    width = kernel.shape[0]
-    used = min(width, x.shape[1])
-    dkernel = [
-        jnp.sum(_neighbour(x, distance, reach, reverse) * g, axis=(0, 1), dtype=jnp.promote_types(g.dtype, jnp.float32))
-        for distance in reversed(range(used))
-    ]
-    dkernel = jnp.pad(jnp.stack(dkernel).astype(kernel.dtype), ((width - used, 0), (0, 0)))
-    return _convolve(g, kernel, position, remaining, not reverse), dkernel, None, None
+    # The barrier has XLA shift x again instead of keeping every shifted copy from the forward pass.
+    x, g = jax.lax.optimization_barrier((x, g))
+    neighbours = _neighbours(x, kernel.shape[0], remaining if reverse else position, reverse)
+    wide = jnp.promote_types(g.dtype, jnp.float32)
+    dkernel = jnp.stack([jnp.sum(neighbour * g, axis=(0, 1), dtype=wide) for neighbour in neighbours][::-1])
+    return _convolve(g, kernel, position, remaining, not reverse), dkernel.astype(kernel.dtype), None, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _neighbour(x, distance, reach, reverse):
-    """x of the token `distance` before each one (after it, if reverse), zero where that is another history's."""
-    if distance == 0:
-        return x
+def _neighbours(x, width, reach, reverse):
+    """x of the token 0, 1, ..., width - 1 before each one (after it, if reverse), zero where another history's."""
     length = x.shape[1]
-    gap = ((0, 0), (0, distance) if reverse else (distance, 0), (0, 0))
-    shifted = jnp.pad(x, gap)[:, distance:] if reverse else jnp.pad(x, gap)[:, :length]
-    # where, not a product: a NaN of the history next door must not come through a zero.
-    return jnp.where((reach >= distance)[..., None], shifted, jnp.zeros_like(x))
+    padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
+    out = [x]
+    for distance in range(1, width):
+        start = distance if reverse else width - 1 - distance
+        # where, not a product: a NaN of the history next door must not come through a zero.
+        out.append(jnp.where((reach >= distance)[..., None], padded[:, start:start + length], jnp.zeros_like(x)))
+    return out

@@ -51,7 +51,7 @@ class SSD4Rec(nnx.Module):
 
     def embed(self, items: jax.Array, draws: Draws | None) -> jax.Array:
         """The first layer's input [rows, tokens, D]."""
-        h = jnp.take(self.item_embedding[...], items, axis=0).astype(self.dtype)
+        h = jnp.take(self.item_embedding[...], items, axis=0, mode='clip').astype(self.dtype)
         if self.config.norm_embedding:
             h = self.norm(dropout(h, self.config.dropout_prob, draws, 'embedding'))
         return h
