@@ -1,0 +1,36 @@
+"""The shapes that tests, benchmarks and memory figures use, named once."""
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Workload(NamedTuple):
+    """Shapes of one ssd_scan call; segments have geometric lengths of mean `mean_segment`."""
+
+    batch: int
+    length: int
+    heads: int
+    headdim: int
+    groups: int
+    state: int
+    mean_segment: int
+
+    def arrays(self, seed: int = 0, dtype=np.float32) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """(arguments of ssd_scan by name without segment_ids, segment_ids)."""
+        rng = np.random.default_rng(seed)
+        lead = self.batch, self.length
+        arrays = dict(
+            x=rng.normal(size=(*lead, self.heads, self.headdim)), dt=rng.uniform(1e-3, 1e-1, (*lead, self.heads)),
+            A=-rng.uniform(1, 16, self.heads), B=rng.normal(size=(*lead, self.groups, self.state)),
+            C=rng.normal(size=(*lead, self.groups, self.state)), D=np.ones(self.heads),
+        )
+        opens = rng.random(lead) < 1 / self.mean_segment
+        ids = 1 + np.cumsum(opens, axis=1, dtype=np.int32)
+        return {k: v.astype(dtype) for k, v in arrays.items()}, ids
+
+
+WORKLOADS = {
+    'long4k': Workload(1, 4096, 32, 16, 1, 64, 4096),
+    'long16k': Workload(1, 16384, 32, 16, 1, 64, 16384),
+    'long64k': Workload(1, 65536, 32, 16, 1, 64, 65536),
+}

@@ -1,0 +1,96 @@
+"""ssd_readout against ssd_scan read at each segment's last token, values and gradients."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import ssd_readout, ssd_scan
+
+LENGTHS = [[1, 2, 40, 3], [7, 20]]
+SLOTS = 6
+HEADS, HEADDIM, GROUPS, STATE = 4, 3, 2, 5
+
+
+def problem(dtype=np.float64, lengths=LENGTHS, tokens=50):
+    """(x, dt, A, B, C at every token), slot of each token, first and last token of each slot, real slots."""
+    rng = np.random.default_rng(0)
+    rows = len(lengths)
+    slot = np.full((rows, tokens), SLOTS, np.int32)
+    first, last, real = (np.zeros((rows, SLOTS), t) for t in (np.int32, np.int32, bool))
+    for r, row in enumerate(lengths):
+        at = 0
+        for s, n in enumerate(row):
+            slot[r, at:at + n] = s
+            first[r, s], last[r, s], real[r, s] = at, at + n - 1, True
+            at += n
+    shape = rows, tokens
+    arrays = (
+        rng.normal(size=(*shape, HEADS, HEADDIM)), rng.uniform(0.01, 0.5, (*shape, HEADS)), -rng.uniform(0.5, 4, HEADS),
+        rng.normal(size=(*shape, GROUPS, STATE)), rng.normal(size=(*shape, GROUPS, STATE)),
+    )
+    return tuple(jnp.asarray(a, dtype) for a in arrays), jnp.asarray(slot), first, last, real
+
+
+def rows_at(a, index):
+    return jnp.stack([a[r, index[r]] for r in range(len(index))])
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_equals_the_scan_at_the_token_that_reads_last(x64, reverse):
+    arrays, slot, first, last, real = problem()
+    at = first if reverse else last
+    cotangent = jnp.where(real[..., None, None], np.random.default_rng(1).normal(size=(2, SLOTS, HEADS, HEADDIM)), 0)
+
+    def by_readout(x, dt, A, B, C):
+        return ssd_readout(x, dt, A, B, rows_at(C, at), slot, reverse=reverse)
+
+    def by_scan(x, dt, A, B, C):
+        y = ssd_scan(x, dt, A, B, C, segment_ids=slot, reverse=reverse, implementation='reference')
+        return jnp.where(real[..., None, None], rows_at(y, at), 0)
+
+    ours, our_vjp = jax.vjp(jax.jit(by_readout), *arrays)
+    theirs, their_vjp = jax.vjp(jax.jit(by_scan), *arrays)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+    for a, b in zip(our_vjp(cotangent), their_vjp(cotangent)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_nan_in_one_segment_or_padding_reaches_no_other(reverse):
+    (x, dt, A, B, C), slot, first, last, real = problem(np.float32)
+    dirty = np.isin(np.asarray(slot), [1, SLOTS])
+    at = first if reverse else last
+    clean_slots = real & (np.arange(SLOTS) != 1)
+
+    def run(x, dt, B):
+        y = ssd_readout(x, dt, A, B, rows_at(C, at), slot, reverse=reverse)
+        return jnp.sum(jnp.where(clean_slots[..., None, None], y, 0.0)), y
+
+    poisoned = [jnp.where(dirty.reshape(*dirty.shape, *[1] * (a.ndim - 2)), jnp.nan, a) for a in (x, dt, B)]
+    grads, y = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(*poisoned)
+    expected, clean_y = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(x, dt, B)
+    np.testing.assert_array_equal(np.asarray(y)[clean_slots], np.asarray(clean_y)[clean_slots])
+    for a, b in zip(grads, expected):
+        np.testing.assert_array_equal(np.asarray(a)[~dirty], np.asarray(b)[~dirty])
+
+
+def test_float32_stays_exact_over_a_hundred_thousand_tokens():
+    """Slow decay over one long segment behind another: differences of row-long sums would lose four digits here."""
+    length = 100_000
+    rng = np.random.default_rng(0)
+    lengths = [20_000, length]
+    tokens = sum(lengths)
+    dt, A = rng.uniform(1e-3, 2e-3, tokens), -1e-2
+    x, B, C = rng.normal(size=tokens), rng.uniform(0.5, 1.5, tokens), rng.uniform(0.5, 1.5, 2)
+    stop = np.cumsum(lengths)
+    expected = []
+    for k, (start, end) in enumerate(zip(stop - lengths, stop)):
+        decay = np.append(np.cumsum((dt * A)[start:end][::-1])[::-1][1:], 0.0)
+        expected.append(C[k] * np.sum(np.exp(decay) * (dt * B * x)[start:end]))
+    as_float32 = lambda a, *shape: jnp.asarray(a, jnp.float32).reshape(shape)  # noqa: E731
+    y = jax.jit(ssd_readout)(
+        as_float32(x, 1, -1, 1, 1), as_float32(dt, 1, -1, 1), as_float32(A, 1), as_float32(B, 1, -1, 1, 1),
+        as_float32(C, 1, 2, 1, 1), jnp.asarray(np.repeat([0, 1], lengths), jnp.int32)[None],
+    )
+    scale = np.abs(C * np.sqrt([np.sum((dt * B * x)[a:b] ** 2) for a, b in zip(stop - lengths, stop)]))
+    assert (np.abs(np.asarray(y).ravel() - expected) < 1e-4 * scale).all()
