@@ -47,6 +47,7 @@ def main() -> int:
 def positions(ids: np.ndarray, wanted: list[str], flag: str) -> np.ndarray:
     """Position in `ids` of each wanted original id, int64; UserError names the first that is unknown."""
     where = {str(i): k for k, i in enumerate(ids.tolist())}
+    wanted = [w.strip() for w in wanted]
     unknown = [w for w in wanted if w not in where]
     if unknown or not wanted:
         example = ', '.join(str(i) for i in ids[:3].tolist())

@@ -11,13 +11,14 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import run
-from experiments.config import ExperimentConfig, differences, from_dict, to_dict
+from experiments.config import ExperimentConfig, differences
 from experiments.dataset_flags import DATASET, configured, prepared_dataset
+from experiments.finished_run import read_config, write_config
 from experiments.runtime import StopSignals, backend_warning, enable_compilation_cache
 from experiments.terminal import Terminal
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.trainer import Trainer
-from ssd4rec_jax.workdir import Workdir, write_json
+from ssd4rec_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/DATASET if not given.')
 _RESTART = flags.DEFINE_bool(
@@ -51,7 +52,7 @@ def main() -> int:
         config.model, config.data, config.train, dataset, workdir,
         reporter=terminal, stop_requested=stop.requested,
     )
-    write_json(workdir.config, to_dict(config))
+    write_config(workdir, config, prepared)
     try:
         result = trainer.run()
     finally:
@@ -65,12 +66,12 @@ def main() -> int:
 
 def _agree_on_config(workdir: Workdir, config: ExperimentConfig) -> bool:
     """True if the workdir holds a run of this config; ConfigError if it holds another one's."""
-    there = workdir.read_json(workdir.config)
-    if there is None:
+    found = read_config(workdir)
+    if found is None:
         if workdir.checkpoints.exists():
             raise ConfigError(f'{workdir.path} holds checkpoints but no config.json: name another --workdir')
         return False
-    different = differences(from_dict(there), config)
+    different = differences(found[0], config)
     if different and not _ADOPT_CONFIG.value:
         raise ConfigError(
             f'{workdir.path} holds a run of another config ({"; ".join(different)}). Name another --workdir, '
