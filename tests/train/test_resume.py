@@ -1,0 +1,169 @@
+"""The training command end to end: what it leaves, and that a killed run ends bitwise as one never stopped."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
+    '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=128',
+    '--set=train.checkpoint_seconds=0.2',
+]
+SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
+
+
+def command(root: Path, workdir: str, *more: str) -> list[str]:
+    del root
+    return [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *TINY, *more]
+
+
+def start(root: Path, workdir: str, *more: str) -> subprocess.Popen:
+    """The command on one simulated device, with `root` for data and runs."""
+    env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        command(root, workdir, *more), cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def run(root: Path, workdir: str, *more: str) -> subprocess.CompletedProcess:
+    process = start(root, workdir, *more)
+    out, err = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def records(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def without_speed(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
+
+
+def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> None:
+    """Send a signal once a checkpoint lies between two epochs' ends."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        steps = [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()]
+        if len(steps) >= 2:
+            process.send_signal(number)
+            process.wait(timeout=60)
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError('no checkpoint was written')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp('root')
+
+
+@pytest.fixture(scope='module')
+def whole(root):
+    """A run never stopped: (its folder, the finished process)."""
+    done = run(root, 'whole')
+    assert done.returncode == 0, done.stderr
+    return root / 'whole', done
+
+
+def test_a_run_leaves_what_it_says(whole):
+    workdir, done = whole
+    result = json.loads((workdir / 'result.json').read_text())
+    names = {f'{m}@{k}' for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)}
+    for part in (result['valid'], result['test'], result['popularity']['valid'], result['popularity']['test']):
+        assert set(part) == names and all(0 <= v <= 1 for v in part.values())
+    assert result['dataset'] == 'synthetic' and result['epochs'] == 2 and result['best_epoch'] in (1, 2)
+    assert len(result['parameters_sha256']) == 64 and result['seed'] == 2024 and result['backend'] == 'cpu'
+    for key in ('train_seconds', 'targets/s', 'tokens/s', 'parameters', 'packing_fill'):
+        assert result[key] > 0
+    rows = records(workdir)
+    train = [r for r in rows if r['kind'] == 'train']
+    for row in train:
+        assert {'step', 'epoch', 'loss', 'targets/s', 'tokens/s', 'packing_fill', 'learning_rate'} <= set(row)
+    steps = [r['step'] for r in train]
+    assert steps == sorted(set(steps)) and {r['epoch'] for r in train} == {1, 2}
+    assert [r['epoch'] for r in rows if r['kind'] == 'valid'] == [1, 2]
+    valid = [r['NDCG@10'] for r in rows if r['kind'] == 'valid']
+    assert result['valid']['NDCG@10'] == valid[result['best_epoch'] - 1]
+    assert train[-1]['loss'] < train[0]['loss']
+    for text in ('XLA compiles', 'popularity', 'SSD4Rec', 'data: ', 'workdir: '):
+        assert text in done.stdout
+
+
+def test_a_finished_run_prints_its_table_again_and_changes_nothing(root, whole):
+    workdir, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file() and p.name != '.lock'}
+    done = run(root, 'whole')
+    assert done.returncode == 0 and 'SSD4Rec' in done.stdout and 'compiles' not in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file() and p.name != '.lock'}
+
+
+@pytest.mark.parametrize('damage', [False, True])
+def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, whole, damage):
+    name = f'killed-{damage}'
+    process = start(root, name)
+    stop_in_mid_epoch(process, root / name, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    if damage:
+        newest = max((p for p in (root / name / 'checkpoints').glob('*') if p.name.isdigit()), key=lambda p: int(p.name))
+        victim = max(newest.rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    done = run(root, name)
+    assert done.returncode == 0, done.stderr
+    assert 'going on from step' in done.stdout
+    assert ('is damaged' in done.stderr) == damage
+    ours, theirs = (json.loads((root / w / 'result.json').read_text()) for w in (name, 'whole'))
+    assert ours['parameters_sha256'] == theirs['parameters_sha256']
+    assert ours['test'] == theirs['test'] and ours['valid'] == theirs['valid']
+    assert without_speed(records(root / name)) == without_speed(records(whole[0]))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_exit(root, number):
+    name = f'stopped-{number}'
+    process = start(root, name, '--set=train.max_epochs=300')
+    stop_in_mid_epoch(process, root / name, number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert 'stopped and saved' in out and 'Traceback' not in err
+    assert not (root / name / 'result.json').exists()
+
+
+def test_a_workdir_of_another_config_is_refused_by_name_unless_told_otherwise(root, whole):
+    workdir, _ = whole
+    before = (workdir / 'config.json').read_bytes(), (workdir / 'metrics.jsonl').read_bytes()
+    refused = run(root, 'whole', '--set=model.beta=0.5')
+    assert refused.returncode == 1 and 'Traceback' not in refused.stderr
+    assert 'model.beta: 0.1 there, 0.5 here' in refused.stderr
+    assert before == ((workdir / 'config.json').read_bytes(), (workdir / 'metrics.jsonl').read_bytes())
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_and_last_good_checkpoint(root):
+    done = run(root, 'diverged', '--set=train.learning_rate=1e30')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    for text in ('not finite at step', 'learning rate 1e+30', 'checkpoint', 'train.learning_rate'):
+        assert text in done.stderr
+    assert not (root / 'diverged' / 'result.json').exists()
+
+
+@pytest.mark.parametrize('flags,named', [
+    (['--datasett=x'], 'datasett'),
+    (['--set=model.num_layer=1'], "model.num_layers"),
+    (['--set=model.num_layers=two'], 'model.num_layers'),
+    (['--set=model.headdim=7'], 'model.headdim=7'),
+    (['--dataset=kuairandd'], 'kuairand'),
+    (['--dataset=ml-100k', '--data_dir=nowhere'], 'nowhere'),
+    (['synthetic'], 'synthetic'),
+])
+def test_bad_flags_are_refused_in_a_sentence(root, flags, named):
+    done = run(root, 'refused', *flags)
+    assert done.returncode != 0
+    assert named in done.stderr and 'Traceback' not in done.stderr
+    assert not (root / 'refused' / 'result.json').exists()
