@@ -17,16 +17,13 @@ TINY = [
 SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
 
-def command(root: Path, workdir: str, *more: str) -> list[str]:
-    del root
-    return [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *TINY, *more]
-
-
 def start(root: Path, workdir: str, *more: str) -> subprocess.Popen:
     """The command on one simulated device, with `root` for data and runs."""
-    env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(Path(__file__).parents[2])}
+    flags = os.environ['XLA_FLAGS'].replace('_device_count=8', '_device_count=1')
+    env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    command = [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *TINY, *more]
     return subprocess.Popen(
-        command(root, workdir, *more), cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
