@@ -1,4 +1,5 @@
 """What every command shares: how it starts and how it fails."""
+import signal
 import sys
 from collections.abc import Callable
 
@@ -8,7 +9,10 @@ from ssd4rec_jax.errors import UserError
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Parse flags, call main, exit with what it returns; a UserError is one line on stderr and exit code 1."""
+    """Parse flags, call main, exit with what it returns.
+
+    A UserError is one line on stderr and exit code 1, Ctrl-C is exit code 130.
+    """
 
     def guarded(argv: list[str]) -> int:
         if len(argv) > 1:
@@ -20,6 +24,9 @@ def run(main: Callable[[], int | None]) -> None:
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            return 128 + signal.SIGINT
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -22,13 +22,16 @@ _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'valid'], 'Which held-out i
 def main() -> int:
     enable_compilation_cache()
     loaded = load_run(_WORKDIR.value)
-    make = {'test': test_examples, 'valid': valid_examples}[_SPLIT.value]
     config = loaded.config
+    split, longest = (
+        make(loaded.dataset, max_history=config.data.max_history)
+        for make in ({'test': test_examples, 'valid': valid_examples}[_SPLIT.value], test_examples)
+    )
     ranker = Ranker(
-        loaded.network, make(loaded.dataset, max_history=config.data.max_history), data_mesh(),
+        loaded.network, data_mesh(), longest,
         targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
     )
-    metrics = ranker.metrics(loaded.params)
+    metrics = ranker.metrics(loaded.params, split)
     print(json.dumps({'dataset': config.dataset, 'split': _SPLIT.value, 'best_epoch': loaded.best_epoch, **metrics}))
     return 0
 

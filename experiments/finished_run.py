@@ -3,11 +3,11 @@ import dataclasses
 from pathlib import Path
 
 from experiments.config import ExperimentConfig, from_dict, to_dict
-from ssd4rec_jax.checkpoints import Checkpoints
+from ssd4rec_jax.checkpoints import Checkpoints, Restored
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
 from ssd4rec_jax.errors import CheckpointError, DataError
 from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.train_state import Network, data_mesh, init_network, init_state
+from ssd4rec_jax.train_state import Network, TrainState, data_mesh, init_network, init_state
 from ssd4rec_jax.workdir import Workdir, write_json
 
 _PREPARED = 'prepared'
@@ -55,7 +55,18 @@ def load_run(path: str) -> FinishedRun:
         )
     network, params = init_network(config.model, dataset.num_items, config.train.seed)
     like = init_state(params, make_optimizer(config.train), data_mesh())
-    best = Checkpoints(workdir.checkpoints).restore_best(like)
+    best = _restore_best(Checkpoints(workdir.checkpoints), like)
     if best.meta['fingerprint'] != dataset.fingerprint:
         raise DataError(f'{prepared} no longer holds the data that {path} was trained on: train again')
     return FinishedRun(config, dataset, network, best.state.params, best.meta['stopping']['best_epoch'])
+
+
+def _restore_best(checkpoints: Checkpoints, like: TrainState) -> Restored:
+    """The best checkpoint, also while a training process saves new ones and retires those that are being read."""
+    while True:
+        before = checkpoints.steps()
+        try:
+            return checkpoints.restore_best(like)
+        except (CheckpointError, FileNotFoundError):
+            if checkpoints.steps() == before:
+                raise

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments.cli import run
 from experiments.config import ExperimentConfig, differences
-from experiments.dataset_flags import DATASET, configured, prepared_dataset
+from experiments.dataset_flags import DATA_DIR, DATASET, configured, prepared_dataset
 from experiments.finished_run import read_config, write_config
 from experiments.runtime import StopSignals, backend_warning, enable_compilation_cache
 from experiments.terminal import Terminal
@@ -31,27 +31,29 @@ _ADOPT_CONFIG = flags.DEFINE_bool(
 
 def main() -> int:
     terminal = Terminal()
-    stop = StopSignals()
     config = configured()
-    path = Path(_WORKDIR.value or Path('runs') / DATASET.value)
+    path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
     if _RESTART.value:
         _move_aside(path, terminal)
     workdir = Workdir(path)
     workdir.lock()
-    same = _agree_on_config(workdir, config)
-    if same and (result := workdir.read_json(workdir.result)):
+    run_data = _agree_on_config(workdir, config)
+    if run_data and (result := workdir.read_json(workdir.result)):
+        _agree_on_data(workdir, config, run_data)
         terminal.note(f'{path} is finished:')
         terminal.result(result)
         return 0
     dataset, prepared = prepared_dataset(config)
-    terminal.note(f'data: {prepared}\nworkdir: {path.resolve()}')
+    terminal.note(f'data: {prepared}\nworkdir: {path}')
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()
+    stop = StopSignals(terminal.note)
     trainer = Trainer(
         config.model, config.data, config.train, dataset, workdir,
         reporter=terminal, stop_requested=stop.requested,
     )
+    workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
     write_config(workdir, config, prepared)
     try:
         result = trainer.run()
@@ -64,25 +66,38 @@ def main() -> int:
     return 0
 
 
-def _agree_on_config(workdir: Workdir, config: ExperimentConfig) -> bool:
-    """True if the workdir holds a run of this config; ConfigError if it holds another one's."""
+def _agree_on_config(workdir: Workdir, config: ExperimentConfig) -> Path | None:
+    """Prepared data of the run of this config that the workdir holds, if any; ConfigError if it is another config's."""
     found = read_config(workdir)
     if found is None:
         if workdir.checkpoints.exists():
             raise ConfigError(f'{workdir.path} holds checkpoints but no config.json: name another --workdir')
-        return False
-    different = differences(found[0], config)
+        return None
+    found_config, run_data = found
+    different = differences(found_config, config)
     if different and not _ADOPT_CONFIG.value:
         raise ConfigError(
             f'{workdir.path} holds a run of another config ({"; ".join(different)}). Name another --workdir, '
             'set it aside with --restart, or go on with the new config with --adopt_config'
         )
-    return not different
+    return None if different else run_data
+
+
+def _agree_on_data(workdir: Workdir, config: ExperimentConfig, run_data: Path) -> None:
+    """ConfigError if --data_dir names another log than a finished run's; a log that is gone is not missed."""
+    if not DATA_DIR.value or not Path(DATA_DIR.value).exists():
+        return
+    _, prepared = prepared_dataset(config)
+    if prepared.name != run_data.name:  # the name holds the fingerprint
+        raise ConfigError(
+            f'{workdir.path} holds a finished run on another log ({run_data}; this one is {prepared}): '
+            'name another --workdir, or set it aside with --restart'
+        )
 
 
 def _move_aside(path: Path, terminal: Terminal) -> None:
-    if not path.exists():
-        return
+    if not (path / 'config.json').exists():
+        return  # no run lies there
     Workdir(path).lock()  # refuses while another process trains there
     number = 1
     while (aside := path.with_name(f'{path.name}.{number}')).exists():

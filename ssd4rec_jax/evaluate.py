@@ -17,35 +17,35 @@ from ssd4rec_jax.train_state import DATA_AXIS, Network, by_rows, over_rows, repl
 
 
 class Ranker:
-    """Ranks the target of every example over the whole catalogue; compiled once for one set of examples.
+    """Ranks the target of every example over the whole catalogue; no item masked, nothing dropped out.
 
-    targets_per_step and tokens_per_row size the packed steps as in training; no item is masked, nothing
-    is dropped out, seen items stay in the ranking and item 0 never ranks.
+    Seen items stay in the ranking and item 0 never ranks. longest: the examples that size the packed steps, as
+    targets_per_step and tokens_per_row do in training; no history ranked later may be longer than theirs. So one
+    compiled program serves both splits: a user's test history is the validation history and one item more.
     """
 
     def __init__(
-        self, network: Network, examples: ExampleIndex, mesh, *,
+        self, network: Network, mesh, longest: ExampleIndex, *,
         targets_per_step: int, tokens_per_row: int, reporter: Reporter = Reporter(),
     ):
-        self.examples = examples
         self.mesh = mesh
         self.shape: StepShape = choose_step_shape(
-            examples.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
+            longest.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
             row_multiple=mesh.shape[DATA_AXIS],
         )
-        self.plan = plan_epoch(examples.lengths, self.shape, seed=0, epoch=0, shuffle=False)
         self.reporter = reporter
         self._jitted = jax.jit(over_rows(
             _rank_body(network), mesh, replicated_args=(True, False), out_specs=PartitionSpec(DATA_AXIS)
         ))
         self._compiled = None
 
-    def ranks(self, params: dict) -> np.ndarray:
+    def ranks(self, params: dict, examples: ExampleIndex) -> np.ndarray:
         """int64 [examples], rank from 1 of each example's target; TrainingError where a score is not finite."""
-        found = np.zeros(len(self.examples), np.int64)
+        found = np.zeros(len(examples), np.int64)
+        plan = plan_epoch(examples.lengths, self.shape, seed=0, epoch=0, shuffle=False)
         params = jax.device_put(params, replicated(self.mesh))
         with explain_out_of_memory('evaluation'):
-            for batch in step_loader(self.examples, self.plan):
+            for batch in step_loader(examples, plan):
                 device_batch = jax.device_put(batch, by_rows(self.mesh))
                 if self._compiled is None:
                     with self.reporter.compiling('the evaluation step'):
@@ -63,9 +63,9 @@ class Ranker:
             raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
         return found
 
-    def metrics(self, params: dict) -> dict[str, float]:
+    def metrics(self, params: dict, examples: ExampleIndex) -> dict[str, float]:
         """HR, NDCG and MRR at 10 and 20 over all examples."""
-        return ranking_metrics(self.ranks(params))
+        return ranking_metrics(self.ranks(params, examples))
 
 
 def _rank_body(network: Network):

@@ -28,17 +28,13 @@ def recommend(
     )
     shape = choose_step_shape(lengths, targets_per_step=HISTORIES_PER_STEP, tokens_per_row=TOKENS_PER_ROW)
     plan = plan_epoch(lengths, shape, seed=0, epoch=0, shuffle=False)
-    num_items = params['item_embedding'].shape[0] - 1
-    k = min(k, num_items)
+    k = min(k, params['item_embedding'].shape[0] - 1)
 
     @jax.jit
-    def readout_of(params, batch):
-        return network.bind(params).readout(batch.items, Layout.of(batch))
-
-    @jax.jit
-    def top(readout, table, seen):
-        s = scores(readout, table).at[:, 0].set(-jnp.inf)
-        # Item 0 stands for "no item" in `seen`; it never ranks anyway.
+    def top(params, batch, seen):
+        model = network.bind(params)
+        readout = model.readout(batch.items, Layout.of(batch))
+        s = scores(readout.reshape(-1, readout.shape[-1]), model.item_embedding[...])
         s = s.at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf)
         return jax.lax.top_k(s, k)
 
@@ -46,14 +42,13 @@ def recommend(
     best_scores = np.zeros((len(histories), k), np.float32)
     for step in range(plan.num_steps):
         batch = build_step(examples, plan, step)
-        real = batch.example_ids >= 0
-        ids = batch.example_ids[real]
-        longest = shape.tokens if exclude_seen else 1
-        seen = np.zeros((len(ids), longest), np.int32)
+        ids = batch.example_ids.reshape(-1)
+        # Item 0 never ranks; it also fills the slots of `seen` that hold no item.
+        seen = np.zeros((len(ids), lengths.max() if exclude_seen else 1), np.int32)
         if exclude_seen:
-            for row, e in enumerate(ids):
-                seen[row, :lengths[e]] = histories[e]
-        readout = readout_of(params, batch)[jnp.asarray(real)]
-        found, best[ids] = top(readout, params['item_embedding'], seen)
-        best_scores[ids] = found
+            for slot in np.flatnonzero(ids >= 0):
+                seen[slot, :lengths[ids[slot]]] = histories[ids[slot]]
+        found, items = top(params, batch, seen)
+        real = ids >= 0
+        best[ids[real]], best_scores[ids[real]] = np.asarray(items)[real], np.asarray(found)[real]
     return best, best_scores

@@ -15,7 +15,7 @@ from ssd4rec_jax.baselines import popularity_ranks
 from ssd4rec_jax.checkpoints import Checkpoints
 from ssd4rec_jax.data.config import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import ExampleIndex, test_examples, train_examples, valid_examples
+from ssd4rec_jax.data.examples import test_examples, train_examples, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.early_stopping import EarlyStopping
@@ -41,8 +41,8 @@ STOPPING_METRIC = 'NDCG@10'
 class Progress:
     """Where a run stands: what a checkpoint holds beside the arrays.
 
-    epoch counts from 0; step_in_epoch steps of it are done. seconds, targets and tokens are totals over all
-    sessions of the run, compilation and evaluation not counted.
+    epoch counts from 0; step_in_epoch steps of it are done. seconds, targets, tokens and slots (of tokens, filled or
+    not) are totals over all sessions of the run, compilation and evaluation not counted.
     """
 
     shape: StepShape
@@ -77,6 +77,7 @@ class Trainer:
     ):
         self.config = train
         self.data_config = data
+        self.model_config = model
         self.dataset = dataset
         self.workdir = workdir
         self.reporter = reporter
@@ -96,8 +97,16 @@ class Trainer:
         self.metrics_log = MetricsLog(workdir.metrics)
         self.progress = self._restore()
         self._step_fn = None
+        self._plan_told = False
         self._saved_at = time.monotonic()
-        self._rankers: dict[str, Ranker] = {}
+        self._held_out = {
+            'valid': valid_examples(dataset, max_history=data.max_history),
+            'test': test_examples(dataset, max_history=data.max_history),
+        }
+        self._ranker = Ranker(
+            self.network, self.mesh, self._held_out['test'], targets_per_step=train.targets_per_step,
+            tokens_per_row=data.tokens_per_row, reporter=reporter,
+        )
 
     # ---- where the run stands
 
@@ -134,18 +143,24 @@ class Trainer:
         return progress
 
     def _save(self) -> None:
-        finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(self.state.params))
-        if not finite:
-            raise self._not_finite('a parameter', int(self.state.step))
-        self.checkpoints.save(int(self.state.step), self.state, self.progress.to_meta())
+        self._check_parameters()
+        config = {
+            'model': dataclasses.asdict(self.model_config), 'data': dataclasses.asdict(self.data_config),
+            'train': dataclasses.asdict(self.config),
+        }
+        self.checkpoints.save(int(self.state.step), self.state, {**self.progress.to_meta(), 'config': config})
         self._saved_at = time.monotonic()
+
+    def _check_parameters(self) -> None:
+        if not _all_finite(self.state.params):
+            raise self._not_finite('a parameter', int(self.state.step))
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
         good = self.checkpoints.steps()
         last = f'the last good checkpoint is {self.workdir.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
         return TrainingError(
             f'{what} is not finite at step {step} (epoch {self.progress.epoch + 1}, learning rate '
-            f'{float(self.schedule(step)):g}); {last}. Lower train.learning_rate or set train.clip_norm'
+            f'{float(self.schedule(step - 1)):g}); {last}. Lower train.learning_rate or set train.clip_norm'
         )
 
     # ---- running
@@ -154,35 +169,43 @@ class Trainer:
         """Train to the end and return result.json's content; None if stop_requested ended it early."""
         with explain_out_of_memory('the train step'):
             while not self._finished():
-                if not self._epoch():
+                plan = self._plan()
+                if not self._steps(plan):
                     return None
+                self._evaluate_epoch(plan)
         return self._finish()
 
     def _finished(self) -> bool:
         stopping = self.progress.stopping
         return self.progress.epoch >= self.config.max_epochs or stopping.should_stop(self.config.patience)
 
-    def _epoch(self) -> bool:
-        """Run what is left of the current epoch; False if a stop was asked for before its end."""
-        shape, epoch = self.progress.shape, self.progress.epoch
-        plan = plan_epoch(self.examples.lengths, shape, seed=self.config.seed, epoch=epoch)
-        if self.progress.step_in_epoch == 0:
-            self.state = self.state._replace(**jax.device_put(
-                dict(epoch_loss=jnp.float32(0), epoch_targets=jnp.int32(0)), replicated(self.mesh)
-            ))
-        self.reporter.epoch(epoch + 1, self.progress.step_in_epoch, plan.num_steps)
-        if self.progress.step_in_epoch < plan.num_steps and not self._steps(plan):
-            return False
-        self._evaluate_epoch(plan)
-        return True
+    def _plan(self) -> EpochPlan:
+        """The current epoch's plan, its shape told once a session."""
+        shape = self.progress.shape
+        plan = plan_epoch(self.examples.lengths, shape, seed=self.config.seed, epoch=self.progress.epoch)
+        if not self._plan_told:
+            targets = plan.targets_per_step
+            self.reporter.note(
+                f'an epoch: {len(self.examples):,} targets in {plan.num_steps:,} steps of {shape.rows} x {shape.tokens:,} '
+                f'tokens, {targets.mean():,.0f} targets a step ({targets.min():,} to {targets.max():,}), '
+                f'packing fill {plan.fill:.1%}'
+            )
+            self._plan_told = True
+        return plan
 
     def _steps(self, plan: EpochPlan) -> bool:
-        """The epoch's remaining steps; each step's loss is read while the next one runs."""
+        """What is left of the epoch's steps, each one's loss read while the next runs; False if asked to stop."""
+        done = self.progress.step_in_epoch
+        self.reporter.epoch(self.progress.epoch + 1, done, plan.num_steps)
+        if done == 0:
+            self.state = self.state._replace(**jax.device_put(
+                {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(self.mesh)
+            ))
         seed, epoch = np.uint32(self.config.seed & 0xFFFFFFFF), np.uint32(self.progress.epoch)
-        first_step = int(self.state.step) - self.progress.step_in_epoch
+        first_step = int(self.state.step) - done
         window = _Window()
         pending = None
-        for batch in step_loader(self.examples, plan, start_step=self.progress.step_in_epoch):
+        for number, batch in enumerate(step_loader(self.examples, plan, start_step=done), start=done + 1):
             args = (jax.device_put(batch, by_rows(self.mesh)), seed, epoch)
             if self._step_fn is None:
                 self._step_fn = self._compile(*args)
@@ -191,15 +214,15 @@ class Trainer:
             if pending is not None:
                 self._account(plan, first_step, window, *pending)
             pending = loss, int(np.count_nonzero(batch.lengths)), int(np.count_nonzero(batch.segment_ids))
-            stopping = self.stop_requested()
-            due = time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
-            last = self.progress.step_in_epoch + 1 == plan.num_steps
-            if (stopping or due) and not last:
+            if number == plan.num_steps:
+                break  # the epoch's end evaluates and saves
+            stop = self.stop_requested()
+            if stop or time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
                 self._account(plan, first_step, window, *pending)
                 pending = None
                 self._save()
-                if stopping:
-                    return False
+            if stop:
+                return False
         if pending is not None:
             self._account(plan, first_step, window, *pending)
         return True
@@ -227,14 +250,15 @@ class Trainer:
                 'kind': 'train', 'step': step, 'epoch': p.epoch + 1, 'loss': loss,
                 'learning_rate': float(self.schedule(step - 1)),
                 'targets/s': window.targets / window.seconds, 'tokens/s': window.tokens / window.seconds,
-                'packing_fill': window.tokens / (window.steps * p.shape.rows * p.shape.tokens),
+                'packing_fill': tokens / (p.shape.rows * p.shape.tokens),
             })
             window.reset()
 
     def _evaluate_epoch(self, plan: EpochPlan) -> None:
+        self._check_parameters()
         step, epoch = int(self.state.step), self.progress.epoch + 1
         started = time.monotonic()
-        metrics = self._ranker('valid').metrics(self.state.params)
+        metrics = self._metrics('valid', self.state.params)
         stopping, improved = self.progress.stopping.update(metrics[STOPPING_METRIC], epoch, step)
         record = {
             'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
@@ -243,20 +267,11 @@ class Trainer:
         }
         self.metrics_log.write(record)
         self.reporter.evaluation(record)
-        self.progress = dataclasses.replace(
-            self.progress, epoch=epoch, step_in_epoch=0, stopping=stopping
-        )
+        self.progress = dataclasses.replace(self.progress, epoch=epoch, step_in_epoch=0, stopping=stopping)
         self._save()
 
-    def _ranker(self, split: str) -> Ranker:
-        if split not in self._rankers:
-            make: Callable[..., ExampleIndex] = {'valid': valid_examples, 'test': test_examples}[split]
-            self._rankers[split] = Ranker(
-                self.network, make(self.dataset, max_history=self.data_config.max_history), self.mesh,
-                targets_per_step=self.config.targets_per_step, tokens_per_row=self.data_config.tokens_per_row,
-                reporter=self.reporter,
-            )
-        return self._rankers[split]
+    def _metrics(self, split: str, params: dict) -> dict[str, float]:
+        return self._ranker.metrics(params, self._held_out[split])
 
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint and write result.json."""
@@ -265,7 +280,7 @@ class Trainer:
         seconds = max(p.seconds, 1e-9)
         result = {
             'dataset': self.dataset.name,
-            **{split: self._ranker(split).metrics(params) for split in ('valid', 'test')},
+            **{split: self._metrics(split, params) for split in ('valid', 'test')},
             'popularity': {
                 split: ranking_metrics(popularity_ranks(self.dataset, split)) for split in ('valid', 'test')
             },
@@ -293,6 +308,11 @@ class Trainer:
         return result
 
 
+@jax.jit
+def _all_finite(params: dict) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
 class _Window:
     """Speed since the last line of the log."""
 
@@ -301,12 +321,12 @@ class _Window:
         self.reset()
 
     def reset(self) -> None:
-        self.steps, self.targets, self.tokens, self.seconds = 0, 0, 0, 1e-9
+        self.targets, self.tokens, self.seconds = 0, 0, 1e-9
 
     def add(self, targets: int, tokens: int) -> float:
         """Count a finished step; seconds since the step before it."""
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
-        self.steps, self.targets, self.tokens = self.steps + 1, self.targets + targets, self.tokens + tokens
+        self.targets, self.tokens = self.targets + targets, self.tokens + tokens
         self.seconds += elapsed
         return elapsed
