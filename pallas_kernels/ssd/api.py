@@ -56,7 +56,8 @@ def ssd_scan(
     y = IMPLEMENTATIONS[implementation](
         x, dt.astype(wide), A.astype(wide), B, C, run, reverse=reverse, chunk_size=chunk_size
     )
-    return y if D is None else y + (D.astype(x.dtype)[:, None] * x)
+    # In the wide dtype, so that D's gradient is not summed in bfloat16.
+    return y if D is None else y + (D.astype(wide)[:, None] * x.astype(wide)).astype(x.dtype)
 
 
 def _check(x, dt, A, B, C, D, segment_ids, chunk_size):

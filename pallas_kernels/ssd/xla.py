@@ -134,8 +134,9 @@ def _backward_block(A, reverse, dh, inputs):
     dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
     dB += _einsum('bksgrp,bkgnrp->bksgn', (d.exit[..., None] * u).astype(narrow), dh_narrow, wide=wide)
 
-    ds = jnp.sum(g * y - u * du, axis=-1)
-    at_last = jnp.sum(u * du_exit, axis=(2, 5)) + d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
+    # The undecayed terms of both products cancel: they must be made of the same rounded numbers as the matmuls' are.
+    ds = jnp.sum(g_narrow.astype(wide) * y - u_narrow.astype(wide) * du, axis=-1)
+    at_last = jnp.sum(u_narrow.astype(wide) * du_exit, axis=(2, 5)) + d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
     last = 0 if reverse else -1
     ds = ds.at[:, :, last].add(at_last)
     da = jnp.einsum('bkqs,bkqgr->bksgr', d.visible, ds, precision=lax.Precision.HIGHEST)

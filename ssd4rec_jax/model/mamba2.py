@@ -170,7 +170,8 @@ class BidirectionalMamba2(nnx.Module):
         return -jnp.exp(self.A_log[...])
 
     def _skip(self, x):
-        return self._cast(self.D_skip)[:, None] * x
+        D = self.D_skip[...][:, None]
+        return (D * x.astype(D.dtype)).astype(x.dtype)
 
     def _split_xBC(self, xBC):
         c = self.config
