@@ -5,6 +5,7 @@ from flax import nnx
 from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2
 
@@ -25,7 +26,7 @@ class FeedForward(nnx.Module):
         self.norm = layer_norm(config, **kwargs)
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
-        inner = dropout(jax.nn.gelu(self.w_1(h), approximate=False), self.dropout_prob, draws, f'{name}.inner')
+        inner = dropout(gelu(self.w_1(h)), self.dropout_prob, draws, f'{name}.inner')
         return dropout(self.norm(self.w_2(inner) + h), self.dropout_prob, draws, f'{name}.out')
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels import ssd_scan
 from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
 from ssd4rec_jax.model.short_conv import short_conv
@@ -38,7 +39,7 @@ def _layer(layer: BiSSDLayer, u, layout, draws, name):
         backward = mirror_within_segment(backward, layout.mirror)
     h = dropout(layer.norm(forward + config.beta * backward + u), config.dropout_prob, draws, f'{name}.mixer')
     ffn = layer.ffn
-    inner = dropout(jax.nn.gelu(ffn.w_1(h), approximate=False), config.dropout_prob, draws, f'{name}.ffn.inner')
+    inner = dropout(gelu(ffn.w_1(h)), config.dropout_prob, draws, f'{name}.ffn.inner')
     return dropout(ffn.norm(ffn.w_2(inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
 
 
