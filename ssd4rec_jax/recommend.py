@@ -35,7 +35,7 @@ def recommend(
         model = network.bind(params)
         readout = model.readout(batch.items, Layout.of(batch))
         s = scores(readout.reshape(-1, readout.shape[-1]), model.item_embedding[...])
-        s = s.at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf)
+        s = s.at[:, 0].set(-jnp.inf).at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf)
         return jax.lax.top_k(s, k)
 
     best = np.zeros((len(histories), k), np.int32)
@@ -43,7 +43,7 @@ def recommend(
     for step in range(plan.num_steps):
         batch = build_step(examples, plan, step)
         ids = batch.example_ids.reshape(-1)
-        # Item 0 never ranks; it also fills the slots of `seen` that hold no item.
+        # Item 0, which never ranks, fills what is left of each history's row.
         seen = np.zeros((len(ids), lengths.max() if exclude_seen else 1), np.int32)
         if exclude_seen:
             for slot in np.flatnonzero(ids >= 0):

@@ -1,18 +1,20 @@
 """The training command end to end: what it leaves, and that a killed run ends bitwise as one never stopped."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TINY = [
-    '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
-    '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=128',
-    '--set=train.checkpoint_seconds=0.2',
+    '--dataset=interactions', '--data_dir=log.inter', '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
+    '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=32',
+    '--set=train.checkpoint_seconds=0.05',
 ]
 SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
@@ -42,11 +44,11 @@ def without_speed(rows: list[dict]) -> list[dict]:
 
 
 def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> None:
-    """Send a signal once a checkpoint lies between two epochs' ends."""
+    """Send a signal once there are two checkpoints and the newest was written between two epochs' ends."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
-        steps = [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()]
-        if len(steps) >= 2:
+        found = sorted((p for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()), key=lambda p: int(p.name))
+        if len(found) >= 2 and json.loads((found[-1] / 'meta.json').read_text())['step_in_epoch']:
             process.send_signal(number)
             process.wait(timeout=60)
             return
@@ -57,7 +59,14 @@ def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp('root')
+    """A folder with a log of 300 users, who walk through 40 items in their order with gaps."""
+    path, rng = tmp_path_factory.mktemp('root'), np.random.default_rng(0)
+    lines = ['user_id:token\titem_id:token\ttimestamp:float']
+    for user in range(300):
+        items = (rng.integers(40) + np.cumsum(rng.integers(1, 3, rng.integers(10, 20)))) % 40
+        lines += [f'u{user}\ti{item}\t{time}' for time, item in enumerate(items)]
+    (path / 'log.inter').write_text('\n'.join(lines) + '\n')
+    return path
 
 
 @pytest.fixture(scope='module')
@@ -74,10 +83,11 @@ def test_a_run_leaves_what_it_says(whole):
     names = {f'{m}@{k}' for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)}
     for part in (result['valid'], result['test'], result['popularity']['valid'], result['popularity']['test']):
         assert set(part) == names and all(0 <= v <= 1 for v in part.values())
-    assert result['dataset'] == 'synthetic' and result['epochs'] == 2 and result['best_epoch'] in (1, 2)
+    assert result['dataset'] == 'interactions' and result['epochs'] == 2 and result['best_epoch'] in (1, 2)
     assert len(result['parameters_sha256']) == 64 and result['seed'] == 2024 and result['backend'] == 'cpu'
-    for key in ('train_seconds', 'targets/s', 'tokens/s', 'parameters', 'packing_fill'):
+    for key in ('train_seconds', 'targets/s', 'tokens/s', 'parameters', 'packing_fill', 'peak_memory_bytes', 'devices'):
         assert result[key] > 0
+    assert set(result['versions']) == {'python', 'jax', 'flax', 'numpy'}
     rows = records(workdir)
     train = [r for r in rows if r['kind'] == 'train']
     for row in train:
@@ -114,7 +124,7 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
         victim.write_bytes(content)
     done = run(root, name)
     assert done.returncode == 0, done.stderr
-    assert 'going on from step' in done.stdout
+    assert int(re.search(r'going on from step .*, (\d+) steps of it done', done.stdout)[1]) > 0
     assert ('is damaged' in done.stderr) == damage
     ours, theirs = (json.loads((root / w / 'result.json').read_text()) for w in (name, 'whole'))
     assert ours['parameters_sha256'] == theirs['parameters_sha256']
@@ -123,14 +133,19 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_and_exit(root, number):
+def test_ctrl_c_and_sigterm_save_exit_and_go_on(root, whole, number):
     name = f'stopped-{number}'
-    process = start(root, name, '--set=train.max_epochs=300')
+    process = start(root, name)
     stop_in_mid_epoch(process, root / name, number)
     out, err = process.communicate()
     assert process.returncode == 128 + number
-    assert 'stopped and saved' in out and 'Traceback' not in err
+    assert signal.Signals(number).name in out and 'stopped and saved' in out and 'Traceback' not in err
     assert not (root / name / 'result.json').exists()
+    done = run(root, name)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (json.loads((root / w / 'result.json').read_text()) for w in (name, 'whole'))
+    assert ours['parameters_sha256'] == theirs['parameters_sha256']
+    assert without_speed(records(root / name)) == without_speed(records(root / 'whole'))
 
 
 def test_a_workdir_of_another_config_is_refused_by_name_unless_told_otherwise(root, whole):

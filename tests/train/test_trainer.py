@@ -1,0 +1,203 @@
+"""The training loop inside this process: stopping, resuming, other device counts, divergence."""
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import ssd4rec_jax.trainer
+from ssd4rec_jax.data.examples import train_examples
+from ssd4rec_jax.data.packing import build_step, plan_epoch
+from ssd4rec_jax.errors import ConfigError, TrainingError
+from ssd4rec_jax.evaluate import Ranker
+from ssd4rec_jax.train_state import data_mesh, loss_and_gradients, over_rows, parameters_sha256
+from tests.train.adamw import adamw_by_hand
+from tests.train.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
+
+SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
+
+
+def records(path, kind=None) -> list[dict]:
+    rows = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows if kind in (None, row['kind'])]
+
+
+def steps_of(path) -> list[int]:
+    return sorted(int(p.name) for p in (path / 'checkpoints').iterdir() if p.name.isdigit())
+
+
+def use_devices(monkeypatch, count):
+    monkeypatch.setattr(ssd4rec_jax.trainer, 'data_mesh', lambda: data_mesh(jax.devices()[:count]))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """(workdir, result, what was said) of a run of two epochs on eight devices, never stopped."""
+    path, said = tmp_path_factory.mktemp('whole'), Notes()
+    return path, trainer_in(path, reporter=said).run(), said.notes
+
+
+def test_what_a_run_says_and_logs(whole):
+    path, result, notes = whole
+    dataset = tiny_dataset()
+    examples = int((dataset.lengths - 3).sum())
+    train = records(path, 'train')
+    steps = train[-1]['step'] // 2
+    assert any(f'{examples:,} targets in {steps} steps of 8 x ' in note for note in notes)
+    due = {s for s in range(1, 2 * steps + 1) if s % TRAIN.log_every == 0 or s in (steps, 2 * steps)}
+    assert [r['step'] for r in train] == sorted(due)
+    assert [r['epoch'] for r in train] == [1 + (r['step'] > steps) for r in train]
+    assert {r['learning_rate'] for r in train} == {TRAIN.learning_rate}
+    valid = records(path, 'valid')
+    assert [(r['step'], r['epoch']) for r in valid] == [(steps, 1), (2 * steps, 2)]
+    # Tokens of all prefixes over all slots of the epoch.
+    tokens = sum(n * (n + 1) // 2 for n in (dataset.lengths - 3).tolist())
+    rows, width = [int(x) for x in notes[0].split(' steps of ')[1].split(' tokens')[0].replace(',', '').split(' x ')]
+    assert valid[0]['packing_fill'] == pytest.approx(tokens / (steps * rows * width))
+    assert result['packing_fill'] == pytest.approx(tokens / (steps * rows * width))
+    assert records(path, 'test')[0]['NDCG@10'] == result['test']['NDCG@10']
+
+
+def test_a_stopped_run_goes_on_bitwise_and_its_checkpoint_holds_the_config(whole, tmp_path):
+    workdir, result, _ = whole
+    assert trainer_in(tmp_path, stop_requested=StopAfter(2)).run() is None
+    assert steps_of(tmp_path) == [2] and not (tmp_path / 'result.json').exists()
+    meta = json.loads((tmp_path / 'checkpoints/2/meta.json').read_text())
+    assert (meta['epoch'], meta['step_in_epoch']) == (0, 2)
+    assert meta['config']['train'] == dataclasses.asdict(TRAIN) and meta['config']['data'] == dataclasses.asdict(DATA)
+    again = trainer_in(tmp_path)
+    resumed = again.run()
+    assert resumed['parameters_sha256'] == result['parameters_sha256']
+    assert (resumed['valid'], resumed['test']) == (result['valid'], result['test'])
+    assert records(tmp_path) == records(workdir)
+
+
+@pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
+def test_a_run_goes_on_with_another_device_count(whole, tmp_path, monkeypatch, first, then):
+    workdir, result, _ = whole
+    use_devices(monkeypatch, first)
+    assert trainer_in(tmp_path, stop_requested=StopAfter(3)).run() is None
+    use_devices(monkeypatch, then)
+    resumed = trainer_in(tmp_path).run()
+    assert resumed['devices'] == then
+    for ours, theirs in zip(records(tmp_path, 'valid'), records(workdir, 'valid'), strict=True):
+        assert ours['epoch_loss'] == pytest.approx(theirs['epoch_loss'], rel=1e-5)
+        for metric in ('HR@10', 'NDCG@10', 'MRR@20'):  # rounding may swap two items that score alike for one user
+            assert ours[metric] == pytest.approx(theirs[metric], abs=0.5 / 60)
+
+
+def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
+    use_devices(monkeypatch, 1)
+    three = dataclasses.replace(DATA, rows_per_step=3)
+    trainer_in(tmp_path, data=three)._save()  # step 0, which spares a compilation
+    use_devices(monkeypatch, 2)
+    with pytest.raises(ConfigError, match='3 rows, which 2 devices cannot share evenly: set data.rows_per_step'):
+        trainer_in(tmp_path, data=three)
+
+
+def test_another_log_in_the_same_workdir_is_refused(whole):
+    workdir, _, _ = whole
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    with pytest.raises(ConfigError, match='another log or other data settings .fingerprint tiny0 there, tiny7 here'):
+        trainer_in(workdir, dataset=tiny_dataset(seed=7))
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def scripted_metrics(monkeypatch, values):
+    """Ranker.metrics gives these NDCG@10, then 0."""
+    values = iter(values)
+    names = [f'{m}@{k}' for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)]
+    monkeypatch.setattr(Ranker, 'metrics', lambda *_: dict.fromkeys(names, 0.0) | {'NDCG@10': next(values, 0.0)})
+
+
+def test_early_stopping_honours_patience_and_the_result_is_the_best_epochs(whole, tmp_path, monkeypatch):
+    """Epoch 2 is the best, 3 and 4 are worse: with patience 1 the run ends with epoch 2's parameters."""
+    scripted_metrics(monkeypatch, [0.1, 0.3, 0.2, 0.2])
+    result = trainer_in(tmp_path / 'stops', train=dataclasses.replace(TRAIN, max_epochs=9, patience=1)).run()
+    assert (result['epochs'], result['best_epoch']) == (4, 2)
+    assert [r['best'] for r in records(tmp_path / 'stops', 'valid')] == [True, True, False, False]
+    scripted_metrics(monkeypatch, [0.1, 0.3])
+    two_epochs = trainer_in(tmp_path / 'two').run()
+    assert two_epochs['best_epoch'] == 2
+    assert result['parameters_sha256'] == two_epochs['parameters_sha256']
+
+
+def test_divergence_names_step_rate_and_last_good_checkpoint_and_saves_nothing(whole, tmp_path):
+    trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=1)).run()
+    good = steps_of(tmp_path)[-1]
+    diverges = trainer_in(
+        tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3, learning_rate=1e30, checkpoint_seconds=1e-3)
+    )
+    with pytest.raises(TrainingError, match=r'not finite at step (\d+) \(epoch 2, learning rate 1e\+30\)') as error:
+        diverges.run()
+    newest = steps_of(tmp_path)[-1]
+    assert str(tmp_path / 'checkpoints' / str(newest)) in str(error.value)
+    restored = diverges.checkpoints.restore_latest(diverges.state).state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.params)) and newest >= good
+    assert [r['step'] for r in records(tmp_path, 'train')] == sorted({r['step'] for r in records(tmp_path, 'train')})
+
+
+def test_a_run_that_diverges_at_once_says_that_there_is_no_checkpoint(tmp_path):
+    hopeless = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, learning_rate=1e30))
+    with pytest.raises(TrainingError, match='not finite at step [12] .*learning rate 1e.30.; no checkpoint yet. Lower'):
+        hopeless.run()
+    assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_max_history_says_how_many_histories_it_cuts(tmp_path):
+    said = Notes()
+    trainer_in(tmp_path, data=dataclasses.replace(DATA, max_history=4), reporter=said)
+    prefixes = [n for length in tiny_dataset().lengths for n in range(1, length - 2)]
+    cut = sum(n > 4 for n in prefixes)
+    assert f'data.max_history=4 shortens {cut} of {len(prefixes)} training histories' in said.notes
+
+
+def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
+    config = dataclasses.replace(
+        TRAIN, optimizer='adamw', weight_decay=0.1, clip_norm=0.05, schedule='warmup_cosine', warmup_steps=1,
+        decay_steps=9, learning_rate=0.03,
+    )
+    trainer = trainer_in(tmp_path, train=config, stop_requested=StopAfter(3))
+    params = jax.tree.map(np.array, trainer.state.params)
+    mesh = data_mesh(jax.devices()[:8])
+    gradients = jax.jit(over_rows(
+        lambda *args: loss_and_gradients(trainer.network, DATA.mask_ratio, *args), mesh,
+        replicated_args=(True, False, True, True), out_specs=jax.sharding.PartitionSpec(),
+    ))
+    examples = train_examples(tiny_dataset())
+    plan = plan_epoch(examples.lengths, trainer.progress.shape, seed=config.seed, epoch=0)
+    leaves, structure = jax.tree.flatten(params)
+    by_hand = adamw_by_hand(leaves, rates=[0.0, 0.03, 0.03 * (1 + np.cos(np.pi / 8)) / 2], decay=0.1, clip=0.05)
+    for step in range(3):
+        batch = build_step(examples, plan, step)
+        now = jax.tree.unflatten(structure, [leaf.astype(np.float32) for leaf in leaves])
+        _, count, grads = gradients(now, batch, np.uint32(config.seed), np.uint32(0))
+        leaves = by_hand([np.asarray(g, np.float64) / int(count) for g in jax.tree.leaves(grads)])
+    assert trainer.run() is None
+    moved = 0
+    for ours, theirs, start in zip(jax.tree.leaves(trainer.state.params), leaves, jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+        moved = max(moved, np.abs(theirs - start).max())
+    assert moved > 0.02
+
+
+def test_the_result_describes_the_run(whole):
+    path, result, _ = whole
+    assert json.loads((path / 'result.json').read_text()) == result
+    trainer = trainer_in(path)
+    best = trainer.checkpoints.restore_best(trainer.state).state.params
+    assert result['parameters_sha256'] == parameters_sha256(best)
+    assert result['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(best))
+    # Popularity by hand: how often an item occurs in items 1 .. n-2, ties by id.
+    dataset, ranks = tiny_dataset(), []
+    counts = np.zeros(31)
+    for user in range(60):
+        np.add.at(counts, history(dataset, user, held_out=2), 1)
+    for user in range(60):
+        target = history(dataset, user)[-1]
+        ranks.append(1 + sum(
+            counts[i] > counts[target] or (counts[i] == counts[target] and i < target) for i in range(1, 31)
+        ))
+    assert result['popularity']['test']['HR@10'] == pytest.approx(np.mean(np.array(ranks) <= 10))
+    assert result['popularity']['test']['MRR@20'] == pytest.approx(np.mean([1 / r if r <= 20 else 0 for r in ranks]))
