@@ -2,7 +2,6 @@
 import glob
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -31,11 +30,10 @@ def backend_warning() -> str | None:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask the run to save and stop, which `note` tells; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM ask the run to save and stop; a second Ctrl-C interrupts at once."""
 
-    def __init__(self, note: Callable[[str], None]):
+    def __init__(self):
         self.received: int | None = None
-        self.note = note
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
@@ -43,7 +41,9 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        self.note(f'{signal.Signals(number).name}: stopping after the step that runs; Ctrl-C again stops without saving')
+        # Not print: the signal may have come in the midst of one.
+        name = signal.Signals(number).name
+        os.write(2, f'\n{name}: stopping after the step that runs; Ctrl-C again stops without saving\n'.encode())
 
     def requested(self) -> bool:
         return self.received is not None

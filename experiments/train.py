@@ -48,7 +48,7 @@ def main() -> int:
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()
-    stop = StopSignals(terminal.note)
+    stop = StopSignals()
     trainer = Trainer(
         config.model, config.data, config.train, dataset, workdir,
         reporter=terminal, stop_requested=stop.requested,

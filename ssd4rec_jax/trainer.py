@@ -114,12 +114,7 @@ class Trainer:
         restored = self.checkpoints.restore_latest(self.state)
         if restored is None:
             self.metrics_log.keep(lambda record: False)
-            shape = choose_step_shape(
-                self.examples.lengths, targets_per_step=self.config.targets_per_step,
-                tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
-                row_multiple=self.mesh.shape[DATA_AXIS],
-            )
-            progress = Progress(shape=shape, fingerprint=self.dataset.fingerprint)
+            progress = Progress(shape=self._choose_shape(), fingerprint=self.dataset.fingerprint)
         else:
             progress = Progress.from_meta(restored.meta)
             if progress.fingerprint != self.dataset.fingerprint:
@@ -134,6 +129,9 @@ class Trainer:
                 f'going on from step {restored.step} (epoch {progress.epoch + 1}, '
                 f'{progress.step_in_epoch} steps of it done)'
             )
+            if _plan_settings(restored.meta['config']) != _plan_settings(self._configs()):
+                progress = dataclasses.replace(progress, shape=self._choose_shape(), step_in_epoch=0)
+                self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
         devices = self.mesh.shape[DATA_AXIS]
         if progress.shape.rows % devices:
             raise ConfigError(
@@ -142,13 +140,21 @@ class Trainer:
             )
         return progress
 
+    def _choose_shape(self) -> StepShape:
+        return choose_step_shape(
+            self.examples.lengths, targets_per_step=self.config.targets_per_step,
+            tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
+            row_multiple=self.mesh.shape[DATA_AXIS],
+        )
+
+    def _configs(self) -> dict:
+        configs = {'model': self.model_config, 'data': self.data_config, 'train': self.config}
+        return {name: dataclasses.asdict(config) for name, config in configs.items()}
+
     def _save(self) -> None:
         self._check_parameters()
-        config = {
-            'model': dataclasses.asdict(self.model_config), 'data': dataclasses.asdict(self.data_config),
-            'train': dataclasses.asdict(self.config),
-        }
-        self.checkpoints.save(int(self.state.step), self.state, {**self.progress.to_meta(), 'config': config})
+        meta = {**self.progress.to_meta(), 'config': self._configs()}
+        self.checkpoints.save(int(self.state.step), self.state, meta)
         self._saved_at = time.monotonic()
 
     def _check_parameters(self) -> None:
@@ -306,6 +312,15 @@ class Trainer:
         self.reporter.evaluation(test)
         write_json(self.workdir.result, result)
         return result
+
+
+def _plan_settings(configs: dict) -> list:
+    """The settings that decide an epoch's plan, in which a checkpoint of mid-epoch counts its steps."""
+    data, train = configs['data'], configs['train']
+    return [
+        *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step')),
+        *(train[key] for key in ('targets_per_step', 'seed')),
+    ]
 
 
 @jax.jit

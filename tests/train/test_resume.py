@@ -139,7 +139,7 @@ def test_ctrl_c_and_sigterm_save_exit_and_go_on(root, whole, number):
     stop_in_mid_epoch(process, root / name, number)
     out, err = process.communicate()
     assert process.returncode == 128 + number
-    assert signal.Signals(number).name in out and 'stopped and saved' in out and 'Traceback' not in err
+    assert signal.Signals(number).name in err and 'stopped and saved' in out and 'Traceback' not in err
     assert not (root / name / 'result.json').exists()
     done = run(root, name)
     assert done.returncode == 0, done.stderr

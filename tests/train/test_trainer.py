@@ -96,6 +96,22 @@ def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
         trainer_in(tmp_path, data=three)
 
 
+@pytest.mark.parametrize('change, starts_anew', [
+    ({'targets_per_step': 32}, True), ({'seed': 1}, True), ({'max_epochs': 9, 'log_every': 1}, False),
+])
+def test_a_config_that_packs_in_another_way_starts_the_epoch_anew(tmp_path, change, starts_anew):
+    half = trainer_in(tmp_path)
+    half.progress = dataclasses.replace(half.progress, epoch=3, step_in_epoch=2)
+    half._save()
+    tokens = half.progress.shape.tokens
+    del half
+    said = Notes()
+    other = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, **change), reporter=said)
+    assert (other.progress.epoch, other.progress.step_in_epoch) == (3, 0 if starts_anew else 2)
+    assert any('epoch 4 starts anew' in note for note in said.notes) == starts_anew
+    assert other.progress.shape.tokens == (tokens // 2 if 'targets_per_step' in change else tokens)
+
+
 def test_another_log_in_the_same_workdir_is_refused(whole):
     workdir, _, _ = whole
     before = (workdir / 'metrics.jsonl').read_bytes()
