@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_bitwise_and_its_checkpoint_holds_the_config(whole
 
 @pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
 def test_a_run_goes_on_with_another_device_count(whole, tmp_path, monkeypatch, first, then):
-    workdir, result, _ = whole
+    workdir, _, _ = whole
     use_devices(monkeypatch, first)
     assert trainer_in(tmp_path, stop_requested=StopAfter(3)).run() is None
     use_devices(monkeypatch, then)
