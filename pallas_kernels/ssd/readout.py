@@ -42,6 +42,14 @@ def ssd_readout(
     return sums.reshape(batch, slots + 1, heads, headdim)[:, :slots].astype(x.dtype)
 
 
+def ssd_weights_from_start(dt: jax.Array, A: jax.Array, slot: jax.Array) -> jax.Array:
+    """What each token weighs in a scan from the right that is read at its segment's first token: [batch, length, heads].
+
+    dt_k times the decay over the tokens before k. dt, A and slot as in ssd_readout.
+    """
+    return jnp.exp(_decay_to_end(dt * A, slot, reverse=True)) * dt
+
+
 def _decay_to_end(a: jax.Array, slot: jax.Array, reverse: bool) -> jax.Array:
     """[batch, length, heads]: sum of `a` over the tokens after each one in its segment (before it, if reverse)."""
     same = (slot[:, 1:] == slot[:, :-1])[..., None]

@@ -6,8 +6,8 @@ from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
-from ssd4rec_jax.model.layout import Layout, take_tokens
-from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2, Inputs
 
 
 def layer_norm(config: ModelConfig, **kwargs) -> nnx.LayerNorm:
@@ -39,14 +39,18 @@ class BiSSDLayer(nnx.Module):
         self.norm = layer_norm(config, **kwargs)
         self.ffn = FeedForward(config, **kwargs)
 
-    def __call__(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """u [rows, tokens, D] -> [rows, tokens, D]; `name` keeps the layers' dropout streams apart."""
-        return self._after_mixer(self.mixer(u, layout), u, draws, name)
+    def __call__(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """Every token's output [rows, tokens, D]; `name` keeps the layers' dropout streams apart."""
+        return self._after_mixer(self.mixer(inputs, layout), inputs.at(), draws, name)
 
-    def readout(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+    def readout(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
         """The same at each history's last token alone, [rows, segments, D]; arbitrary where a slot is empty."""
         draws = None if draws is None else draws.at(layout.ends)
-        return self._after_mixer(self.mixer.readout(u, layout), take_tokens(u, layout.ends), draws, name)
+        return self._after_mixer(self.mixer.readout(inputs, layout), inputs.at(layout.ends), draws, name)
+
+    def prefix_readouts(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """`readout` of the prefix that ends at each token, [rows, tokens, D]."""
+        return self._after_mixer(self.mixer.prefix_readouts(inputs, layout), inputs.at(), draws, name)
 
     def _after_mixer(self, mixed, u, draws, name):
         h = dropout(self.norm(mixed + u), self.dropout_prob, draws, f'{name}.mixer')

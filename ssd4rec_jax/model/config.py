@@ -13,6 +13,7 @@ class ModelConfig:
 
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored
       position, as the released code does; 'aligned' flips it back, as the paper draws it.
+    beta: weight of the backward direction; 0 makes the model forward-only and leaves the direction out.
     dtype: of activations and matmuls; parameters stay float32. 'auto' is bfloat16 on GPU and TPU,
       float32 on CPU. 'float64' is for parity checks and needs JAX_ENABLE_X64.
     """
@@ -53,6 +54,14 @@ class ModelConfig:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f'model.dtype={self.dtype!r} must be one of {", ".join(DTYPES)}')
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Whether one pass over a history gives the readout of each of its prefixes.
+
+        Below the last layer the backward direction makes every token depend on the prefix's end.
+        """
+        return self.num_layers == 1 or self.beta == 0
 
     @property
     def d_inner(self) -> int:

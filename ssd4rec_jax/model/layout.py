@@ -58,6 +58,11 @@ def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, at: row[at])(x, index)
 
 
+def of_history(x: jax.Array, slot: jax.Array, *index: jax.Array) -> jax.Array:
+    """What each token's history holds: x [rows, segments, ...] at slot and further indices [rows, tokens]; 0 in padding."""
+    return jax.vmap(lambda row, *at: row.at[at].get(mode='fill', fill_value=0))(x, slot, *index)
+
+
 @jax.custom_vjp
 def mirror_within_segment(x: jax.Array, mirror: jax.Array) -> jax.Array:
     """x [rows, tokens, channels] with each history reversed in place, dtype of x.

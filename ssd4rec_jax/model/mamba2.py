@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels import ssd_readout, ssd_scan
-from ssd4rec_jax.dense import dot_general, matmul
+from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
+from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
-from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
-from ssd4rec_jax.model.short_conv import short_conv
+from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
+from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
+from ssd4rec_jax.model.short_conv import short_conv, token_before
 
+Inputs = TokenInputs | ItemInputs
 LINEAR_INIT = nnx.initializers.normal(0.02)
 DT_MIN, DT_MAX = 1e-3, 1e-1
 
@@ -63,33 +65,60 @@ class BidirectionalMamba2(nnx.Module):
             config.d_inner, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
 
-    def __call__(self, u: jax.Array, layout: Layout) -> jax.Array:
-        """u [rows, tokens, D] -> [rows, tokens, D], dtype of the module."""
+    def __call__(self, inputs: Inputs, layout: Layout) -> jax.Array:
+        """f + beta * b at every token, [rows, tokens, D] in the module's dtype."""
         c = self.config
-        z, xBC, dt = jnp.split(self.in_proj(u), [c.d_inner, c.d_inner + c.conv_width], axis=-1)
-        dt, gate = self._dt(dt), jax.nn.silu(z)
+        xBC, dt, gate = self._project_all(inputs)
         forward = self._scan(xBC, dt, gate, layout, reverse=False)
+        if c.beta == 0:
+            return self.out_proj(forward)
         backward = self._scan(xBC, dt, gate, layout, reverse=True)
         if c.backward_order == 'reversed':
             backward = mirror_within_segment(backward, layout.mirror)
         return self._merge(forward, backward)
 
-    def readout(self, u: jax.Array, layout: Layout) -> jax.Array:
+    def readout(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """The same at each history's last token alone: [rows, segments, D], arbitrary where a slot is empty.
 
         Tokens are projected to x, B and dt only. 'reversed' reads the backward direction at the first token, where it
         has seen the whole history; 'aligned' at the last one, which it starts from and so depends on alone.
         """
         c = self.config
-        columns = self._columns()
-        xB = self._project(u, columns['x'], columns['B'])
-        dt = self._dt(self._project(u, columns['dt']))
-        forward = self._query(u, xB, dt, layout, layout.ends, reverse=False)
+        xB = self._project(inputs, 'x', 'B')
+        dt = self._dt(self._project(inputs, 'dt'))
+        forward = self._query(inputs, xB, dt, layout, layout.ends, reverse=False)
+        if c.beta == 0:
+            return self.out_proj(forward)
         if c.backward_order == 'reversed':
-            backward = self._query(u, xB, dt, layout, layout.starts, reverse=True)
+            backward = self._query(inputs, xB, dt, layout, layout.starts, reverse=True)
         else:
-            backward = self._first_read(take_tokens(u, layout.ends))
+            backward = self._first_read(*self._project_all(inputs, layout.ends))
         return self._merge(forward, backward)
+
+    def prefix_readouts(self, inputs: Inputs, layout: Layout) -> jax.Array:
+        """What `readout` gives for the prefix that ends at each token, for all tokens at once: [rows, tokens, D].
+
+        The forward scan passes a prefix's last token with the same value; backward, see _prefix_backward.
+        """
+        c = self.config
+        xBC, dt, gate = self._project_all(inputs)
+        forward = self._scan(xBC, dt, gate, layout, reverse=False)
+        if c.beta == 0:
+            return self.out_proj(forward)
+        if c.backward_order == 'reversed':
+            backward = self._prefix_backward(xBC, dt, gate, layout)
+        else:
+            backward = self._first_read(xBC, dt, gate)
+        return self._merge(forward, backward)
+
+    def _project_all(self, inputs, at=None):
+        """(x, B and C before the convolution, dt, silu(z)) of all tokens, or of some."""
+        c = self.config
+        kernel = self._cast(self.in_proj.kernel)
+        z, xBC, dt = jnp.split(
+            inputs.project(kernel, (slice(None),), at), [c.d_inner, c.d_inner + c.conv_width], axis=-1
+        )
+        return xBC, self._dt(dt), jax.nn.silu(z)
 
     def _dt(self, dt):
         wide = self.dt_bias.dtype
@@ -108,47 +137,82 @@ class BidirectionalMamba2(nnx.Module):
         )
         return self.norm(y.reshape(gate.shape) * gate)
 
-    def _query(self, u, xB, dt, layout, at, *, reverse):
+    def _query(self, inputs, xB, dt, layout, at, *, reverse):
         """One direction at the token `at` of each history that reads it last, up to its gated norm."""
         c = self.config
-        columns = self._columns()
         no_C = slice(0, c.d_inner + c.ngroups * c.d_state)
         xB = self._conv(xB, layout, no_C, reverse=reverse)
         x, B = jnp.split(xB, [c.d_inner], axis=-1)
-        C = self._conv_at(u, columns['C'], layout, at, reverse=reverse)
+        C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
             self._heads(x), dt, self._A(), self._groups(B), self._groups(C), layout.slot, reverse=reverse
         )
         y += self._skip(self._heads(take_tokens(x, at)))
-        gate = jax.nn.silu(self._project(take_tokens(u, at), columns['z']))
+        gate = jax.nn.silu(self._project(inputs, 'z', at=at))
         return self.norm(y.reshape(gate.shape) * gate)
 
-    def _first_read(self, u):
+    def _first_read(self, xBC, dt, gate):
         """What a direction gives at the token that it reads first: a function of that token alone."""
-        c = self.config
-        z, xBC, dt = jnp.split(self.in_proj(u), [c.d_inner, c.d_inner + c.conv_width], axis=-1)
         x, B, C = self._split_xBC(jax.nn.silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
-        dt = self._dt(dt)
-        score = jnp.repeat(jnp.sum(B.astype(dt.dtype) * C.astype(dt.dtype), axis=-1), c.num_heads // c.ngroups, -1)
-        y = ((dt * score)[..., None] * x.astype(dt.dtype)).astype(x.dtype) + self._skip(x)
-        return self.norm(y.reshape(z.shape) * jax.nn.silu(z))
+        y = self._weighted(dt, C, B, x).astype(x.dtype) + self._skip(x)
+        return self.norm(y.reshape(gate.shape) * gate)
+
+    def _prefix_backward(self, xBC, dt, gate, layout):
+        """The backward direction in 'reversed' order, of the prefix that ends at each token e, up to its gated norm.
+
+        It is read at the history's first token, 1, after the prefix: sum over k <= e of w_k (C_1 . B_k) x_k, where w_k
+        decays from token 1 and not from e. So it is a running sum over the history, but for the convolution, whose
+        taps end with the prefix: B and x of the last d_conv - 1 tokens, and C and x of token 1 while e < d_conv.
+        """
+        c = self.config
+        taps, bias = self._cast(self.conv_kernel)[::-1], self._cast(self.conv_bias)  # by distance after the token
+        w = ssd_weights_from_start(dt, self._A(), layout.slot)
+        before = [token_before(xBC, distance, layout.position) for distance in range(c.d_conv)]
+
+        # Token 1's convolution over the first 1, 2, ..., d_conv tokens, and which of them each prefix sees.
+        first = jnp.stack([
+            jnp.where((layout.lengths > t)[..., None], take_tokens(xBC, layout.starts + t), 0) * taps[t]
+            for t in range(c.d_conv)
+        ], axis=2)
+        first = jax.nn.silu(jnp.cumsum(first, axis=2) + bias)
+        first = of_history(first, layout.slot, jnp.minimum(layout.position, c.d_conv - 1))
+        first_x, _, C = self._split_xBC(first)
+
+        total = self._skip(first_x).astype(dt.dtype)
+        for distance in range(c.d_conv):  # of the token k before the prefix's end e
+            xB = bias + sum(before[distance - t] * taps[t] for t in range(distance + 1))
+            x, B, _ = self._split_xBC(jax.nn.silu(xB))
+            term = self._weighted(token_before(w, distance, layout.position), C, B, x)
+            term = jnp.where((layout.position >= distance)[..., None, None], term, 0.0)
+            if distance == c.d_conv - 1:  # k and all tokens before it see all their taps
+                term = running_sum(term.reshape(*w.shape[:2], -1), layout.slot, reverse=False).reshape(term.shape)
+            total = total + term
+        gate = of_history(take_tokens(gate, layout.starts), layout.slot)
+        return self.norm(total.reshape(gate.shape).astype(gate.dtype) * gate)
+
+    def _weighted(self, w, C, B, x):
+        """w (C . B) x per head, [rows, n, heads, headdim] in w's dtype: w [rows, n, heads], B and C [rows, n, groups, state]."""
+        c = self.config
+        score = jnp.repeat(jnp.sum(B.astype(w.dtype) * C.astype(w.dtype), axis=-1), c.num_heads // c.ngroups, -1)
+        return (w * score)[..., None] * x.astype(w.dtype)
 
     def _conv(self, x, layout, channels, *, reverse):
         """silu of the short convolution of some of its channels."""
         kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
         return jax.nn.silu(short_conv(x, kernel, bias, layout, reverse=reverse))
 
-    def _conv_at(self, u, columns, layout, at, *, reverse):
-        """silu of the short convolution of the projected `columns` at one token a history, projecting its taps alone."""
+    def _conv_at(self, inputs, name, layout, at, *, reverse):
+        """silu of the short convolution of some columns at one token a history, projecting its taps alone."""
         c = self.config
+        columns = self._columns()[name]
         channels = slice(columns.start - c.d_inner, columns.stop - c.d_inner)  # z comes before the convolved ones
         kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
         total = bias
         for distance in range(c.d_conv):
             inside = layout.lengths > distance
             token = jnp.where(inside, at + distance if reverse else at - distance, 0)
-            tap = jnp.where(inside[..., None], take_tokens(u, token), jnp.zeros((), u.dtype))
-            total = total + self._project(tap, columns) * kernel[c.d_conv - 1 - distance]
+            tap = self._project(inputs, name, at=token)
+            total = total + jnp.where(inside[..., None], tap, jnp.zeros_like(tap)) * kernel[c.d_conv - 1 - distance]
         return jax.nn.silu(total)
 
     def _columns(self) -> dict[str, slice]:
@@ -159,9 +223,9 @@ class BidirectionalMamba2(nnx.Module):
         stops = dict(zip(widths, itertools.accumulate(widths.values())))
         return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
 
-    def _project(self, u, *columns: slice):
-        kernel = self._cast(self.in_proj.kernel)
-        return matmul(u, jnp.concatenate([kernel[:, c] for c in columns], axis=1))
+    def _project(self, inputs, *names: str, at=None):
+        columns = self._columns()
+        return inputs.project(self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at)
 
     def _cast(self, param):
         return param[...].astype(self.in_proj.dtype)

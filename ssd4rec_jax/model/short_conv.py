@@ -45,11 +45,18 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 def _neighbours(x, width, reach, reverse):
     """x of the token 0, 1, ..., width - 1 before each one (after it, if reverse), zero where another history's."""
-    length = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
-    out = [x]
-    for distance in range(1, width):
-        start = distance if reverse else width - 1 - distance
-        # where, not a product: a NaN of the history next door must not come through a zero.
-        out.append(jnp.where((reach >= distance)[..., None], padded[:, start:start + length], jnp.zeros_like(x)))
-    return out
+    return [_neighbour(x, distance, reach, reverse) for distance in range(width)]
+
+
+def _neighbour(x, distance, reach, reverse):
+    if distance == 0:
+        return x
+    padded = jnp.pad(x, ((0, 0), (0, distance) if reverse else (distance, 0), (0, 0)))
+    start = distance if reverse else 0
+    # where, not a product: a NaN of the history next door must not come through a zero.
+    return jnp.where((reach >= distance)[..., None], padded[:, start:start + x.shape[1]], jnp.zeros_like(x))
+
+
+def token_before(x: jax.Array, distance: int, position: jax.Array) -> jax.Array:
+    """x [rows, tokens, channels] of the token `distance` before each one in its history, zero where there is none."""
+    return _neighbour(x, distance, position, reverse=False)

@@ -7,8 +7,11 @@ from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.bissd import BiSSDLayer, layer_norm
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.inputs import ItemInputs, ItemTable, TokenInputs
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.mamba2 import LINEAR_INIT
+from ssd4rec_jax.model.mamba2 import LINEAR_INIT, Inputs
+
+MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -39,22 +42,62 @@ class SSD4Rec(nnx.Module):
         self.norm = layer_norm(config, **kwargs)
         self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
 
-    def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+    def readout(
+        self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ItemTable | None = None
+    ) -> jax.Array:
         """Hidden state at each history's last item, [rows, segments, D]; arbitrary where a slot is empty.
 
-        items int32 [rows, tokens]; draws None means no dropout. The last layer is computed at the read tokens alone.
+        items int32 [rows, tokens]; draws None means no dropout; table as item_table gives it, where a caller with many
+        batches has it. The last layer is computed at the read tokens alone.
         """
-        h = self.embed(items, draws)
-        for k, layer in enumerate(self.layers[:-1]):
-            h = layer(h, layout, draws, f'layer{k}')
-        return self.layers[-1].readout(h, layout, draws, f'layer{len(self.layers) - 1}')
+        inputs = self._before_last(items, layout, draws, table)
+        return self.layers[-1].readout(inputs, layout, draws, self._last_name)
 
-    def embed(self, items: jax.Array, draws: Draws | None) -> jax.Array:
-        """The first layer's input [rows, tokens, D]."""
+    def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+        """`readout` of every prefix of every history in one pass: [rows, tokens, D], of the prefix ending at each token.
+
+        Exact where config.prefixes_share_a_pass; ValueError elsewhere. A history's prefixes share the draws made for
+        its tokens before the last layer's mixer; those after it are each token's own.
+        """
+        if not self.config.prefixes_share_a_pass:
+            raise ValueError('prefixes share a pass only with one layer or beta = 0')
+        inputs = self._before_last(items, layout, draws, None)
+        return self.layers[-1].prefix_readouts(inputs, layout, draws, self._last_name)
+
+    @property
+    def _last_name(self) -> str:
+        return f'layer{len(self.layers) - 1}'
+
+    def _before_last(self, items, layout, draws, table) -> Inputs:
+        """What the last layer reads."""
+        inputs = self._first_inputs(items, draws, table)
+        for k, layer in enumerate(self.layers[:-1]):
+            inputs = TokenInputs(layer(inputs, layout, draws, f'layer{k}'))
+        return inputs
+
+    def _first_inputs(self, items, draws, table) -> Inputs:
+        config = self.config
+        drops = draws is not None and config.norm_embedding and config.dropout_prob > 0
+        if table is None and not drops and self.table_is_less_work(items.size):
+            table = self.item_table()
+        if table is not None:
+            return ItemInputs(table, items)
         h = jnp.take(self.item_embedding[...], items, axis=0, mode='clip').astype(self.dtype)
+        if config.norm_embedding:
+            h = self.norm(dropout(h, config.dropout_prob, draws, 'embedding'))
+        return TokenInputs(h)
+
+    def table_is_less_work(self, tokens: int) -> bool:
+        """Whether to project the item table rather than `tokens` tokens: it has fewer rows, and is no memory hog."""
+        rows = self.item_embedding.shape[0]
+        return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
+
+    def item_table(self) -> ItemTable:
+        """Every item's first-layer input and its projection, where no dropout comes before."""
+        vectors = self.item_embedding[...].astype(self.dtype)
         if self.config.norm_embedding:
-            h = self.norm(dropout(h, self.config.dropout_prob, draws, 'embedding'))
-        return h
+            vectors = self.norm(vectors)
+        return ItemTable(vectors, self.layers[0].mixer.in_proj(vectors))
 
 
 def mask_items(items: jax.Array, mask_ratio: float, draws: Draws) -> jax.Array:

@@ -12,6 +12,7 @@ from flax import nnx
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.config import BACKWARD_ORDERS, ModelConfig
 from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.inputs import TokenInputs
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
@@ -95,10 +96,10 @@ def test_directions_against_the_one_directional_mixer(x64):
     length = 11
     layout = Layout.of(pack([[(0, [1] * length)]], tokens=length, segments=1))
     u = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, SMALL.hidden_size)))
-    f = mixer(0.0, 'reversed')(u, layout)
-    b = mixer(0.0, 'reversed')(u[:, ::-1], layout)
-    np.testing.assert_allclose(mixer(0.3, 'reversed')(u, layout), f + 0.3 * b, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(mixer(0.3, 'aligned')(u, layout), f + 0.3 * b[:, ::-1], rtol=1e-9, atol=1e-12)
+    f = mixer(0.0, 'reversed')(TokenInputs(u), layout)
+    b = mixer(0.0, 'reversed')(TokenInputs(u[:, ::-1]), layout)
+    np.testing.assert_allclose(mixer(0.3, 'reversed')(TokenInputs(u), layout), f + 0.3 * b, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(mixer(0.3, 'aligned')(TokenInputs(u), layout), f + 0.3 * b[:, ::-1], rtol=1e-9, atol=1e-12)
     assert np.abs(np.asarray(b - b[:, ::-1])).max() > 1e-6
 
 

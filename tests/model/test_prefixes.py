@@ -1,0 +1,81 @@
+"""All prefixes of a history in one pass, against the released algorithm run on each prefix by itself."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.plain import plain_readout
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
+from tests.packed import pack
+
+SMALL = ModelConfig(
+    hidden_size=16, num_layers=1, d_state=8, headdim=8, beta=0.3, dropout_prob=0.0, dtype='float64',
+)
+ENDS = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 3, 4], 5: [1, 2, 3, 4, 5], 40: [*range(1, 41)], 2100: [1, 5, 2099, 2100]}
+ROWS = [[3, 1, 5, 2, 40, 4, 1], [2100]]
+
+
+def histories():
+    rng = np.random.default_rng(0)
+    return [[rng.integers(1, 31, n).tolist() for n in row] for row in ROWS]
+
+
+def one_pass_batch():
+    rows = histories()
+    return pack([[(10 * r + s, h) for s, h in enumerate(row)] for r, row in enumerate(rows)], tokens=2112, segments=8)
+
+
+def prefixes():
+    """Rows of (history, end): every prefix of ENDS, all short ones in one row, the long ones in a row each."""
+    every = [(10 * r + s, end) for r, row in enumerate(ROWS) for s, n in enumerate(row) for end in ENDS[n]]
+    return [[p for p in every if p[1] < 100], *([p] for p in every if p[1] >= 100)]
+
+
+def value_and_gradients(graphdef, params, read, cotangent):
+    def scalar(params):
+        out = read(nnx.merge(graphdef, params))
+        return jnp.sum(out * cotangent), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(scalar, has_aux=True))(params)
+    return np.asarray(out), nnx.to_pure_dict(grads)
+
+
+@pytest.mark.parametrize('change', [
+    dict(), dict(backward_order='aligned'), dict(ngroups=2, norm_embedding=False), dict(d_conv=1), dict(d_conv=2),
+    dict(num_layers=3, beta=0.0),
+], ids=str)
+def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
+    config = dataclasses.replace(SMALL, **change)
+    graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(3)
+
+    rows = prefixes()
+    batch = pack(
+        [[(0, histories()[h // 10][h % 10][:end]) for h, end in row] for row in rows], tokens=2112, segments=80
+    )
+    wanted = rng.normal(size=(3, 80, 16)) * (batch.lengths > 0)[..., None]
+    plain, plain_grads = value_and_gradients(
+        graphdef, params, lambda m: plain_readout(m, batch.items, Layout.of(batch)), wanted
+    )
+
+    whole = one_pass_batch()
+    cotangent = np.zeros((2, 2112, 16))
+    place = {}
+    for r, row in enumerate(rows):
+        for s, (history, end) in enumerate(row):
+            at = history // 10, int(whole.starts[history // 10, history % 10]) + end - 1
+            place[r, s] = at
+            cotangent[at] = wanted[r, s]
+    ours, our_grads = value_and_gradients(
+        graphdef, params, lambda m: m.prefix_readouts(whole.items, Layout.of(whole)), cotangent
+    )
+    assert len(place) == sum(len(ENDS[n]) for row in ROWS for n in row)
+    for (r, s), at in place.items():
+        np.testing.assert_allclose(ours[at], plain[r, s], rtol=0, atol=1e-9 * np.abs(plain).max(), err_msg=str((r, s)))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(our_grads), jax.tree.leaves(plain_grads)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max(), err_msg=str(path))
