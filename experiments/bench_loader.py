@@ -108,7 +108,7 @@ def measure() -> dict:
     built = median_seconds(lambda: plan_and_build(examples, shape))
     loaded = median_seconds(lambda: plan_and_load(examples, shape))
     grains = median_seconds(lambda: grain_first_fit(examples, plan, count))
-    targets = plan.targets_per_step
+    targets = plan.per_step(examples.num_targets)
     return {
         'examples': len(examples), 'tokens': plan.num_tokens,
         'shape': dataclasses.asdict(shape), 'steps': plan.num_steps, 'fill': plan.fill,

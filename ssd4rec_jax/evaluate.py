@@ -1,6 +1,5 @@
 """Full ranking of every user's held-out item."""
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -8,7 +7,7 @@ from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import TrainingError
-from ssd4rec_jax.losses import scores
+from ssd4rec_jax.losses import map_scores
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.ranking import ranking_metrics, ranks
@@ -34,8 +33,11 @@ class Ranker:
             row_multiple=mesh.shape[DATA_AXIS],
         )
         self.reporter = reporter
+        self._network = network
+        self._tokens = int(longest.lengths.sum())
+        self._item_table = jax.jit(lambda params: network.bind(params).item_table())
         self._jitted = jax.jit(over_rows(
-            _rank_body(network), mesh, replicated_args=(True, False), out_specs=PartitionSpec(DATA_AXIS)
+            _rank_body(network), mesh, replicated_args=(True, True, False), out_specs=PartitionSpec(DATA_AXIS)
         ))
         self._compiled = None
 
@@ -45,12 +47,14 @@ class Ranker:
         plan = plan_epoch(examples.lengths, self.shape, seed=0, epoch=0, shuffle=False)
         params = jax.device_put(params, replicated(self.mesh))
         with explain_out_of_memory('evaluation'):
+            less_work = self._network.bind(params).table_is_less_work(self._tokens)
+            table = self._item_table(params) if less_work else None
             for batch in step_loader(examples, plan):
                 device_batch = jax.device_put(batch, by_rows(self.mesh))
                 if self._compiled is None:
                     with self.reporter.compiling('the evaluation step'):
-                        self._compiled = self._jitted.lower(params, device_batch).compile()
-                rank, finite = (np.asarray(a) for a in self._compiled(params, device_batch))
+                        self._compiled = self._jitted.lower(params, table, device_batch).compile()
+                rank, finite = (np.asarray(a) for a in self._compiled(params, table, device_batch))
                 real = batch.example_ids >= 0
                 if not finite[real].all():
                     example = int(batch.example_ids[real][~finite[real]][0])
@@ -69,14 +73,13 @@ class Ranker:
 
 
 def _rank_body(network: Network):
-    """Per-device body: (params, batch) -> rank int32 [rows, segments], finite bool [rows, segments]."""
+    """Per-device body: (params, item table or None, batch) -> rank int32 [rows, segments], finite bool [rows, segments]."""
 
-    def body(params, batch):
+    def body(params, table, batch):
         model = network.bind(params)
-        readout = model.readout(batch.items, Layout.of(batch))
-        rows, segments, width = readout.shape
-        flat = scores(readout.reshape(-1, width), model.item_embedding[...])
-        rank, finite = ranks(flat.at[:, 0].set(-jnp.inf), batch.targets.reshape(-1))
-        return rank.reshape(rows, segments), finite.reshape(rows, segments)
+        readout = model.readout(batch.items, Layout.of(batch), table=table)
+        embedding = model.item_embedding[...]
+        rank, finite = map_scores(ranks, readout.reshape(-1, readout.shape[-1]), embedding, batch.targets.reshape(-1))
+        return rank.reshape(batch.targets.shape), finite.reshape(batch.targets.shape)
 
     return body

@@ -5,7 +5,7 @@ import numpy as np
 
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
-from ssd4rec_jax.losses import scores
+from ssd4rec_jax.losses import map_scores
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.train_state import Network
 
@@ -34,9 +34,11 @@ def recommend(
     def top(params, batch, seen):
         model = network.bind(params)
         readout = model.readout(batch.items, Layout.of(batch))
-        s = scores(readout.reshape(-1, readout.shape[-1]), model.item_embedding[...])
-        s = s.at[:, 0].set(-jnp.inf).at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf)
-        return jax.lax.top_k(s, k)
+
+        def top_of(s, seen):
+            return jax.lax.top_k(s.at[:, 0].set(-jnp.inf).at[jnp.arange(len(s))[:, None], seen].set(-jnp.inf), k)
+
+        return map_scores(top_of, readout.reshape(-1, readout.shape[-1]), model.item_embedding[...], seen)
 
     best = np.zeros((len(histories), k), np.int32)
     best_scores = np.zeros((len(histories), k), np.float32)

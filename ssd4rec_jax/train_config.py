@@ -3,6 +3,7 @@ import dataclasses
 
 from ssd4rec_jax.errors import ConfigError
 
+OBJECTIVES = ('auto', 'prefix', 'one_pass')
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
 
@@ -11,6 +12,7 @@ SCHEDULES = ('constant', 'warmup_cosine')
 class TrainConfig:
     """Settings of the training loop; defaults are the published ones.
 
+    objective: 'prefix', 'one_pass' or 'auto' (see ssd4rec_jax.objective).
     targets_per_step: prediction targets a step holds on average.
     patience: stop at evaluation number patience + 1 in a row that is worse than the best.
     clip_norm: global gradient norm above which gradients are scaled down; 0 never does.
@@ -19,6 +21,7 @@ class TrainConfig:
     log_every: steps between two lines of metrics.jsonl.
     """
 
+    objective: str = 'auto'
     targets_per_step: int = 1024
     max_epochs: int = 300
     learning_rate: float = 1e-3
@@ -44,6 +47,8 @@ class TrainConfig:
             raise ConfigError(f'train.learning_rate={self.learning_rate} must be positive')
         if not self.checkpoint_seconds > 0:
             raise ConfigError(f'train.checkpoint_seconds={self.checkpoint_seconds} must be positive')
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f'train.objective={self.objective!r} must be one of {", ".join(OBJECTIVES)}')
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f'train.optimizer={self.optimizer!r} must be one of {", ".join(OPTIMIZERS)}')
         if self.schedule not in SCHEDULES:

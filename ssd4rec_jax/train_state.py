@@ -65,8 +65,12 @@ def by_rows(mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def loss_and_gradients(network: Network, mask_ratio: float, params: dict, batch: PackedBatch, seed, epoch):
+def loss_and_gradients(
+    network: Network, mask_ratio: float, every_prefix: bool, params: dict, batch: PackedBatch, seed, epoch
+):
     """Per-device body: summed loss, target count and summed gradients over the whole `data` axis.
+
+    every_prefix: the batch has a target a token, and every prefix is read (see ssd4rec_jax.objective).
 
     Gradients are taken of this device's loss sum with respect to device-varying parameters and summed
     explicitly. Differentiating through a psum instead gives gradients multiplied by the mesh size wherever
@@ -77,21 +81,22 @@ def loss_and_gradients(network: Network, mask_ratio: float, params: dict, batch:
         model = network.bind(params)
         layout = Layout.of(batch)
         draws = Draws.of(seed, epoch, layout)
-        readout = model.readout(mask_items(batch.items, mask_ratio, draws), layout, draws)
-        return softmax_loss_sum(readout, model.item_embedding[...], batch.targets, batch.lengths > 0)
+        read = model.prefix_readouts if every_prefix else model.readout
+        readout = read(mask_items(batch.items, mask_ratio, draws), layout, draws)
+        return softmax_loss_sum(readout, model.item_embedding[...], batch.targets, batch.targets > 0)
 
     varying = jax.tree.map(lambda w: lax.pcast(w, DATA_AXIS, to='varying'), params)
     loss, grads = jax.value_and_grad(local_loss)(varying)
-    count = jnp.sum(batch.lengths > 0)
+    count = jnp.sum(batch.targets > 0)
     return lax.psum((loss, count, grads), DATA_AXIS)
 
 
 def train_step(
-    network: Network, optimizer: optax.GradientTransformation, mask_ratio: float,
+    network: Network, optimizer: optax.GradientTransformation, mask_ratio: float, every_prefix: bool,
     state: TrainState, batch: PackedBatch, seed, epoch,
 ) -> tuple[TrainState, jax.Array]:
     """Per-device body of one optimiser step: (new state, mean loss of the step's targets, float32)."""
-    loss, count, grads = loss_and_gradients(network, mask_ratio, state.params, batch, seed, epoch)
+    loss, count, grads = loss_and_gradients(network, mask_ratio, every_prefix, state.params, batch, seed, epoch)
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = TrainState(
@@ -112,9 +117,9 @@ def over_rows(body, mesh, *, replicated_args: tuple[bool, ...], out_specs):
     )
 
 
-def make_train_step(network, optimizer, mask_ratio: float, mesh):
+def make_train_step(network, optimizer, mask_ratio: float, mesh, *, every_prefix: bool = False):
     """jit of (state, batch, seed, epoch) -> (state, loss); the state's buffers are reused."""
-    body = functools.partial(train_step, network, optimizer, mask_ratio)
+    body = functools.partial(train_step, network, optimizer, mask_ratio, every_prefix)
     mapped = over_rows(
         body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()
     )

@@ -15,7 +15,7 @@ from ssd4rec_jax.baselines import popularity_ranks
 from ssd4rec_jax.checkpoints import Checkpoints
 from ssd4rec_jax.data.config import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import test_examples, train_examples, valid_examples
+from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.early_stopping import EarlyStopping
@@ -23,6 +23,7 @@ from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.metrics_log import MetricsLog
 from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.objective import training_examples
 from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.ranking import ranking_metrics
@@ -42,11 +43,13 @@ class Progress:
     """Where a run stands: what a checkpoint holds beside the arrays.
 
     epoch counts from 0; step_in_epoch steps of it are done. seconds, targets, tokens and slots (of tokens, filled or
-    not) are totals over all sessions of the run, compilation and evaluation not counted.
+    not) are totals over all sessions of the run, compilation and evaluation not counted. every_prefix: the form of
+    the objective that the steps of this epoch had.
     """
 
     shape: StepShape
     fingerprint: str
+    every_prefix: bool
     epoch: int = 0
     step_in_epoch: int = 0
     seconds: float = 0.0
@@ -83,7 +86,11 @@ class Trainer:
         self.reporter = reporter
         self.stop_requested = stop_requested
         self.mesh = data_mesh()
-        self.examples = train_examples(dataset, max_history=data.max_history)
+        self.examples = training_examples(train.objective, model, dataset, data.max_history)
+        reporter.note(
+            'objective: one_pass, all prefixes of a user read from one pass' if self.examples.every_prefix
+            else 'objective: prefix, every prefix of a history by itself'
+        )
         if self.examples.cut:
             reporter.note(
                 f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '
@@ -114,7 +121,9 @@ class Trainer:
         restored = self.checkpoints.restore_latest(self.state)
         if restored is None:
             self.metrics_log.keep(lambda record: False)
-            progress = Progress(shape=self._choose_shape(), fingerprint=self.dataset.fingerprint)
+            progress = Progress(
+                shape=self._choose_shape(), fingerprint=self.dataset.fingerprint, every_prefix=self.examples.every_prefix
+            )
         else:
             progress = Progress.from_meta(restored.meta)
             if progress.fingerprint != self.dataset.fingerprint:
@@ -129,8 +138,13 @@ class Trainer:
                 f'going on from step {restored.step} (epoch {progress.epoch + 1}, '
                 f'{progress.step_in_epoch} steps of it done)'
             )
-            if _plan_settings(restored.meta['config']) != _plan_settings(self._configs()):
-                progress = dataclasses.replace(progress, shape=self._choose_shape(), step_in_epoch=0)
+            if (
+                _plan_settings(restored.meta['config']) != _plan_settings(self._configs())
+                or progress.every_prefix != self.examples.every_prefix
+            ):
+                progress = dataclasses.replace(
+                    progress, shape=self._choose_shape(), step_in_epoch=0, every_prefix=self.examples.every_prefix
+                )
                 self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
         devices = self.mesh.shape[DATA_AXIS]
         if progress.shape.rows % devices:
@@ -144,7 +158,7 @@ class Trainer:
         return choose_step_shape(
             self.examples.lengths, targets_per_step=self.config.targets_per_step,
             tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
-            row_multiple=self.mesh.shape[DATA_AXIS],
+            row_multiple=self.mesh.shape[DATA_AXIS], every_prefix=self.examples.every_prefix,
         )
 
     def _configs(self) -> dict:
@@ -190,9 +204,9 @@ class Trainer:
         shape = self.progress.shape
         plan = plan_epoch(self.examples.lengths, shape, seed=self.config.seed, epoch=self.progress.epoch)
         if not self._plan_told:
-            targets = plan.targets_per_step
+            targets = plan.per_step(self.examples.num_targets)
             self.reporter.note(
-                f'an epoch: {len(self.examples):,} targets in {plan.num_steps:,} steps of {shape.rows} x {shape.tokens:,} '
+                f'an epoch: {targets.sum():,} targets in {plan.num_steps:,} steps of {shape.rows} x {shape.tokens:,} '
                 f'tokens, {targets.mean():,.0f} targets a step ({targets.min():,} to {targets.max():,}), '
                 f'packing fill {plan.fill:.1%}'
             )
@@ -219,7 +233,7 @@ class Trainer:
             self.state, loss = self._step_fn(self.state, *args)
             if pending is not None:
                 self._account(plan, first_step, window, *pending)
-            pending = loss, int(np.count_nonzero(batch.lengths)), int(np.count_nonzero(batch.segment_ids))
+            pending = loss, int(np.count_nonzero(batch.targets)), int(np.count_nonzero(batch.segment_ids))
             if number == plan.num_steps:
                 break  # the epoch's end evaluates and saves
             stop = self.stop_requested()
@@ -235,7 +249,10 @@ class Trainer:
 
     def _compile(self, *args):
         with self.reporter.compiling('the train step'):
-            step = make_train_step(self.network, self.optimizer, self.data_config.mask_ratio, self.mesh)
+            step = make_train_step(
+                self.network, self.optimizer, self.data_config.mask_ratio, self.mesh,
+                every_prefix=self.examples.every_prefix,
+            )
             return step.lower(self.state, *args).compile()
 
     def _account(self, plan: EpochPlan, first_step: int, window: '_Window', loss, targets: int, tokens: int) -> None:
@@ -286,6 +303,7 @@ class Trainer:
         seconds = max(p.seconds, 1e-9)
         result = {
             'dataset': self.dataset.name,
+            'objective': 'one_pass' if self.examples.every_prefix else 'prefix',
             **{split: self._metrics(split, params) for split in ('valid', 'test')},
             'popularity': {
                 split: ranking_metrics(popularity_ranks(self.dataset, split)) for split in ('valid', 'test')

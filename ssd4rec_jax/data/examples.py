@@ -11,7 +11,9 @@ class ExampleIndex:
     """Examples (history, target) that copy no history.
 
     items: int32, the dataset's flat item array; example e reads items[start[e]:stop[e]].
-    start, stop: int64 [examples]. target: int32 [examples], internal id of the item to predict.
+    start, stop: int64 [examples].
+    target: int32, internal id of the item to predict, [examples] after each history. With every_prefix it is
+      [len(items)] after each item: every prefix of a history has its own.
     cut: histories that max_history shortened.
     """
 
@@ -20,6 +22,7 @@ class ExampleIndex:
     stop: np.ndarray
     target: np.ndarray
     cut: int
+    every_prefix: bool = False
 
     def __len__(self) -> int:
         return len(self.start)
@@ -29,6 +32,11 @@ class ExampleIndex:
         """int64 [examples], items in each history."""
         return self.stop - self.start
 
+    @property
+    def num_targets(self) -> np.ndarray:
+        """int64 [examples], items to predict of each."""
+        return self.lengths if self.every_prefix else np.ones(len(self), np.int64)
+
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
     """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next, as RecBole does."""
@@ -37,6 +45,16 @@ def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> Example
     first = np.cumsum(counts) - counts
     length = np.arange(1, len(user_start) + 1) - np.repeat(first, counts)
     return _index(dataset, user_start, user_start + length, max_history)
+
+
+def train_histories(dataset: SequenceDataset) -> ExampleIndex:
+    """The same prefixes as one example a user: items 1 .. n-3, each of them followed by a target."""
+    users = np.flatnonzero(dataset.lengths > 3)
+    items = np.asarray(dataset.items)
+    return ExampleIndex(
+        items=items, start=dataset.offsets[users], stop=dataset.offsets[users + 1] - 3,
+        target=np.append(items[1:], np.int32(0)), cut=0, every_prefix=True,
+    )
 
 
 def valid_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:

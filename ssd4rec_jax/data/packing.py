@@ -27,8 +27,10 @@ class PackedBatch(NamedTuple):
 
     items, segment_ids: int32 [rows, tokens]; segments count from 1 in each row, 0 is padding at
     its end.
-    starts, lengths, targets, example_ids: int32 [rows, segments]; lengths and targets are 0 and
-    example_ids -1 where a slot is empty.
+    starts, lengths, example_ids: int32 [rows, segments]; lengths are 0 and example_ids -1 where a
+    slot is empty.
+    targets: int32, 0 where there is none: [rows, segments], one a history, or with every_prefix
+    [rows, tokens], one a token.
     """
 
     items: np.ndarray
@@ -72,31 +74,34 @@ class EpochPlan:
         """Share of all token slots of the epoch that hold an item."""
         return self.num_tokens / (self.num_steps * self.shape.rows * self.shape.tokens)
 
-    @property
-    def targets_per_step(self) -> np.ndarray:
-        """int64 [num_steps], targets in each step."""
-        return np.diff(self.row_starts[:: self.shape.rows])
+    def per_step(self, each: np.ndarray) -> np.ndarray:
+        """Sums over each step's examples of int [examples]: int64 [num_steps]."""
+        total = np.concatenate([[0], np.cumsum(each[self.order])])
+        return np.diff(total[self.row_starts[:: self.shape.rows]])
 
 
 def choose_step_shape(
     lengths: np.ndarray, *, targets_per_step: int, tokens_per_row: int, rows: int = 0,
-    row_multiple: int = 1,
+    row_multiple: int = 1, every_prefix: bool = False,
 ) -> StepShape:
-    """The shape that holds targets_per_step histories a step on average, whatever the shuffle.
+    """The shape that holds targets_per_step targets a step on average, whatever the shuffle.
 
-    lengths: int [examples], each at least 1. rows: fixed number of rows; 0 takes the fewest, in
+    lengths: int [examples], each at least 1. every_prefix: a history has as many targets as items,
+    not one. rows: fixed number of rows; 0 takes the fewest, in
     multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the
     longest history, become fewer where that keeps targets_per_step, and a warning says so. An epoch
-    of at most targets_per_step histories gets one step that holds them in any order, its rows up to
+    of at most targets_per_step targets gets one step that holds them in any order, its rows up to
     one history longer. ConfigError where `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
         raise ConfigError(
             f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices'
         )
-    one_step = len(lengths) <= targets_per_step
     mean, longest = float(lengths.mean()), int(lengths.max())
-    wanted = min(targets_per_step, len(lengths)) * mean
+    targets_each = mean if every_prefix else 1.0
+    histories = targets_per_step / targets_each
+    one_step = len(lengths) <= histories
+    wanted = min(histories, len(lengths)) * mean
     limit = tokens_per_row // _TOKEN_MULTIPLE * _TOKEN_MULTIPLE
     if not rows:
         if longest <= limit:
@@ -117,7 +122,7 @@ def choose_step_shape(
             'the longest history has %d items, so the %d rows of a step grow to %d tokens '
             '(data.tokens_per_row=%d) and a step holds about %.0f targets '
             '(train.targets_per_step=%d). Nothing is cut; data.max_history would cut',
-            longest, rows, tokens, tokens_per_row, min(rows * per_row, len(lengths)),
+            longest, rows, tokens, tokens_per_row, min(rows * per_row, len(lengths)) * targets_each,
             targets_per_step,
         )
 
@@ -193,15 +198,21 @@ def build_step(
     shift[:, :-1] = first - starts - shape.tokens * np.arange(n)[:, None]
     source = np.repeat(shift.ravel(), runs)
     source += np.arange(n * shape.tokens)
+    padding = segment_ids == 0
     items = examples.items.take(source, mode='clip').reshape(n, shape.tokens)
-    items[segment_ids == 0] = 0
+    items[padding] = 0
+    if examples.every_prefix:
+        targets = examples.target.take(source, mode='clip').reshape(n, shape.tokens)
+        targets[padding] = 0
+    else:
+        targets = np.where(real, examples.target[ids], 0).astype(np.int32)
 
     return PackedBatch(
         items=items,
         segment_ids=segment_ids,
         starts=np.where(real, starts, 0).astype(np.int32),
         lengths=lengths.astype(np.int32),
-        targets=np.where(real, examples.target[ids], 0).astype(np.int32),
+        targets=targets,
         example_ids=np.where(real, ids, -1).astype(np.int32),
     )
 

@@ -139,7 +139,7 @@ def test_fill_and_targets_count_what_is_really_there():
     assert plan.row_starts.tolist() == [0, 1, 3, 4, 4]  # [3], [2, 2], [2], []
     assert plan.num_steps == 2
     assert plan.fill == 9 / 16
-    assert plan.targets_per_step.tolist() == [3, 1]
+    assert plan.per_step(np.ones(4, int)).tolist() == [3, 1]
 
 
 # ---- properties
@@ -278,7 +278,7 @@ def test_a_step_holds_the_targets_asked_for_on_average(name, warnings):
     plan = plan_epoch(lengths, shape, seed=0, epoch=0)
     assert shape.rows == rows
     assert shape.tokens % 16 == 0 and shape.tokens <= 8192 and shape.segments <= shape.tokens
-    assert abs(plan.targets_per_step[:-1].mean() - 1024) < 0.02 * 1024
+    assert abs(plan.per_step(np.ones(len(lengths), int))[:-1].mean() - 1024) < 0.02 * 1024
     assert not warnings
 
 

@@ -43,7 +43,7 @@ def batch():
 def gradients_on(network, batch, devices):
     net, params = network
     mesh = data_mesh(jax.devices()[:devices])
-    body = functools.partial(loss_and_gradients, net, MASK_RATIO)
+    body = functools.partial(loss_and_gradients, net, MASK_RATIO, False)
     mapped = jax.jit(over_rows(
         body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()
     ))
@@ -75,7 +75,7 @@ def test_loss_and_raw_gradients_do_not_depend_on_the_device_count(network, batch
 def test_dropout_and_masking_are_on_in_that_comparison(network, batch):
     net, params = network
     mesh = data_mesh(jax.devices()[:1])
-    body = functools.partial(loss_and_gradients, net, MASK_RATIO)
+    body = functools.partial(loss_and_gradients, net, MASK_RATIO, False)
     mapped = jax.jit(over_rows(body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()))
     losses = {float(mapped(params, batch, SEED, np.uint32(epoch))[0]) for epoch in range(3)}
     assert len(losses) == 3
@@ -89,7 +89,7 @@ def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
     ours, loss = step(init_state(jax.tree.map(np.array, params), optimizer, mesh), jax.device_put(batch, by_rows(mesh)), SEED, EPOCH)
 
     by_device = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
-    body = functools.partial(train_step, net, optimizer, MASK_RATIO)
+    body = functools.partial(train_step, net, optimizer, MASK_RATIO, False)
     mapped = jax.pmap(body, axis_name=DATA_AXIS, in_axes=(None, 0, None, None), devices=jax.devices()[:4])
     theirs, pmap_loss = mapped(init_state(jax.tree.map(np.array, params), optimizer, data_mesh(jax.devices()[:1])), by_device, SEED, EPOCH)
     chex.assert_trees_all_close(pmap_loss, np.full(4, loss), rtol=1e-6)
@@ -115,7 +115,7 @@ def test_the_loss_is_the_mean_over_targets_of_each_history_alone(x64):
         expected.append(np.log(np.exp(logits).sum()) - logits[targets[e]])
     packed = pack([[(e, histories[e]) for e in (2, 0)], [(e, histories[e]) for e in (1, 3)]], 9, 4, targets)
     mesh = data_mesh(jax.devices()[:2])
-    body = functools.partial(loss_and_gradients, net, 0.0)
+    body = functools.partial(loss_and_gradients, net, 0.0, False)
     mapped = jax.jit(over_rows(body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()))
     loss, count, _ = mapped(params, packed, SEED, EPOCH)
     assert float(loss / count) == pytest.approx(np.mean(expected), rel=1e-9)

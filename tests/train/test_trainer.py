@@ -178,7 +178,7 @@ def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
     params = jax.tree.map(np.array, trainer.state.params)
     mesh = data_mesh(jax.devices()[:8])
     gradients = jax.jit(over_rows(
-        lambda *args: loss_and_gradients(trainer.network, DATA.mask_ratio, *args), mesh,
+        lambda *args: loss_and_gradients(trainer.network, DATA.mask_ratio, False, *args), mesh,
         replicated_args=(True, False, True, True), out_specs=jax.sharding.PartitionSpec(),
     ))
     examples = train_examples(tiny_dataset())
