@@ -11,7 +11,7 @@ from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
-from ssd4rec_jax.model.short_conv import short_conv, token_before
+from ssd4rec_jax.model.short_conv import cut_convs, short_conv, token_after, token_before
 
 Inputs = TokenInputs | ItemInputs
 LINEAR_INIT = nnx.initializers.normal(0.02)
@@ -165,28 +165,21 @@ class BidirectionalMamba2(nnx.Module):
         taps end with the prefix: B and x of the last d_conv - 1 tokens, and C and x of token 1 while e < d_conv.
         """
         c = self.config
-        taps, bias = self._cast(self.conv_kernel)[::-1], self._cast(self.conv_bias)  # by distance after the token
+        cut = cut_convs(xBC, self._cast(self.conv_kernel), self._cast(self.conv_bias), layout)
         w = ssd_weights_from_start(dt, self._A(), layout.slot)
-        before = [token_before(xBC, distance, layout.position) for distance in range(c.d_conv)]
 
-        # Token 1's convolution over the first 1, 2, ..., d_conv tokens, and which of them each prefix sees.
-        first = jnp.stack([
-            jnp.where((layout.lengths > t)[..., None], take_tokens(xBC, layout.starts + t), 0) * taps[t]
-            for t in range(c.d_conv)
-        ], axis=2)
-        first = jax.nn.silu(jnp.cumsum(first, axis=2) + bias)
+        # Token 1's of the prefixes of 1, 2, ..., d_conv tokens, and which of them each prefix sees.
+        first = jax.nn.silu(jnp.stack([take_tokens(conv, layout.starts) for conv in cut], axis=2))
         first = of_history(first, layout.slot, jnp.minimum(layout.position, c.d_conv - 1))
-        first_x, _, C = self._split_xBC(first)
+        first_x, _, C = jnp.split(first, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
 
-        total = self._skip(first_x).astype(dt.dtype)
-        for distance in range(c.d_conv):  # of the token k before the prefix's end e
-            xB = bias + sum(before[distance - t] * taps[t] for t in range(distance + 1))
-            x, B, _ = self._split_xBC(jax.nn.silu(xB))
-            term = self._weighted(token_before(w, distance, layout.position), C, B, x)
-            term = jnp.where((layout.position >= distance)[..., None, None], term, 0.0)
+        total = self._skip(self._heads(first_x)).astype(dt.dtype)
+        for distance, conv in enumerate(cut):  # of the token k before the prefix's end e
+            x, B, _ = self._split_xBC(jax.nn.silu(conv))
+            term = self._weighted(w, self._groups(token_after(C, distance, layout)), B, x).reshape(*w.shape[:2], -1)
             if distance == c.d_conv - 1:  # k and all tokens before it see all their taps
-                term = running_sum(term.reshape(*w.shape[:2], -1), layout.slot, reverse=False).reshape(term.shape)
-            total = total + term
+                term = running_sum(term, layout.slot, reverse=False)
+            total = total + token_before(term, distance, layout).reshape(total.shape)
         gate = of_history(take_tokens(gate, layout.starts), layout.slot)
         return self.norm(total.reshape(gate.shape).astype(gate.dtype) * gate)
 

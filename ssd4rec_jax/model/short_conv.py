@@ -1,5 +1,6 @@
 """Depthwise convolution over a few neighbours that never crosses a history's border."""
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ def short_conv(
     [channels]; returns x's shape and dtype. reverse=True reads the tokens that follow instead of those before:
     the convolution of the reversed history, left in place.
     """
-    return _convolve(x, kernel, layout.position, layout.remaining, reverse) + bias
+    return _convolve(x, kernel, layout.position, layout.remaining, reverse) + _per_channel(bias, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -57,6 +58,23 @@ def _neighbour(x, distance, reach, reverse):
     return jnp.where((reach >= distance)[..., None], padded[:, start:start + x.shape[1]], jnp.zeros_like(x))
 
 
-def token_before(x: jax.Array, distance: int, position: jax.Array) -> jax.Array:
+def token_before(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
     """x [rows, tokens, channels] of the token `distance` before each one in its history, zero where there is none."""
-    return _neighbour(x, distance, position, reverse=False)
+    return _neighbour(x, distance, layout.position, reverse=False)
+
+
+def token_after(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
+    """The same of the token `distance` after each one."""
+    return _neighbour(x, distance, layout.remaining, reverse=True)
+
+
+def cut_convs(x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout) -> list[jax.Array]:
+    """short_conv(reverse=True) of histories that end 0, 1, ..., d_conv - 1 tokens after each token, in x's shape."""
+    taps = (token_after(x, t, layout) * _per_channel(tap, x) for t, tap in enumerate(kernel[::-1]))
+    return list(itertools.accumulate(taps, initial=_per_channel(bias, x)))[1:]
+
+
+def _per_channel(w, x):
+    """w [channels] in x's shape. Its gradient sums rows and tokens at once; that of an implicit broadcast, with one
+    row, sums tokens alone, for which XLA's CPU backend (JAX 0.10) calls a library that takes twenty times as long."""
+    return jax.lax.broadcast_in_dim(w, x.shape, (x.ndim - 1,))
