@@ -1,10 +1,12 @@
 """A prepared log: columnar, memory-mapped, never half-written."""
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,8 +61,8 @@ class SequenceDataset:
 def save_dataset(dataset: SequenceDataset, path: Path) -> None:
     """Write to a folder beside `path` and rename it there: `path` is never half-written.
 
-    A prepared data set that lies there is replaced. DataError if anything else does, or if writing fails; what was
-    there before is then still there.
+    A prepared data set that lies there is replaced, unless it is this one, as it is where two processes prepare at
+    once. DataError if anything else lies there, or if writing fails; what was there before is then still there.
     """
     refuse_foreign_folder(path)
     _remove_leftovers(path)
@@ -78,10 +80,13 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             'sha256': checksums,
         }
         _write(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        _sync_folder(path.parent)
+        with _locked(path.parent):
+            there = open_dataset(path)
+            if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
+                if path.exists():
+                    path.rename(replaced)
+                partial.rename(path)
+                _sync_folder(path.parent)
     except OSError as error:
         raise DataError(
             f'{path}: the prepared data set cannot be written ({error}; {_free_space(path)}): '
@@ -138,6 +143,17 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write(out)
         out.flush()
         os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process on this machine is in here for the same folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(path: Path) -> None:

@@ -143,6 +143,25 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     assert sorted(os.listdir(tmp_path)) == [f'.out.partial-{os.getppid()}', 'out']
 
 
+def test_processes_that_prepare_the_same_folder_at_once_all_get_it(tmp_path):
+    code = (
+        'import sys; from pathlib import Path; from ssd4rec_jax.data.prepare import prepare\n'
+        'from ssd4rec_jax.data.synthetic import SyntheticSource; from ssd4rec_jax.data.config import DataConfig\n'
+        'sys.stdin.read()\n'  # until all have started
+        'print(prepare(SyntheticSource(), DataConfig(), Path(sys.argv[1]))[0].num_interactions)'
+    )
+    processes = [
+        subprocess.Popen([sys.executable, '-c', code, tmp_path / 'out'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.stdin.close()
+    printed = [process.stdout.read() for process in processes]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert printed == [f'{open_dataset(tmp_path / "out").num_interactions}\n'.encode()] * 4
+    assert os.listdir(tmp_path) == ['out']
+
+
 FULL_DISK = """
 import resource, sys
 import numpy as np
