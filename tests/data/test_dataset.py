@@ -143,23 +143,19 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     assert sorted(os.listdir(tmp_path)) == [f'.out.partial-{os.getppid()}', 'out']
 
 
-def test_processes_that_prepare_the_same_folder_at_once_all_get_it(tmp_path):
-    code = (
-        'import sys; from pathlib import Path; from ssd4rec_jax.data.prepare import prepare\n'
-        'from ssd4rec_jax.data.synthetic import SyntheticSource; from ssd4rec_jax.data.config import DataConfig\n'
-        'sys.stdin.read()\n'  # until all have started
-        'print(prepare(SyntheticSource(), DataConfig(), Path(sys.argv[1]))[0].num_interactions)'
-    )
-    processes = [
-        subprocess.Popen([sys.executable, '-c', code, tmp_path / 'out'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(4)
-    ]
-    for process in processes:
-        process.stdin.close()
-    printed = [process.stdout.read() for process in processes]
-    assert [process.wait() for process in processes] == [0] * 4
-    assert printed == [f'{open_dataset(tmp_path / "out").num_interactions}\n'.encode()] * 4
-    assert os.listdir(tmp_path) == ['out']
+def test_what_another_process_prepared_meanwhile_is_kept(tmp_path):
+    """Moving it away and putting ours there would take it from the process that is about to open it."""
+    class Overtaken(CountedSource):
+        def read(self):
+            if not self.reads:
+                prepare(dataclasses.replace(self, reads=1), DataConfig(), tmp_path / 'out')
+                self.inode = (tmp_path / 'out').stat().st_ino
+            return super().read()
+
+    source = Overtaken()
+    dataset, _ = prepare(source, DataConfig(), tmp_path / 'out')
+    assert_same(dataset, prepare(CountedSource(), DataConfig(), tmp_path / 'alone')[0])
+    assert (tmp_path / 'out').stat().st_ino == source.inode and sorted(os.listdir(tmp_path)) == ['alone', 'out']
 
 
 FULL_DISK = """
