@@ -8,11 +8,7 @@ from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2, Inputs
-
-
-def layer_norm(config: ModelConfig, **kwargs) -> nnx.LayerNorm:
-    """LayerNorm over hidden_size as the released code has it: eps 1e-12, two-pass variance."""
-    return nnx.LayerNorm(config.hidden_size, epsilon=1e-12, use_fast_variance=False, **kwargs)
+from ssd4rec_jax.model.norms import layer_norm, normed
 
 
 class FeedForward(nnx.Module):
@@ -27,7 +23,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
         inner = dropout(gelu(self.w_1(h)), self.dropout_prob, draws, f'{name}.inner')
-        return dropout(self.norm(self.w_2(inner) + h), self.dropout_prob, draws, f'{name}.out')
+        return dropout(normed(self.norm, self.w_2(inner) + h), self.dropout_prob, draws, f'{name}.out')
 
 
 class BiSSDLayer(nnx.Module):
@@ -53,5 +49,5 @@ class BiSSDLayer(nnx.Module):
         return self._after_mixer(self.mixer.prefix_readouts(inputs, layout), inputs.at(), draws, name)
 
     def _after_mixer(self, mixed, u, draws, name):
-        h = dropout(self.norm(mixed + u), self.dropout_prob, draws, f'{name}.mixer')
+        h = dropout(normed(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')
         return self.ffn(h, draws, f'{name}.ffn')

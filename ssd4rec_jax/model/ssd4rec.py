@@ -4,12 +4,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.model.bissd import BiSSDLayer, layer_norm
+from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.inputs import ItemInputs, ItemTable, TokenInputs
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, Inputs
+from ssd4rec_jax.model.norms import layer_norm, normed
 
 MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
 
@@ -84,7 +85,7 @@ class SSD4Rec(nnx.Module):
             return ItemInputs(table, items)
         h = jnp.take(self.item_embedding[...], items, axis=0, mode='clip').astype(self.dtype)
         if config.norm_embedding:
-            h = self.norm(dropout(h, config.dropout_prob, draws, 'embedding'))
+            h = normed(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
         return TokenInputs(h)
 
     def table_is_less_work(self, tokens: int) -> bool:
@@ -96,7 +97,7 @@ class SSD4Rec(nnx.Module):
         """Every item's first-layer input and its projection, where no dropout comes before."""
         vectors = self.item_embedding[...].astype(self.dtype)
         if self.config.norm_embedding:
-            vectors = self.norm(vectors)
+            vectors = normed(self.norm, vectors)
         return ItemTable(vectors, self.layers[0].mixer.in_proj(vectors))
 
 
