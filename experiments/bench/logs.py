@@ -1,0 +1,45 @@
+"""Random logs of the sizes of real data sets, so that a benchmark needs no download."""
+from typing import NamedTuple
+
+import numpy as np
+
+from ssd4rec_jax.data.dataset import SequenceDataset
+
+
+QUANTILES = 0, 0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.999, 1
+
+
+class LogShape(NamedTuple):
+    """A log's users, items, and the history lengths at QUANTILES of its users."""
+
+    users: int
+    items: int
+    lengths: tuple[int, ...]
+
+
+# Of Amazon Beauty and MovieLens 100K as prepared, and of a log of KuaiRand-Pure's published size and mean.
+SHAPES = {
+    'beauty': LogShape(22_363, 12_101, (5, 5, 6, 9, 14, 26, 43, 98, 204)),
+    'kuairand': LogShape(23_951, 7_111, (5, 19, 33, 58, 96, 156, 233, 435, 806)),
+    'ml-100k': LogShape(943, 1_349, (19, 33, 64, 147, 241, 357, 434, 623, 648)),
+}
+
+
+def random_log(name: str, shape: LogShape) -> SequenceDataset:
+    """Items drawn evenly, in histories whose lengths lie between the shape's quantiles."""
+    rng = np.random.default_rng(0)
+    lengths = np.exp(np.interp(rng.random(shape.users), QUANTILES, np.log(shape.lengths)))
+    return _log(name, lengths.round().astype(np.int64), shape.items, rng)
+
+
+def equal_histories(length: int, users: int, items: int) -> SequenceDataset:
+    """Users whose validation history is `length` items long."""
+    return _log(f'{users} x {length}', np.full(users, length + 2), items, np.random.default_rng(0))
+
+
+def _log(name, lengths, items, rng):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return SequenceDataset(
+        name=name, offsets=offsets, fingerprint='', items=rng.integers(1, items + 1, offsets[-1], dtype=np.int32),
+        user_ids=np.arange(len(lengths)), item_ids=np.arange(1, items + 1),
+    )

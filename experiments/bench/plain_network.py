@@ -1,0 +1,33 @@
+"""The plain form in the place of a Network, so that the same step and the same ranker run it."""
+from typing import NamedTuple
+
+from flax import nnx
+
+from ssd4rec_jax.model.plain import plain_readout
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
+from ssd4rec_jax.train_state import Network
+
+
+class PlainModel(NamedTuple):
+    """What a train step and a Ranker ask of a model, by the plain algorithm."""
+
+    model: SSD4Rec
+
+    @property
+    def item_embedding(self) -> nnx.Param:
+        return self.model.item_embedding
+
+    def table_is_less_work(self, tokens: int) -> bool:
+        return False
+
+    def readout(self, items, layout, draws=None, table=None):
+        return plain_readout(self.model, items, layout, draws)
+
+
+class PlainNetwork(NamedTuple):
+    """A Network whose models compute in the plain form."""
+
+    network: Network
+
+    def bind(self, params: dict) -> PlainModel:
+        return PlainModel(self.network.bind(params))

@@ -1,0 +1,166 @@
+"""Training and evaluation of one configuration, in the plain form and in ours, in one run."""
+import dataclasses
+import itertools
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.clock import median_seconds
+from experiments.bench.plain_network import PlainNetwork
+from experiments.config import ExperimentConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import ExampleIndex, valid_examples
+from ssd4rec_jax.data.packing import EpochPlan, build_step, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.evaluate import Ranker
+from ssd4rec_jax.losses import softmax_loss_sum
+from ssd4rec_jax.objective import one_pass_obstacle, training_examples
+from ssd4rec_jax.optimizer import make_optimizer
+from ssd4rec_jax.train_state import (
+    Network,
+    TrainState,
+    by_rows,
+    data_mesh,
+    init_network,
+    init_state,
+    make_train_step,
+)
+
+BATCHES = 4  # of an epoch, that timed steps go round
+
+
+class TrainStep:
+    """A compiled train step and some batches of its epoch; a call makes one step."""
+
+    def __init__(self, network, params: dict, config: ExperimentConfig, examples: ExampleIndex):
+        self.examples = examples
+        self.mesh = data_mesh()
+        shape = choose_step_shape(
+            examples.lengths, targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
+            rows=config.data.rows_per_step, row_multiple=len(jax.devices()), every_prefix=examples.every_prefix,
+        )
+        self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
+        optimizer = make_optimizer(config.train)
+        self.state: TrainState = init_state(jax.tree.map(np.array, params), optimizer, self.mesh)
+        batches = [self.to_device(build_step(examples, self.plan, k)) for k in range(min(BATCHES, self.plan.num_steps))]
+        step = make_train_step(
+            network, optimizer, config.data.mask_ratio, self.mesh, every_prefix=examples.every_prefix
+        )
+        self.compiled = step.lower(self.state, batches[0], np.uint32(0), np.uint32(0)).compile()
+        self._batches = itertools.cycle(batches)
+        self.readouts = batches[0].targets.size
+
+    def to_device(self, batch):
+        return jax.device_put(batch, by_rows(self.mesh))
+
+    def run(self, batch) -> jax.Array:
+        """The loss, of a step that may not have ended."""
+        self.state, loss = self.compiled(self.state, batch, np.uint32(0), np.uint32(0))
+        return loss
+
+    def __call__(self) -> None:
+        self.run(next(self._batches)).block_until_ready()
+
+    def figures(self, seconds: float) -> dict:
+        """What a step that takes so long means for an epoch."""
+        epoch = seconds * self.plan.num_steps
+        memory = self.compiled.memory_analysis()
+        return {
+            'step_seconds': seconds, 'epoch_seconds': epoch,
+            'targets_per_second': int(self.examples.num_targets.sum()) / epoch,
+            'tokens_per_second': self.plan.num_tokens / epoch,
+            'memory_bytes': memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+            'steps': self.plan.num_steps, 'shape': dataclasses.asdict(self.plan.shape), 'fill': self.plan.fill,
+        }
+
+
+class Forms(NamedTuple):
+    """The networks that compute the same function, and parameters for them."""
+
+    plain: PlainNetwork
+    ours: Network
+    params: dict
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, num_items: int) -> 'Forms':
+        network, params = init_network(config.model, num_items, seed=config.train.seed)
+        return cls(PlainNetwork(network), network, params)
+
+
+def measure_steps(config: ExperimentConfig, dataset: SequenceDataset, forms: Forms, repeats: int) -> dict:
+    """{'plain', 'prefix' and, where it is exact, 'one_pass': figures, 'softmax': ..., 'waiting_share': ...}."""
+    prefixes = training_examples('prefix', config.model, dataset, config.data.max_history)
+    steps = {
+        'plain': TrainStep(forms.plain, forms.params, config, prefixes),
+        'prefix': TrainStep(forms.ours, forms.params, config, prefixes),
+    }
+    if one_pass_obstacle(config.model, prefixes.cut, config.data.max_history) is None:
+        histories = training_examples('one_pass', config.model, dataset, config.data.max_history)
+        steps['one_pass'] = TrainStep(forms.ours, forms.params, config, histories)
+    fastest = list(steps)[-1]
+    softmax = _softmax_alone(steps[fastest].readouts, forms, config)
+    seconds = median_seconds({**steps, 'softmax': softmax}, repeats)
+    return {
+        **{name: step.figures(seconds[name]) for name, step in steps.items()},
+        'softmax': {
+            'seconds': seconds['softmax'], 'share_of': fastest, 'share': seconds['softmax'] / seconds[fastest],
+        },
+        'waiting_share': _waiting_share(steps[fastest], repeats),
+    }
+
+
+def _softmax_alone(readouts: int, forms: Forms, config: ExperimentConfig):
+    """The loss of a step and its gradients without the network."""
+    table = forms.params['item_embedding']
+    width = config.model.hidden_size
+    rng = np.random.default_rng(0)
+    readout = jnp.asarray(rng.normal(size=(readouts, width)), forms.ours.bind(forms.params).dtype)
+    targets = jnp.asarray(rng.integers(1, len(table), readouts))
+    loss = jax.jit(jax.value_and_grad(lambda readout, table: softmax_loss_sum(readout, table, targets, targets > 0), (0, 1)))
+    return lambda: jax.block_until_ready(loss(readout, table))
+
+
+def _waiting_share(step: TrainStep, repeats: int) -> float:
+    """Share of the time of a real loop, loader and transfer included, that it waits for the next batch."""
+    waited, loss, batches = 0.0, None, iter(step_loader(step.examples, step.plan))
+    count = min(step.plan.num_steps, 4 * repeats)
+    step.run(step.to_device(next(batches))).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(count - 1):
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        previous, loss = loss, step.run(step.to_device(batch))
+        if previous is not None:
+            previous.block_until_ready()  # as the trainer does: one step ahead
+    jax.block_until_ready(loss)
+    return waited / max(time.perf_counter() - started, 1e-9)
+
+
+def measure_evaluation(
+    config: ExperimentConfig, dataset: SequenceDataset, forms: Forms, repeats: int, plain_users: int
+) -> dict:
+    """Users ranked a second: ours over the whole validation split, the plain form over some of its users."""
+    whole = valid_examples(dataset, max_history=config.data.max_history)
+    picked = np.linspace(0, len(whole) - 1, min(plain_users, len(whole))).astype(int)
+    part = dataclasses.replace(
+        whole, start=whole.start[picked], stop=whole.stop[picked], target=whole.target[picked]
+    )
+    examples = {'plain': part, 'ours': whole}
+    rankers = {
+        name: Ranker(
+            network, data_mesh(), whole, targets_per_step=config.train.targets_per_step,
+            tokens_per_row=config.data.tokens_per_row,
+        )
+        for name, network in (('plain', forms.plain), ('ours', forms.ours))
+    }
+    seconds = median_seconds(
+        {name: (lambda name=name: rankers[name].ranks(forms.params, examples[name])) for name in rankers}, repeats
+    )
+    return {
+        name: {'users': len(examples[name]), 'seconds': seconds[name], 'users_per_second': len(examples[name]) / seconds[name]}
+        for name in rankers
+    }

@@ -1,0 +1,162 @@
+"""Measure the plain form of the algorithm and ours in one run, and print the ratios.
+
+    python -m experiments.benchmark --preset=beauty [--json=FILE] [--set=model.hidden_size=64]
+
+beauty, kuairand, ml-100k: train steps, evaluation and the loader on a random log of that data set's size. long: train
+steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and in chunks of the catalogue. Times are
+medians of calls that take turns; figures from different runs do not compare.
+"""
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import jax
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments.bench.loader import measure_loader
+from experiments.bench.logs import SHAPES, random_log
+from experiments.bench.long import measure_long
+from experiments.bench.softmax import measure_softmax
+from experiments.bench.training import Forms, measure_evaluation, measure_steps
+from experiments.cli import run
+from experiments.config import ExperimentConfig, apply_overrides, default_config
+from experiments.runtime import enable_compilation_cache
+
+# Preset: the configuration it takes and what it changes there.
+CONFIGS = {
+    'beauty': ('amazon-beauty', []),
+    'kuairand': ('kuairand', []),
+    'ml-100k': ('ml-100k', ['model.num_layers=1']),
+    'long': ('kuairand', ['model.hidden_size=64']),
+    'softmax': ('kuairand', []),
+}
+
+_PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
+_JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
+_SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.hidden_size=64.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each measurement; the median counts.', lower_bound=1)
+_PLAIN_USERS = flags.DEFINE_integer('plain_users', 2048, 'Users that the plain form ranks.', lower_bound=1)
+
+
+def main() -> int:
+    enable_compilation_cache()
+    name, changes = CONFIGS[_PRESET.value]
+    config = apply_overrides(default_config(name), [*changes, *_SET.value])
+    console = Console(highlight=False, soft_wrap=True)
+    device = jax.devices()[0]
+    console.print(f'{_PRESET.value} on {len(jax.devices())} x {device.device_kind}, JAX {jax.__version__}')
+    if _PRESET.value == 'softmax':
+        figures = {'softmax': measure_softmax(_REPEATS.value)}
+        console.print(_softmax_table(figures['softmax']))
+    elif _PRESET.value == 'long':
+        figures = {'long': measure_long(config, _REPEATS.value)}
+        console.print(_long_table(figures['long']))
+    else:
+        figures = _measure_log(config, console)
+    if _JSON.value:
+        machine = {
+            'device': device.device_kind, 'devices': len(jax.devices()), 'backend': jax.default_backend(),
+            'jax': jax.__version__, 'python': platform.python_version(), 'date': datetime.date.today().isoformat(),
+        }
+        _write_json(Path(_JSON.value), {'preset': _PRESET.value, 'overrides': _SET.value, **machine, **figures})
+    return 0
+
+
+def _measure_log(config: ExperimentConfig, console: Console) -> dict:
+    shape = SHAPES[_PRESET.value]
+    dataset = random_log(_PRESET.value, shape)
+    forms = Forms.of(config, shape.items)
+    figures = {'train': measure_steps(config, dataset, forms, _REPEATS.value)}
+    console.print(_train_table(figures['train']))
+    figures['evaluation'] = measure_evaluation(config, dataset, forms, _REPEATS.value, _PLAIN_USERS.value)
+    console.print(_evaluation_table(figures['evaluation']))
+    figures['loader'] = measure_loader(config, dataset, _REPEATS.value)
+    console.print(_loader_table(figures['loader']))
+    return figures
+
+
+def _train_table(train: dict) -> Table:
+    softmax = train['softmax']
+    table = Table(
+        'form', 'step', 'epoch', 'targets/s', 'tokens/s', 'memory', 'targets/s against plain', title='train steps',
+        caption=f'the softmax loss alone: {1000 * softmax["seconds"]:,.0f} ms, {softmax["share"]:.0%} of a step of '
+                f'{softmax["share_of"]}; waiting for data: {train["waiting_share"]:.2%}',
+    )
+    for form in ('plain', 'prefix', 'one_pass'):
+        if form in train:
+            f = train[form]
+            table.add_row(
+                form, f'{1000 * f["step_seconds"]:,.0f} ms', f'{f["epoch_seconds"]:,.1f} s',
+                f'{f["targets_per_second"]:,.0f}', f'{f["tokens_per_second"]:,.0f}', _mib(f['memory_bytes']),
+                _times(f['targets_per_second'], train['plain']['targets_per_second']),
+            )
+    return table
+
+
+def _evaluation_table(evaluation: dict) -> Table:
+    table = Table('form', 'users', 'time', 'users/s', 'users/s against plain', title='evaluation')
+    for form, f in evaluation.items():
+        table.add_row(
+            form, f'{f["users"]:,}', f'{f["seconds"]:.2f} s', f'{f["users_per_second"]:,.0f}',
+            _times(f['users_per_second'], evaluation['plain']['users_per_second']),
+        )
+    return table
+
+
+def _loader_table(loader: dict) -> Table:
+    table = Table(
+        '', 'examples/s', 'tokens/s', 'fill', 'against first-fit', title='loader on one core',
+        caption=f'an epoch of {loader["steps"]:,} steps is planned in {1000 * loader["plan_seconds"]:.0f} ms',
+    )
+    for name, title in (('grain_first_fit', "grain's first-fit"), ('loader', 'planned and loaded')):
+        f = loader[name]
+        table.add_row(
+            title, f'{f["examples_per_second"]:,.0f}', f'{f["tokens_per_second"]:,.0f}', f'{f["fill"]:.2%}',
+            _times(f['examples_per_second'], loader['grain_first_fit']['examples_per_second']),
+        )
+    return table
+
+
+def _long_table(rows: list[dict]) -> Table:
+    table = Table(
+        'layers', 'history', 'plain tokens/s', 'ours tokens/s', 'against plain', 'against histories of 1k', 'memory',
+        title='train steps on long histories',
+    )
+    shortest = {row['layers']: row['ours']['tokens_per_second'] for row in reversed(rows)}
+    for row in rows:
+        ours, plain = row['ours'], row['plain']
+        table.add_row(
+            str(row['layers']), f'{row["length"]:,}', f'{plain["tokens_per_second"]:,.0f}',
+            f'{ours["tokens_per_second"]:,.0f}', _times(ours['tokens_per_second'], plain['tokens_per_second']),
+            _times(ours['tokens_per_second'], shortest[row['layers']]), _mib(ours['memory_bytes']),
+        )
+    return table
+
+
+def _softmax_table(rows: list[dict]) -> Table:
+    table = Table('items', 'scores', 'loss and gradients', 'temporaries', title='full softmax')
+    for row in rows:
+        seconds = 'does not fit' if row['seconds'] is None else f'{1000 * row["seconds"]:,.0f} ms'
+        table.add_row(f'{row["items"]:,}', row['form'], seconds, _mib(row['temporary_bytes']))
+    return table
+
+
+def _times(ours: float, other: float) -> str:
+    return f'{ours / other:.2f} x'
+
+
+def _mib(count: int) -> str:
+    return f'{count / 2**20:,.0f} MiB'
+
+
+def _write_json(path: Path, figures: dict) -> None:
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_text(json.dumps(figures, indent=1) + '\n')
+    partial.replace(path)
+
+
+if __name__ == '__main__':
+    run(main)
