@@ -1,0 +1,87 @@
+"""The full softmax whole and in chunks against NumPy's, and rankings made a few rows at a time."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssd4rec_jax.losses import map_scores, softmax_loss_sum
+from ssd4rec_jax.ranking import ranks
+
+N, ITEMS, WIDTH = 24, 40, 16
+REAL = np.arange(N) % 5 != 3
+
+
+def inputs(dtype=np.float64):
+    rng = np.random.default_rng(0)
+    readout = 3 * rng.normal(size=(N, WIDTH))
+    readout[~REAL] = np.nan  # a slot without a history may hold anything
+    return readout.astype(dtype), rng.normal(size=(ITEMS + 1, WIDTH)), np.where(REAL, rng.integers(0, ITEMS + 1, N), 0)
+
+
+def by_hand():
+    """(loss, its gradient in readout, its gradient in the table), in NumPy."""
+    readout, table, targets = inputs()
+    readout = np.where(REAL[:, None], readout, 0.0)
+    logits = readout @ table.T
+    softmax = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax /= softmax.sum(-1, keepdims=True)
+    loss = -np.log(softmax[np.arange(N), targets])[REAL].sum()
+    error = (softmax - np.eye(ITEMS + 1)[targets]) * REAL[:, None]
+    return loss, error @ table, error.T @ readout
+
+
+@pytest.mark.parametrize('chunk', [ITEMS + 1, ITEMS + 7, 1, 7, 14, 20, ITEMS])
+def test_loss_and_gradients_of_any_chunk_size(x64, chunk):
+    """7 x 6 = 42 > 41 items: the last chunk reaches back; 40 leaves a last chunk of one item."""
+    readout, table, targets = inputs()
+
+    def loss(readout, table):
+        return 1.5 * softmax_loss_sum(readout, table, targets, REAL, max_scores=chunk * N + N - 1)
+
+    value, (dreadout, dtable) = jax.jit(jax.value_and_grad(loss, (0, 1)))(readout, table)
+    expected = by_hand()
+    assert float(value) == pytest.approx(1.5 * expected[0], rel=1e-13)
+    np.testing.assert_allclose(dreadout, 1.5 * expected[1], atol=1e-12)
+    np.testing.assert_allclose(dtable, 1.5 * expected[2], atol=1e-12)
+    assert (np.asarray(dreadout)[~REAL] == 0).all()
+
+
+@pytest.mark.parametrize('chunk', [ITEMS + 1, 7])
+def test_bfloat16_readouts_keep_their_sums_in_float32(chunk):
+    readout, table, targets = inputs(jnp.bfloat16)
+    table = table.astype(np.float32)
+
+    def loss(readout, table):
+        return softmax_loss_sum(readout, table, targets, REAL, max_scores=chunk * N)
+
+    value, (dreadout, dtable) = jax.jit(jax.value_and_grad(loss, (0, 1)))(readout, table)
+    assert value.dtype == dtable.dtype == jnp.float32 and dreadout.dtype == jnp.bfloat16
+    for found, expected in zip((value, dreadout, dtable), by_hand()):
+        np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_no_array_of_all_scores_exists_above_the_limit():
+    readout, table, targets = jnp.zeros((64, 8)), jnp.zeros((5001, 8)), jnp.ones(64, jnp.int32)
+
+    def temporaries(max_scores):
+        loss = jax.value_and_grad(
+            lambda readout, table: softmax_loss_sum(readout, table, targets, targets > 0, max_scores=max_scores), (0, 1)
+        )
+        return jax.jit(loss).lower(readout, table).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * 64 * 5001
+    assert temporaries(64 * 100) < scores / 2 < scores <= temporaries(64 * 5001)
+
+
+@pytest.mark.parametrize('rows_at_a_time', [1, 5, N - 1])
+def test_ranks_of_a_few_rows_at_a_time(rows_at_a_time):
+    readout, table, targets = inputs(np.float32)
+    readout, targets = np.where(REAL[:, None], readout, 0), np.maximum(targets, 1)
+    table = table.astype(np.float32)
+    whole = ranks(jnp.asarray(readout @ table.T), jnp.asarray(targets))
+    parts = jax.jit(lambda *args: map_scores(ranks, *args, max_scores=(ITEMS + 1) * rows_at_a_time + 1))(
+        readout, table, targets
+    )
+    assert len(set(np.asarray(whole[0]).tolist())) > 5
+    for part, all_at_once in zip(parts, whole):
+        np.testing.assert_array_equal(part, all_at_once)
