@@ -46,31 +46,28 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 def _neighbours(x, width, reach, reverse):
     """x of the token 0, 1, ..., width - 1 before each one (after it, if reverse), zero where another history's."""
-    return [_neighbour(x, distance, reach, reverse) for distance in range(width)]
-
-
-def _neighbour(x, distance, reach, reverse):
-    if distance == 0:
-        return x
-    padded = jnp.pad(x, ((0, 0), (0, distance) if reverse else (distance, 0), (0, 0)))
-    start = distance if reverse else 0
+    # One padded copy: its slices are read in place by what uses them.
+    padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
+    starts = range(width) if reverse else range(width - 1, -1, -1)
+    shifted = (padded[:, start:start + x.shape[1]] for start in starts)
     # where, not a product: a NaN of the history next door must not come through a zero.
-    return jnp.where((reach >= distance)[..., None], padded[:, start:start + x.shape[1]], jnp.zeros_like(x))
+    return [jnp.where((reach >= distance)[..., None], s, 0) for distance, s in enumerate(shifted)]
 
 
 def token_before(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
     """x [rows, tokens, channels] of the token `distance` before each one in its history, zero where there is none."""
-    return _neighbour(x, distance, layout.position, reverse=False)
+    return _neighbours(x, distance + 1, layout.position, reverse=False)[-1]
 
 
 def token_after(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
     """The same of the token `distance` after each one."""
-    return _neighbour(x, distance, layout.remaining, reverse=True)
+    return _neighbours(x, distance + 1, layout.remaining, reverse=True)[-1]
 
 
 def cut_convs(x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout) -> list[jax.Array]:
     """short_conv(reverse=True) of histories that end 0, 1, ..., d_conv - 1 tokens after each token, in x's shape."""
-    taps = (token_after(x, t, layout) * _per_channel(tap, x) for t, tap in enumerate(kernel[::-1]))
+    neighbours = _neighbours(x, kernel.shape[0], layout.remaining, reverse=True)
+    taps = (neighbour * _per_channel(tap, x) for neighbour, tap in zip(neighbours, kernel[::-1]))
     return list(itertools.accumulate(taps, initial=_per_channel(bias, x)))[1:]
 
 
