@@ -9,19 +9,27 @@ def training_examples(asked: str, model: ModelConfig, dataset: SequenceDataset, 
     """Training examples in the form that train.objective asks for; the index's every_prefix says which one it is.
 
     'prefix': each prefix of a user's history is an example, as released. 'one_pass': each user is one, and all
-    prefixes are read from a single pass; the loss has the same expectation, its noise has not (a user's prefixes
-    share the input mask and come in the same step). 'auto' takes one_pass wherever it is exact. ConfigError where
-    one_pass is asked for and is not.
+    prefixes are read from a single pass; ConfigError where that is not exact. The loss has the same expectation; its
+    gradient is noisier (a user's prefixes share the input mask and come in the same step). 'auto' therefore takes
+    prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ (WORKSPACE.md).
     """
     prefixes = train_examples(dataset, max_history=max_history)
-    if asked == 'prefix':
+    if asked != 'one_pass':
         return prefixes
     obstacle = one_pass_obstacle(model, prefixes.cut, max_history)
-    if obstacle is None:
-        return train_histories(dataset)
-    if asked == 'one_pass':
+    if obstacle is not None:
         raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
-    return prefixes
+    return train_histories(dataset)
+
+
+def objective_note(asked: str, model: ModelConfig, examples: ExampleIndex, max_history: int) -> str:
+    """A sentence that says which form runs, and, of auto's choice, whether there was another."""
+    if examples.every_prefix:
+        return 'objective: one_pass, all prefixes of a user read from one pass'
+    note = 'objective: prefix, every prefix of a history by itself'
+    if asked == 'auto' and one_pass_obstacle(model, examples.cut, max_history) is None:
+        note += ' (train.objective=one_pass is exact here too: less work a target, more gradient noise)'
+    return note
 
 
 def one_pass_obstacle(model: ModelConfig, cut: int, max_history: int) -> str | None:

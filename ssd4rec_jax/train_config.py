@@ -12,7 +12,7 @@ SCHEDULES = ('constant', 'warmup_cosine')
 class TrainConfig:
     """Settings of the training loop; defaults are the published ones.
 
-    objective: 'prefix', 'one_pass' or 'auto' (see ssd4rec_jax.objective).
+    objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.objective).
     targets_per_step: prediction targets a step holds on average.
     patience: stop at evaluation number patience + 1 in a row that is worse than the best.
     clip_norm: global gradient norm above which gradients are scaled down; 0 never does.

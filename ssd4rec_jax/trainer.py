@@ -23,7 +23,7 @@ from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.metrics_log import MetricsLog
 from ssd4rec_jax.model.config import ModelConfig
-from ssd4rec_jax.objective import training_examples
+from ssd4rec_jax.objective import objective_note, training_examples
 from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.ranking import ranking_metrics
@@ -87,10 +87,7 @@ class Trainer:
         self.stop_requested = stop_requested
         self.mesh = data_mesh()
         self.examples = training_examples(train.objective, model, dataset, data.max_history)
-        reporter.note(
-            'objective: one_pass, all prefixes of a user read from one pass' if self.examples.every_prefix
-            else 'objective: prefix, every prefix of a history by itself'
-        )
+        reporter.note(objective_note(train.objective, model, self.examples, data.max_history))
         if self.examples.cut:
             reporter.note(
                 f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '

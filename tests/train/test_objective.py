@@ -10,7 +10,7 @@ import pytest
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.objective import training_examples
+from ssd4rec_jax.objective import objective_note, training_examples
 from ssd4rec_jax.train_state import PartitionSpec, data_mesh, init_network, loss_and_gradients, over_rows
 from tests.train.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
@@ -40,7 +40,16 @@ def test_one_pass_where_it_is_exact(model):
 def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
     with pytest.raises(ConfigError, match=f'train.objective=one_pass would not be exact: .*{reason}.*; set train.objective=prefix'):
         examples('one_pass', model, max_history)
-    assert not examples('auto', model, max_history).every_prefix
+    assert 'one_pass' not in objective_note('auto', model, examples('auto', model, max_history), max_history)
+
+
+@pytest.mark.parametrize('model', [MODEL, DEEP])
+def test_auto_takes_prefix_and_says_where_one_pass_is_exact(model):
+    index = examples('auto', model)
+    assert not index.every_prefix
+    note = objective_note('auto', model, index, 0)
+    assert note.startswith('objective: prefix') and ('train.objective=one_pass is exact here' in note) == (model is MODEL)
+    assert objective_note('prefix', model, index, 0) == 'objective: prefix, every prefix of a history by itself'
 
 
 # ---- the targets
