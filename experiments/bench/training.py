@@ -61,8 +61,9 @@ class TrainStep:
         self.state, loss = self.compiled(self.state, batch, np.uint32(0), np.uint32(0))
         return loss
 
-    def __call__(self) -> None:
-        self.run(next(self._batches)).block_until_ready()
+    def __call__(self) -> float:
+        """The loss of a whole step."""
+        return float(self.run(next(self._batches)))
 
     def figures(self, seconds: float) -> dict:
         """What a step that takes so long means for an epoch."""
