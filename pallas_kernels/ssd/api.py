@@ -7,7 +7,7 @@ from pallas_kernels.ssd.segments import run_ids
 from pallas_kernels.ssd.xla import ssd_scan_xla
 
 # Tokens a chunk and chunks a scan step of `xla`, by platform; CPU measured (WORKSPACE.md), others from Mamba-2's.
-XLA_TILING = {'cpu': (16, 16), 'gpu': (128, 16), 'tpu': (128, 16)}
+XLA_TILING = {'cpu': (32, 16), 'gpu': (128, 16), 'tpu': (128, 16)}
 
 
 def _run_reference(x, dt, A, B, C, run, *, reverse, chunk_size):
