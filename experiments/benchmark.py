@@ -46,6 +46,7 @@ def main() -> int:
     name, changes = CONFIGS[_PRESET.value]
     config = apply_overrides(default_config(name), [*changes, *_SET.value])
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 120)  # a narrower table cuts its figures
     device = jax.devices()[0]
     console.print(f'{_PRESET.value} on {len(jax.devices())} x {device.device_kind}, JAX {jax.__version__}')
     if _PRESET.value == 'softmax':

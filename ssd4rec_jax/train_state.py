@@ -75,9 +75,12 @@ def loss_and_gradients(
     Gradients are taken of this device's loss sum with respect to device-varying parameters and summed
     explicitly. Differentiating through a psum instead gives gradients multiplied by the mesh size wherever
     replication is not tracked (shard_map with check_vma=False, pmap).
+
+    On a CPU the rows follow one another: a step's temporaries are then those of one row, which its caches and its
+    allocator bear far better.
     """
 
-    def local_loss(params):
+    def local_loss(params, batch):
         model = network.bind(params)
         layout = Layout.of(batch)
         draws = Draws.of(seed, epoch, layout)
@@ -86,9 +89,28 @@ def loss_and_gradients(
         return softmax_loss_sum(readout, model.item_embedding[...], batch.targets, batch.targets > 0)
 
     varying = jax.tree.map(lambda w: lax.pcast(w, DATA_AXIS, to='varying'), params)
-    loss, grads = jax.value_and_grad(local_loss)(varying)
+    value_and_grad = jax.value_and_grad(local_loss)
+    if jax.default_backend() == 'cpu' and len(batch.items) > 1:
+        loss, grads = _sum_over_rows(functools.partial(value_and_grad, varying), batch)
+    else:
+        loss, grads = value_and_grad(varying, batch)
     count = jnp.sum(batch.targets > 0)
     return lax.psum((loss, count, grads), DATA_AXIS)
+
+
+def _sum_over_rows(f, batch: PackedBatch):
+    """Sum of f(batch of one row) over a batch's rows, one after another; f's values vary over the `data` axis."""
+
+    def row(index):
+        return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index, 1), batch)
+
+    def add(total, index):
+        return jax.tree.map(jnp.add, total, f(row(index))), None
+
+    zeros = jax.tree.map(
+        lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), DATA_AXIS, to='varying'), jax.eval_shape(f, row(0))
+    )
+    return lax.scan(add, zeros, jnp.arange(len(batch.items)))[0]
 
 
 def train_step(
