@@ -7,7 +7,6 @@ steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and 
 medians of calls that take turns; figures from different runs do not compare.
 """
 import datetime
-import json
 import platform
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from experiments.bench.training import Forms, measure_evaluation, measure_steps
 from experiments.cli import run
 from experiments.config import ExperimentConfig, apply_overrides, default_config
 from experiments.runtime import enable_compilation_cache
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.workdir import write_json
 
 # Preset: the configuration it takes and what it changes there.
 CONFIGS = {
@@ -42,6 +43,8 @@ _PLAIN_USERS = flags.DEFINE_integer('plain_users', 2048, 'Users that the plain f
 
 
 def main() -> int:
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        raise ConfigError(f'--json={_JSON.value} cannot be written: there is no such folder')
     enable_compilation_cache()
     name, changes = CONFIGS[_PRESET.value]
     config = apply_overrides(default_config(name), [*changes, *_SET.value])
@@ -62,7 +65,7 @@ def main() -> int:
             'device': device.device_kind, 'devices': len(jax.devices()), 'backend': jax.default_backend(),
             'jax': jax.__version__, 'python': platform.python_version(), 'date': datetime.date.today().isoformat(),
         }
-        _write_json(Path(_JSON.value), {'preset': _PRESET.value, 'overrides': _SET.value, **machine, **figures})
+        write_json(Path(_JSON.value), {'preset': _PRESET.value, 'overrides': _SET.value, **machine, **figures})
     return 0
 
 
@@ -151,12 +154,6 @@ def _times(ours: float, other: float) -> str:
 
 def _mib(count: int) -> str:
     return f'{count / 2**20:,.0f} MiB'
-
-
-def _write_json(path: Path, figures: dict) -> None:
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(json.dumps(figures, indent=1) + '\n')
-    partial.replace(path)
 
 
 if __name__ == '__main__':

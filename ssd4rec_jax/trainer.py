@@ -63,6 +63,7 @@ class Progress:
 
     @classmethod
     def from_meta(cls, meta: dict) -> 'Progress':
+        meta = {'every_prefix': False, **meta}  # what runs were before there was a choice
         fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
         fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
         return cls(**fields)

@@ -23,6 +23,12 @@ ITEMS = 30
 CONFIG = ExperimentConfig('interactions', dataclasses.replace(MODEL, num_layers=2), DATA, TRAIN)
 
 
+def benchmark(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.benchmark', *flags], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+
+
 @pytest.fixture(scope='module')
 def forms():
     forms, rng = Forms.of(CONFIG, ITEMS), np.random.default_rng(0)
@@ -98,13 +104,18 @@ def test_equal_histories():
     assert examples.lengths.tolist() == [37] * 5
 
 
+def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(tmp_path):
+    done = benchmark(f'--json={tmp_path}/gone/out.json')
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr == f'error: --json={tmp_path}/gone/out.json cannot be written: there is no such folder\n'
+
+
 @pytest.mark.slow
 def test_the_command_prints_its_tables_and_writes_what_it_prints(tmp_path):
     small = ['hidden_size=8', 'headdim=8', 'd_state=4']
-    done = subprocess.run(
-        [sys.executable, '-m', 'experiments.benchmark', '--preset=ml-100k', f'--json={tmp_path / "out.json"}', '--repeats=1',
-         '--plain_users=40', '--set=train.targets_per_step=64', *(f'--set=model.{change}' for change in small)],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True,
+    done = benchmark(
+        '--preset=ml-100k', f'--json={tmp_path / "out.json"}', '--repeats=1', '--plain_users=40',
+        '--set=train.targets_per_step=64', *(f'--set=model.{change}' for change in small),
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / 'out.json').read_text())

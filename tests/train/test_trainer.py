@@ -44,7 +44,7 @@ def test_what_a_run_says_and_logs(whole):
     examples = int((dataset.lengths - 3).sum())
     train = records(path, 'train')
     steps = train[-1]['step'] // 2
-    assert any(f'{examples:,} targets in {steps} steps of 8 x ' in note for note in notes)
+    epoch = next(note for note in notes if f'{examples:,} targets in {steps} steps of 8 x ' in note)
     due = {s for s in range(1, 2 * steps + 1) if s % TRAIN.log_every == 0 or s in (steps, 2 * steps)}
     assert [r['step'] for r in train] == sorted(due)
     assert [r['epoch'] for r in train] == [1 + (r['step'] > steps) for r in train]
@@ -53,7 +53,7 @@ def test_what_a_run_says_and_logs(whole):
     assert [(r['step'], r['epoch']) for r in valid] == [(steps, 1), (2 * steps, 2)]
     # Tokens of all prefixes over all slots of the epoch.
     tokens = sum(n * (n + 1) // 2 for n in (dataset.lengths - 3).tolist())
-    rows, width = [int(x) for x in notes[0].split(' steps of ')[1].split(' tokens')[0].replace(',', '').split(' x ')]
+    rows, width = [int(x) for x in epoch.split(' steps of ')[1].split(' tokens')[0].replace(',', '').split(' x ')]
     assert valid[0]['packing_fill'] == pytest.approx(tokens / (steps * rows * width))
     assert result['packing_fill'] == pytest.approx(tokens / (steps * rows * width))
     assert records(path, 'test')[0]['NDCG@10'] == result['test']['NDCG@10']
