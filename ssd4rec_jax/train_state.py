@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.losses import softmax_loss_sum
 from ssd4rec_jax.model.draws import Draws
@@ -90,7 +91,7 @@ def loss_and_gradients(
 
     varying = jax.tree.map(lambda w: lax.pcast(w, DATA_AXIS, to='varying'), params)
     value_and_grad = jax.value_and_grad(local_loss)
-    if jax.default_backend() == 'cpu' and len(batch.items) > 1:
+    if target().platform == 'cpu' and len(batch.items) > 1:
         loss, grads = _sum_over_rows(functools.partial(value_and_grad, varying), batch)
     else:
         loss, grads = value_and_grad(varying, batch)

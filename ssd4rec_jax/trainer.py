@@ -23,6 +23,8 @@ from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.metrics_log import MetricsLog
 from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.implementation import ssd_implementation
+from ssd4rec_jax.model.ssd4rec import compute_dtype
 from ssd4rec_jax.objective import objective_note, training_examples
 from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
@@ -101,6 +103,11 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir.checkpoints)
         self.metrics_log = MetricsLog(workdir.metrics)
         self.progress = self._restore()
+        shape = self.progress.shape
+        self.implementation = ssd_implementation(
+            model, compute_dtype(model.dtype), shape.rows // self.mesh.shape[DATA_AXIS], shape.tokens
+        )
+        reporter.note(f'SSD scans run as {self.implementation}')
         self._step_fn = None
         self._plan_told = False
         self._saved_at = time.monotonic()
@@ -284,7 +291,7 @@ class Trainer:
         record = {
             'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
             'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
-            'packing_fill': plan.fill, 'best': improved, 'evaluation_seconds': time.monotonic() - started,
+            'packing_fill': plan.fill, 'ssd_implementation': self.implementation, 'best': improved, 'evaluation_seconds': time.monotonic() - started,
         }
         self.metrics_log.write(record)
         self.reporter.evaluation(record)
@@ -302,6 +309,7 @@ class Trainer:
         result = {
             'dataset': self.dataset.name,
             'objective': 'one_pass' if self.examples.every_prefix else 'prefix',
+            'ssd_implementation': self.implementation,
             **{split: self._metrics(split, params) for split in ('valid', 'test')},
             'popularity': {
                 split: ranking_metrics(popularity_ranks(self.dataset, split)) for split in ('valid', 'test')

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.bench.clock as clock
+import pallas_kernels.bench.clock as clock
 from experiments.bench.logs import QUANTILES, SHAPES, equal_histories, random_log
 from experiments.bench.training import Forms, TrainStep
 from experiments.config import ExperimentConfig

@@ -3,7 +3,7 @@ import dataclasses
 
 import grain
 
-from experiments.bench.clock import median_seconds, one_core
+from pallas_kernels.bench.clock import median_seconds, one_core
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, train_examples

@@ -1,7 +1,7 @@
 """Train steps on histories of 1k to 64k items, always the same number of tokens a step."""
 import dataclasses
 
-from experiments.bench.clock import median_seconds
+from pallas_kernels.bench.clock import median_seconds
 from experiments.bench.logs import equal_histories
 from experiments.bench.training import Forms, TrainStep
 from experiments.config import ExperimentConfig

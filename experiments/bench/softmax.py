@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.clock import median_seconds
+from pallas_kernels.bench.clock import median_seconds
 from ssd4rec_jax.losses import MAX_SCORES, softmax_loss_sum
 
 TARGETS, WIDTH = 1024, 256

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.clock import median_seconds
+from pallas_kernels.bench.clock import median_seconds
 from experiments.bench.plain_network import PlainNetwork
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.dataset import SequenceDataset

@@ -1,26 +1,92 @@
 """ssd_scan: one operation, several implementations, chosen from one table."""
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ssd.reference import ssd_scan_reference
 from pallas_kernels.ssd.segments import run_ids
+from pallas_kernels.ssd.tpu import tiling as tpu_tiling
+from pallas_kernels.ssd.tpu.scan import ssd_scan_pallas_tpu
 from pallas_kernels.ssd.xla import ssd_scan_xla
+from pallas_kernels.target import target
 
 # Tokens a chunk and chunks a scan step of `xla`, by platform; CPU measured (WORKSPACE.md), others from Mamba-2's.
 XLA_TILING = {'cpu': (32, 16), 'gpu': (128, 16), 'tpu': (128, 16)}
 
 
-def _run_reference(x, dt, A, B, C, run, *, reverse, chunk_size):
+class Call(NamedTuple):
+    """What decides whether an implementation can serve: shapes and dtype of x, shape of B, chunk_size."""
+
+    x_shape: tuple[int, ...]
+    x_dtype: jnp.dtype
+    B_shape: tuple[int, ...]
+    chunk_size: int | None = None
+
+
+class Implementation(NamedTuple):
+    """scan(x, dt, A, B, C, run, reverse, chunk_size) -> y; why_not(call) -> a sentence, or None if it can serve."""
+
+    scan: Callable[..., jax.Array]
+    why_not: Callable[[Call], str | None]
+
+
+def _reference(x, dt, A, B, C, run, *, reverse, chunk_size):
     return ssd_scan_reference(x, dt, A, B, C, run, reverse=reverse)
 
 
-def _run_xla(x, dt, A, B, C, run, *, reverse, chunk_size):
-    default, chunks = XLA_TILING.get(jax.default_backend(), XLA_TILING['gpu'])
+def _xla(x, dt, A, B, C, run, *, reverse, chunk_size):
+    default, chunks = XLA_TILING.get(target().platform, XLA_TILING['gpu'])
     return ssd_scan_xla(x, dt, A, B, C, run, reverse=reverse, chunk_size=chunk_size or default, chunks=chunks)
 
 
+def _pallas_tpu(x, dt, A, B, C, run, *, reverse, chunk_size):
+    interpret = target().interpret
+    return ssd_scan_pallas_tpu(x, dt, A, B, C, run, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
+
+
+def _why_not_pallas_tpu(call: Call) -> str | None:
+    platform, interpret = target()
+    if platform != 'tpu':
+        return f'pallas_tpu runs on TPUs and this program is for {platform}'
+    return tpu_tiling.why_not(*call, interpret)
+
+
+def _always(call: Call) -> None:
+    return None
+
+
 # In order of preference where none is named.
-IMPLEMENTATIONS = {'xla': _run_xla, 'reference': _run_reference}
+IMPLEMENTATIONS = {
+    'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
+    'xla': Implementation(_xla, _always),
+    'reference': Implementation(_reference, _always),
+}
+
+
+def choose_implementation(call: Call, asked: str | None = None) -> str:
+    """The implementation that ssd_scan takes for a call.
+
+    asked: a name; None takes the first that can serve. Raises ValueError with the reason where a named one cannot.
+    """
+    if asked is not None:
+        if asked not in IMPLEMENTATIONS:
+            raise ValueError(f'implementation={asked!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
+        if reason := IMPLEMENTATIONS[asked].why_not(call):
+            raise ValueError(reason)
+        return asked
+    reasons = {name: implementation.why_not(call) for name, implementation in IMPLEMENTATIONS.items()}
+    chosen = next(name for name, reason in reasons.items() if reason is None)
+    _log_once(chosen, '; '.join(reason for reason in reasons.values() if reason))
+    return chosen
+
+
+@functools.cache
+def _log_once(chosen: str, reasons: str) -> None:
+    logging.getLogger(__name__).info('ssd_scan runs as %s%s', chosen, f' ({reasons})' if reasons else '')
 
 
 def ssd_scan(
@@ -41,19 +107,17 @@ def ssd_scan(
         padding, reaches no other segment, neither in values nor in gradients.
       reverse: scan from the right, without flipped copies.
       chunk_size: tokens a chunk; None takes the platform's.
-      implementation: 'xla' or 'reference'; None takes the first that can serve.
+      implementation: 'pallas_tpu', 'xla' or 'reference'; None takes the first that can serve this platform
+        (see pallas_kernels.tracing_for), dtype and shape. A named one that cannot raises the reason.
 
     Returns y [batch, length, heads, headdim] in x's dtype. Decays and sums are float32 at least, matmul operands x's
     dtype. Raises ValueError naming the argument that does not fit. Source: Mamba-2 (Dao and Gu 2024), section 6.
     """
     _check(x, dt, A, B, C, D, segment_ids, chunk_size)
-    if implementation is None:
-        implementation = next(iter(IMPLEMENTATIONS))
-    elif implementation not in IMPLEMENTATIONS:
-        raise ValueError(f'implementation={implementation!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
+    chosen = choose_implementation(Call(x.shape, x.dtype, B.shape, chunk_size), implementation)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     run = run_ids(segment_ids, *x.shape[:2])
-    y = IMPLEMENTATIONS[implementation](
+    y = IMPLEMENTATIONS[chosen].scan(
         x, dt.astype(wide), A.astype(wide), B, C, run, reverse=reverse, chunk_size=chunk_size
     )
     # In the wide dtype, so that D's gradient is not summed in bfloat16.

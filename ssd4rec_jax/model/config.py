@@ -16,6 +16,7 @@ class ModelConfig:
     beta: weight of the backward direction; 0 makes the model forward-only and leaves the direction out.
     dtype: of activations and matmuls; parameters stay float32. 'auto' is bfloat16 on GPU and TPU,
       float32 on CPU. 'float64' is for parity checks and needs JAX_ENABLE_X64.
+    ssd_implementation: of pallas_kernels.ssd_scan; 'auto' takes the first that can serve the platform, dtype and shape.
     """
 
     hidden_size: int = 256
@@ -30,6 +31,7 @@ class ModelConfig:
     norm_embedding: bool = True
     backward_order: str = 'reversed'
     dtype: str = 'auto'
+    ssd_implementation: str = 'auto'
 
     def __post_init__(self):
         for name in ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'):

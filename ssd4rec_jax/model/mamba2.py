@@ -9,6 +9,7 @@ from flax import nnx
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
 from ssd4rec_jax.dense import dot_general
 from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.norms import normed
@@ -134,7 +135,8 @@ class BidirectionalMamba2(nnx.Module):
         xBC = self._conv(xBC, layout, slice(None), reverse=reverse)
         x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
-            x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse
+            x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse,
+            implementation=named_implementation(self.config),
         )
         return normed(self.norm, y.reshape(gate.shape) * gate)
 

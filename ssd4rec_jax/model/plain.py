@@ -10,6 +10,7 @@ from pallas_kernels import ssd_scan
 from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
+from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
 from ssd4rec_jax.model.short_conv import short_conv
@@ -59,5 +60,6 @@ def _mixer(mixer: BidirectionalMamba2, u, layout):
         C.reshape(*C.shape[:2], c.ngroups, c.d_state),
         D=mixer.D_skip[...],
         segment_ids=layout.segment_ids,
+        implementation=named_implementation(c),
     )
     return mixer.out_proj(mixer.norm(y.reshape(z.shape) * jax.nn.silu(z)))

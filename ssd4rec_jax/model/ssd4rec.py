@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.target import target
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.config import ModelConfig
@@ -18,7 +19,7 @@ MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
 def compute_dtype(name: str) -> jnp.dtype:
     """The dtype that ModelConfig.dtype names on this backend."""
     if name == 'auto':
-        name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+        name = 'float32' if target().platform == 'cpu' else 'bfloat16'
     if name == 'float64' and not jax.config.jax_enable_x64:
         raise ConfigError('model.dtype=float64 needs JAX_ENABLE_X64=1')
     return jnp.dtype(name)

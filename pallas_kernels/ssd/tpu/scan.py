@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -93,7 +94,7 @@ class _Blocks:
 
     def state(self, each: int) -> pl.BlockSpec:
         """[batch, programs / each, length, state]: B and C (each = programs a group), their gradients (1)."""
-        return pl.BlockSpec((1, 1, self._t.block, self._t.state), lambda b, p, k: (b, lax.div(p, each), self._at(k), 0))
+        return pl.BlockSpec((1, 1, self._t.block, self._t.state), lambda b, p, k: (b, lax.div(p, np.int32(each)), self._at(k), 0))
 
     def runs(self) -> pl.BlockSpec:
         """[batch * blocks, chunks, tile * chunk]."""

@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
 
 def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median wall time of each call. They take turns, so that a slow minute of the machine slows all of them.
@@ -33,3 +35,26 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def device_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median time that each call's kernels take on the device; its wall time on a device without such a timer.
+
+    Calls take turns as in median_seconds. On NVIDIA GPUs the timer is CUPTI's, through Mosaic GPU's profiler.
+    """
+    if not has_device_timer():
+        return median_seconds(calls, repeats)
+    from jax.experimental.mosaic.gpu import profiler
+
+    timed = {name: profiler.measure(call) for name, call in calls.items()}
+    seconds = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in timed.items():
+            milliseconds = call()[1]
+            if turn:
+                seconds[name].append(milliseconds / 1e3)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def has_device_timer() -> bool:
+    return jax.default_backend() == 'gpu'

@@ -1,0 +1,1 @@
+"""What benchmarks share: clocks, ceilings of the chip, peers."""

@@ -1,0 +1,89 @@
+"""What users would pick instead of ssd_scan, where it is installed: never a dependency.
+
+Each peer is a function of a workload that gives {'forward': call, 'forward+backward': call}, or raises Unavailable with
+the reason. Attention has no state: it is given q, k, v of x's shape and reads every earlier token.
+"""
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.ssd.workloads import Workload
+
+Calls = dict[str, Callable[[], object]]
+MAX_SQUARE = 2**32  # bytes of the [length, length] scores that attention in plain XLA may hold
+
+
+class Unavailable(Exception):
+    """Why a peer cannot be measured here, in a sentence."""
+
+
+def attention(w: Workload, dtype, implementation: str) -> Calls:
+    """Causal jax.nn.dot_product_attention, implementation 'xla' or 'cudnn'."""
+    if implementation == 'cudnn' and jax.default_backend() != 'gpu':
+        raise Unavailable('cuDNN attention needs an NVIDIA GPU')
+    if implementation == 'cudnn' and jnp.dtype(dtype) == jnp.float32:
+        raise Unavailable('cuDNN attention computes in bfloat16')
+    square = 4 * w.batch * w.heads * w.length**2
+    if implementation == 'xla' and square > MAX_SQUARE:
+        raise Unavailable(f'attention in plain XLA would hold {square / 2**30:.0f} GiB of scores')
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, g = (jax.random.normal(key, (w.batch, w.length, w.heads, w.headdim), dtype) for key in keys)
+
+    def forward(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+    def both(q, k, v, g):
+        y, vjp = jax.vjp(forward, q, k, v)
+        return y, vjp(g)
+
+    return _jitted({'forward': (forward, (q, k, v)), 'forward+backward': (both, (q, k, v, g))})
+
+
+def mamba2_triton(w: Workload, dtype) -> Calls:
+    """mamba_chunk_scan_combined of the mamba-ssm package, with seq_idx."""
+    for package in ('torch', 'triton', 'mamba_ssm'):
+        if importlib.util.find_spec(package) is None:
+            raise Unavailable(f"Mamba-2's Triton kernels need {package}, which is not installed")
+    import torch
+    if not torch.cuda.is_available():
+        raise Unavailable("Mamba-2's Triton kernels need an NVIDIA GPU")
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    arrays, ids = w.arrays()
+    of = lambda a, kind: torch.tensor(np.asarray(a), device='cuda', dtype=kind)  # noqa: E731
+    narrow = {'bfloat16': torch.bfloat16, 'float32': torch.float32}[jnp.dtype(dtype).name]
+    x, B, C = (of(arrays[k], narrow).requires_grad_() for k in 'xBC')
+    dt, A, D = (of(arrays[k], torch.float32).requires_grad_() for k in ('dt', 'A', 'D'))
+    seq_idx = of(ids, torch.int32)
+    inputs = x, dt, A, B, C, D
+    g = torch.randn_like(x)
+
+    def forward():
+        with torch.no_grad():
+            mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
+        torch.cuda.synchronize()
+
+    def both():
+        y = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
+        torch.autograd.grad(y, inputs, g)
+        torch.cuda.synchronize()
+
+    return {'forward': forward, 'forward+backward': both}
+
+
+PEERS = {
+    'jax attention': lambda w, dtype: attention(w, dtype, 'xla'),
+    'cuDNN attention': lambda w, dtype: attention(w, dtype, 'cudnn'),
+    'Mamba-2 Triton': mamba2_triton,
+}
+
+
+def _jitted(functions: dict) -> Calls:
+    def call(f, args):
+        jitted = jax.jit(f)
+        return lambda: jax.block_until_ready(jitted(*args))
+
+    return {name: call(f, args) for name, (f, args) in functions.items()}

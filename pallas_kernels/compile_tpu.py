@@ -1,0 +1,154 @@
+"""Compile the TPU kernels, and the train step that uses them, for a real TPU topology on a machine without a TPU.
+
+    python -m pallas_kernels.compile_tpu --topology=v5e:2x2     # also v6e:2x2, v5p:2x2x1
+
+Needs libtpu (pip install "ssd4rec-jax[tpu]"). Prints, for each program: compile seconds, the Pallas kernels found in the
+compiled text with the VMEM that each uses and the VMEM that our own check planned for, and HBM in and beside
+inputs and outputs.
+"""
+import os
+
+# Before libtpu loads: there is no TPU to ask, and another process may hold libtpu's lock.
+os.environ.update(
+    JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_WORKER_HOSTNAMES='localhost',
+    TPU_ACCELERATOR_TYPE='v5litepod-4', TPU_MIN_LOG_LEVEL='3', TPU_STDERR_LOG_LEVEL='3',
+)
+
+import argparse  # noqa: E402
+import functools  # noqa: E402
+import importlib.util  # noqa: E402
+import re  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from typing import NamedTuple  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding  # noqa: E402
+
+from pallas_kernels import ssd_scan, tracing_for  # noqa: E402
+from pallas_kernels.ssd.tpu.tiling import Tiling  # noqa: E402
+from pallas_kernels.ssd.workloads import WORKLOADS, Workload  # noqa: E402
+
+
+class Program(NamedTuple):
+    """What the compiler says of one program. kernels: name of each Pallas call and the bytes of VMEM it uses."""
+
+    name: str
+    seconds: float
+    kernels: list[tuple[str, int]]
+    hbm_in_out: int
+    hbm_temporaries: int
+    text: str
+
+    @classmethod
+    def compile(cls, name: str, jitted, *specs) -> 'Program':
+        started = time.monotonic()
+        compiled = jitted.lower(*specs).compile()
+        memory, text = compiled.memory_analysis(), compiled.as_text()
+        return cls(
+            name, time.monotonic() - started, _kernels(text),
+            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            memory.temp_size_in_bytes, text,
+        )
+
+    def __str__(self) -> str:
+        calls = ', '.join(f'{name} {vmem / 2**20:.1f} MiB of VMEM' for name, vmem in self.kernels) or 'no Pallas call'
+        share = self.hbm_temporaries / self.hbm_in_out
+        return (f'{self.name}: compiled in {self.seconds:.1f} s; {calls}; HBM {self.hbm_in_out / 2**20:,.1f} MiB in and out, '
+                f'{self.hbm_temporaries / 2**20:,.1f} MiB of temporaries ({share:.2f} x)')
+
+
+def _kernels(text: str) -> list[tuple[str, int]]:
+    found = []
+    for line in text.splitlines():
+        if 'custom_call_target="tpu_custom_call"' in line:
+            name = re.search(r'kernel_name[^A-Za-z]+(\w+)|(ssd_\w+?)[.\d]* =', line)
+            sizes = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', line).group(1)
+            found.append((next(g for g in name.groups() if g), sum(map(int, re.findall(r'"size":"(\d+)"', sizes)))))
+    return found
+
+
+def topology_devices(topology: str) -> list:
+    """The devices of a TPU topology such as 'v5e:2x2', which need not exist."""
+    return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+
+
+def compile_scan(device, workload: Workload, dtype, *, reverse: bool = False, chunk_size: int | None = None) -> Program:
+    """ssd_scan's value and all gradients on one device. Heads come and go beside one another, as in the model."""
+    w = workload
+    spec = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))  # noqa: E731
+    lead = w.batch, w.length
+    x, shared = spec(dtype, *lead, w.heads * w.headdim), spec(dtype, *lead, w.groups * w.state)
+    dt, A, ids = spec(jnp.float32, *lead, w.heads), spec(jnp.float32, w.heads), spec(jnp.int32, *lead)
+
+    def run(x, dt, A, B, C, ids, cotangent):
+        def scan(x, dt, A, B, C):
+            y = ssd_scan(
+                x.reshape(*lead, w.heads, w.headdim), dt, A, *(a.reshape(*lead, w.groups, w.state) for a in (B, C)),
+                segment_ids=ids, reverse=reverse, chunk_size=chunk_size, implementation='pallas_tpu',
+            )
+            return y.reshape(x.shape)
+
+        y, vjp = jax.vjp(scan, x, dt, A, B, C)
+        return y, vjp(cotangent)
+
+    name = f'ssd_scan {w.batch} x {w.length:,} tokens, {w.heads} heads x {w.headdim}, state {w.state}, {jnp.dtype(dtype).name}'
+    with tracing_for('tpu'):
+        return Program.compile(name, jax.jit(run), x, dt, A, shared, shared, ids, x)
+
+
+def compile_train_step(devices, *, tokens: int = 8192, items: int = 7111, one_pass: bool = False) -> Program:
+    """A whole train step of SSD4Rec as published (D 256, 2 layers; 1 with one_pass) with a row of `tokens` a device."""
+    from ssd4rec_jax.data.packing import PackedBatch
+    from ssd4rec_jax.model.config import ModelConfig
+    from ssd4rec_jax.optimizer import make_optimizer
+    from ssd4rec_jax.train_config import TrainConfig
+    from ssd4rec_jax.train_state import DATA_AXIS, TrainState, by_rows, init_network, make_train_step, replicated
+
+    mesh = Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    rows, segments = len(devices), tokens // 32
+    optimizer = make_optimizer(TrainConfig())
+    with tracing_for('tpu'):
+        config = ModelConfig(num_layers=1 if one_pass else 2, ssd_implementation='pallas_tpu')
+        network, params = init_network(config, items, seed=0)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params), jnp.int32(0), jnp.float32(0), jnp.int32(0))
+        state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), state)
+        spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(mesh))
+        by_token, by_segment = spec((rows, tokens)), spec((rows, segments))
+        targets = by_token if one_pass else by_segment
+        batch = PackedBatch(by_token, by_token, by_segment, by_segment, targets, by_segment)
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        step = make_train_step(network, optimizer, 0.2, mesh, every_prefix=one_pass)
+        form = 'one_pass, 1 layer' if one_pass else 'prefix, 2 layers'
+        return Program.compile(f'train step ({form}), {rows} devices, a row of {tokens:,} tokens each', step, state, batch, number, number)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--topology', default='v5e:2x2', help='v5e:2x2, v6e:2x2, v5p:2x2x1')
+    topology = parser.parse_args().topology
+    if importlib.util.find_spec('libtpu') is None:
+        print('error: compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"', file=sys.stderr)
+        return 1
+    try:
+        devices = topology_devices(topology)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        print(f'error: --topology={topology} is not one that libtpu knows, such as v5e:2x2: {error}', file=sys.stderr)
+        return 1
+    print(f'{topology}: {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}')
+    for name in ('kuairand', 'long64k', 'mamba64k'):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            w = WORKLOADS[name]
+            shape = (w.batch, w.length, w.heads, w.headdim), dtype, (w.batch, w.length, w.groups, w.state)
+            planned = Tiling.of(*shape, None).vmem_bytes
+            print(f'{compile_scan(devices[0], w, dtype)}; planned for {planned / 2**20:.1f} MiB of VMEM', flush=True)
+    for one_pass in (False, True):
+        print(compile_train_step(devices, one_pass=one_pass), flush=True)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
