@@ -93,26 +93,38 @@ def _carry(states, through, h, reverse):
     return h, jnp.moveaxis(entries, 0, 1)
 
 
+def _between_tokens(block: _Block, wide) -> jax.Array:
+    """C B^T of each group [b,k,g,q,s], zero on the diagonal."""
+    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
+    return jnp.where(jnp.eye(scores.shape[-1], dtype=bool), 0, scores)
+
+
+def _own(block: _Block, wide) -> jax.Array:
+    """Its diagonal, [b,k,q,g,1,1]."""
+    return _einsum('bkqgn,bkqgn->bkqg', block.C, block.B, wide=wide)[..., None, None]
+
+
 def _forward_block(A, reverse, h, block: _Block):
-    """(h after the block, (y, h at each chunk's entry))."""
+    """(h after the block, (what other tokens add to y, y, h at each chunk's entry))."""
     wide, narrow = A.dtype, block.x.dtype
     d = _decays(block, A, reverse)
     u = block.dt[..., None] * block.x.astype(wide)
     states = _einsum('bksgn,bksgrp->bkgnrp', block.B, (d.exit[..., None] * u).astype(narrow), wide=wide)
     h, entries = _carry(states, d.through, h, reverse)
-    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
-    weights = (scores[:, :, :, None] * d.within).astype(narrow)
+    weights = (_between_tokens(block, wide)[:, :, :, None] * d.within).astype(narrow)
     y = _einsum('bkgrqs,bksgrp->bkqgrp', weights, u.astype(narrow), wide=wide)
     carried = _einsum('bkqgn,bkgnrp->bkqgrp', block.C, entries.astype(narrow), wide=wide)
-    return h, (y + d.entry[..., None] * carried, entries)
+    from_others = y + d.entry[..., None] * carried
+    return h, (from_others, from_others + _own(block, wide) * u.astype(narrow).astype(wide), entries)
 
 
 def _backward_block(A, reverse, dh, inputs):
     """One block of the reverse scan; dh is the gradient of the state at the block's exit.
 
-    The gradient of s needs no [q, s] array: its sum over the keys of y's terms is y . g, over the queries u . du.
+    The gradient of s needs no [q, s] array: its sum over the keys of y's terms is y . g, over the queries u . du. A
+    token's own term, which no decay touches, is in neither: where decays underflow, it would drown the rest.
     """
-    block, entries, y, g = inputs
+    block, entries, from_others, g = inputs
     wide, narrow = A.dtype, block.x.dtype
     d = _decays(block, A, reverse)
     u = block.dt[..., None] * block.x.astype(wide)
@@ -122,8 +134,7 @@ def _backward_block(A, reverse, dh, inputs):
     dentries = _einsum('bkqgn,bkqgrp->bkgnrp', block.C, g_entry, wide=wide)
     dh_before, dh_exit = _carry(dentries, d.through, dh, not reverse)
 
-    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
-    weights = (scores[:, :, :, None] * d.within).astype(narrow)
+    weights = (_between_tokens(block, wide)[:, :, :, None] * d.within).astype(narrow)
     dweights = _einsum('bkqgrp,bksgrp->bkgrqs', g_narrow, u_narrow, wide=wide)
     dscores = jnp.sum(dweights * d.within, axis=3).astype(narrow)
     dh_narrow = dh_exit.astype(narrow)
@@ -134,8 +145,9 @@ def _backward_block(A, reverse, dh, inputs):
     dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
     dB += _einsum('bksgrp,bkgnrp->bksgn', (d.exit[..., None] * u).astype(narrow), dh_narrow, wide=wide)
 
-    # The undecayed terms of both products cancel: they must be made of the same rounded numbers as the matmuls' are.
-    ds = jnp.sum(g_narrow.astype(wide) * y - u_narrow.astype(wide) * du, axis=-1)
+    # Terms of both products cancel: they must be made of the same rounded numbers as the matmuls' are.
+    ds = jnp.sum(g_narrow.astype(wide) * from_others - u_narrow.astype(wide) * du, axis=-1)
+    du += _own(block, wide) * g_narrow.astype(wide)
     at_last = jnp.sum(u_narrow.astype(wide) * du_exit, axis=(2, 5)) + d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
     last = 0 if reverse else -1
     ds = ds.at[:, :, last].add(at_last)
@@ -211,7 +223,7 @@ def _zero_unless(tokens, *arrays):
 
 
 def _forward(tiling, reverse, x, dt, A, B, C, run):
-    """(y [b,l,h,p] float32 or wider, entries, whether each token depends on one that is not finite)."""
+    """(what other tokens add to y, y [b,l,h,p] float32 or wider, entries, tokens that depend on one that is not finite)."""
     finite = _finite_tokens(x, dt, B, C)
     poisoned = reached_from(~finite, run, reverse=reverse)
     x, dt, B, C = _zero_unless(finite, x, dt, B, C)
@@ -219,9 +231,8 @@ def _forward(tiling, reverse, x, dt, A, B, C, run):
     blocks = _blocks_of(xg, dtg, B, C, run, tiling, reverse)
     # A broadcast of the inputs' own zeros varies over a shard_map's axes as they do.
     h = jnp.zeros_like(xg[:, 0, :, None] * B[:, 0, :, :, None, None], A.dtype)
-    _, (y, entries) = lax.scan(functools.partial(_forward_block, Ag, reverse), h, blocks, reverse=reverse)
-    y = tiling.join(y, x.shape[1]).reshape(x.shape)
-    return y, entries, poisoned
+    _, (*y, entries) = lax.scan(functools.partial(_forward_block, Ag, reverse), h, blocks, reverse=reverse)
+    return *(tiling.join(a, x.shape[1]).reshape(x.shape) for a in y), entries, poisoned
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -230,13 +241,13 @@ def _ssd(tiling: _Tiling, reverse: bool, x, dt, A, B, C, run):
 
 
 def _ssd_fwd(tiling, reverse, x, dt, A, B, C, run):
-    y, entries, poisoned = _forward(tiling, reverse, x, dt, A, B, C, run)
+    from_others, y, entries, poisoned = _forward(tiling, reverse, x, dt, A, B, C, run)
     out = jnp.where(_at(poisoned, y), jnp.nan, y).astype(x.dtype)
-    return out, (x, dt, A, B, C, run, y, entries)
+    return out, (x, dt, A, B, C, run, from_others, entries)
 
 
 def _ssd_bwd(tiling, reverse, residuals, g):
-    x, dt, A, B, C, run, y, entries = residuals
+    x, dt, A, B, C, run, from_others, entries = residuals
     finite = _finite_tokens(x, dt, B, C)
     finite_g = _finite_tokens(g)
     # A token's gradient needs its whole run before it (the inputs) and after it (the cotangent) to be finite.
@@ -246,11 +257,11 @@ def _ssd_bwd(tiling, reverse, residuals, g):
     (clean_g,) = _zero_unless(finite_g, g.astype(A.dtype))
     groups = B.shape[2]
     xg, dtg, Ag = _grouped(clean_x, clean_dt, A, groups)
-    gg, yg = (a.reshape(xg.shape) for a in (clean_g, y))
+    gg, others = (a.reshape(xg.shape) for a in (clean_g, from_others))
     blocks = _blocks_of(xg, dtg, clean_B, clean_C, run, tiling, reverse)
     dh = jnp.zeros_like(entries[0, :, 0])
     _, grads = lax.scan(
-        functools.partial(_backward_block, Ag, reverse), dh, (blocks, entries, tiling.cut(yg), tiling.cut(gg)),
+        functools.partial(_backward_block, Ag, reverse), dh, (blocks, entries, tiling.cut(others), tiling.cut(gg)),
         reverse=not reverse,
     )
     *per_token, dA = grads

@@ -180,17 +180,29 @@ def next_state(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, h_bad: jax.Array
     return nan_where(bad, d.through * h + added)
 
 
+def between_tokens(c: Chunk, t: Tiling, wide) -> jax.Array:
+    """C B^T [q, tile * q], repeated for each head of a tile, zero where query and key are the same token."""
+    scores = matmul(c.C, repeat_rows(c.B, t), NT, wide)
+    key = lax.broadcasted_iota(jnp.int32, scores.shape, 1) & (t.chunk - 1)
+    return jnp.where(key == lax.broadcasted_iota(jnp.int32, scores.shape, 0), jnp.zeros_like(scores), scores)
+
+
+def own(c: Chunk, wide) -> jax.Array:
+    """C . B of each token [q, 1]: the weight of its own u in y, which no decay touches."""
+    return jnp.sum(c.C.astype(wide) * c.B.astype(wide), axis=1, keepdims=True)
+
+
 def outputs(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, t: Tiling) -> jax.Array:
     """y [q, width], wide, without marks."""
     narrow, wide = c.x.dtype, h.dtype
-    scores = matmul(c.C, repeat_rows(c.B, t), NT, wide)
+    scores = between_tokens(c, t, wide)
     columns, u = spread(d.s, t.chunk), u.astype(narrow)
     tiles = []
     for tile in range(t.width // 128):
         weights = (scores * within(c, d, columns, tile, t)).astype(narrow)
         tiles.append(matmul(weights, block_diagonal(u[:, tile * 128:(tile + 1) * 128], t), NN, wide))
     y = tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
-    return y + d.entry * matmul(c.C, h.astype(narrow), NN, wide)
+    return y + own(c, wide) * u.astype(wide) + d.entry * matmul(c.C, h.astype(narrow), NN, wide)
 
 
 def reach(mask: jax.Array, bad: jax.Array, t: Tiling) -> jax.Array:
@@ -234,7 +246,7 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
     """h is the state at entry, dh its gradient at exit, both perhaps marked; g [q, width] the gradient of y.
 
     The gradient of s needs no sums over the within-chunk matrices: over the keys of y's terms it is y . g, over the
-    queries u . du (xla.py). Both are made of the same rounded numbers, so that the undecayed terms cancel.
+    queries u . du, both without a token's own term (xla.py) and made of the same rounded numbers.
     """
     narrow, wide = c.x.dtype, h.dtype
     g_bad = jnp.where(c.run < 0, jnp.zeros_like(c.bad), any_bad(g))
@@ -248,8 +260,7 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
     g_wide, u_wide = g_n.astype(wide), u_n.astype(wide)
     g_entry, u_exit = (d.entry * g_wide).astype(narrow), (d.exit * u).astype(narrow)
 
-    B_rows = repeat_rows(c.B, t)
-    scores = matmul(c.C, B_rows, NT, wide)
+    B_rows, scores = repeat_rows(c.B, t), between_tokens(c, t, wide)
     columns = spread(d.s, t.chunk)
     y_tiles, du_tiles, dscores = [], [], None
     for tile in range(t.width // 128):
@@ -263,7 +274,7 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
         dscores = ours if dscores is None else dscores + ours
     joined = lambda tiles: tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)  # noqa: E731
     dscores = dscores.astype(narrow)
-    y = joined(y_tiles) + d.entry * matmul(c.C, h_n, NN, wide)
+    from_others = joined(y_tiles) + d.entry * matmul(c.C, h_n, NN, wide)
     du_exit = d.exit * matmul(c.B, dh_n, NN, wide)
     du = joined(du_tiles) + du_exit
     dC = matmul(dscores, B_rows, NN, wide) + matmul(g_entry, h_n, NT, wide)
@@ -274,7 +285,8 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
 
     at_last = jnp.sum(u_wide * du_exit, axis=0, keepdims=True) + d.through * jnp.sum(dh * h, axis=0, keepdims=True)
     last = lax.broadcasted_iota(jnp.int32, du.shape, 0) == (0 if reverse else t.chunk - 1)
-    to_s = g_wide * y - u_wide * du + jnp.where(last, jnp.broadcast_to(at_last, du.shape), jnp.zeros_like(du))
+    to_s = g_wide * from_others - u_wide * du + jnp.where(last, jnp.broadcast_to(at_last, du.shape), jnp.zeros_like(du))
+    du = du + own(c, wide) * g_wide
     head_of = over(lax.broadcasted_iota(jnp.int32, (t.width, t.heads), 0), t.headdim)
     sums = jnp.where(head_of == lax.broadcasted_iota(jnp.int32, head_of.shape, 1), 1.0, 0.0).astype(wide)
     ds = matmul(to_s, sums, NN, wide)

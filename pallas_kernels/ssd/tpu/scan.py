@@ -25,7 +25,7 @@ def _chunk_of(refs, k, t: Tiling, reverse: bool):
     """Chunk k of a block's refs (x, dt, B, C, run)."""
     at = pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)
     x, dt, B, C, run = refs
-    return read_chunk(x[0, at], dt[0, 0, at], B[0, 0, at], C[0, 0, at], run[0, pl.ds(k, 1)], t, reverse)
+    return read_chunk(x[0, at], dt[0, 0, at], B[0, 0, at], C[0, 0, at], run[0, 0, pl.ds(k, 1)], t, reverse)
 
 
 def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
@@ -41,7 +41,7 @@ def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
 
     def step(k, _):
         k = _order(k, t.chunks, reverse)
-        out, state = forward_chunk(_chunk_of(refs, k, t, reverse), A[0], h[...], t, reverse)
+        out, state = forward_chunk(_chunk_of(refs, k, t, reverse), A[0, 0], h[...], t, reverse)
         y[0, pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)] = out.astype(y.dtype)
         h[...] = state
 
@@ -60,14 +60,14 @@ def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states,
 
     def recompute(k, _):
         here, after = _order(k, t.chunks, reverse), _order(k + 1, t.chunks, reverse)
-        states[after] = exit_state(_chunk_of(refs, here, t, reverse), A[0], states[here], t, reverse)
+        states[after] = exit_state(_chunk_of(refs, here, t, reverse), A[0, 0], states[here], t, reverse)
 
     lax.fori_loop(0, t.chunks - 1, recompute, None)
 
     def step(k, _):
         k = _order(k, t.chunks, not reverse)
         at = pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)
-        grads = backward_chunk(_chunk_of(refs, k, t, reverse), A[0], states[k], g[0, at], dh[...], t, reverse)
+        grads = backward_chunk(_chunk_of(refs, k, t, reverse), A[0, 0], states[k], g[0, at], dh[...], t, reverse)
         dx[0, at] = grads.dx.astype(dx.dtype)
         for ref, value in ((ddt, grads.ddt), (dB, grads.dB), (dC, grads.dC)):
             ref[0, 0, at] = value.astype(ref.dtype)
@@ -97,20 +97,16 @@ class _Blocks:
         return pl.BlockSpec((1, 1, self._t.block, self._t.state), lambda b, p, k: (b, lax.div(p, np.int32(each)), self._at(k), 0))
 
     def runs(self) -> pl.BlockSpec:
-        """[batch * blocks, chunks, tile * chunk]."""
+        """[batch, blocks, chunks, tile * chunk]."""
         t = self._t
-        return pl.BlockSpec((1, t.chunks, t.tile * t.chunk), lambda b, p, k: (b * t.blocks + self._at(k), 0, 0))
+        return pl.BlockSpec((1, 1, t.chunks, t.tile * t.chunk), lambda b, p, k: (b, self._at(k), 0, 0))
 
     def entries(self) -> pl.BlockSpec:
         """[batch, programs, blocks, state, width]."""
         return pl.BlockSpec((1, 1, 1, self._t.state, self._t.width), lambda b, p, k: (b, p, self._at(k), 0, 0))
 
     def rates(self) -> pl.BlockSpec:
-        """A [programs, 1, heads]."""
-        return pl.BlockSpec((1, 1, self._t.heads), lambda b, p, k: (p, 0, 0))
-
-    def rate_gradients(self) -> pl.BlockSpec:
-        """[batch, programs, 1, heads], summed over a row's blocks."""
+        """A and its gradient, summed over a row's blocks: [batch, programs, 1, heads]."""
         return pl.BlockSpec((1, 1, 1, self._t.heads), lambda b, p, k: (b, p, 0, 0))
 
     def inputs(self) -> list[pl.BlockSpec]:
@@ -120,28 +116,39 @@ class _Blocks:
 
 
 def _call(kernel, t: Tiling, reverse: bool, interpret: bool, name: str, operands, in_specs, out_specs, out_shapes, scratch):
-    x = operands[0]
-    varying = jax.typeof(x).manual_axis_type
-    outputs = [jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying) for shape, dtype in out_shapes]
-    return pl.pallas_call(
-        functools.partial(kernel, t=t, reverse=reverse),
-        grid=(x.shape[0], t.groups * t.programs, t.blocks), in_specs=in_specs, out_specs=out_specs, out_shape=outputs,
-        scratch_shapes=scratch, name=name, interpret=pltpu.InterpretParams() if interpret else False,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary')),
-    )(*operands)
+    """The kernel's outputs; out_shapes are (shape without the batch axis, dtype)."""
 
+    @jax.custom_batching.custom_vmap
+    def call(*operands):
+        x = operands[0]
+        varying = jax.typeof(x).manual_axis_type
+        outputs = [
+            jax.ShapeDtypeStruct((x.shape[0], *shape), dtype, manual_axis_type=varying) for shape, dtype in out_shapes
+        ]
+        return tuple(pl.pallas_call(
+            functools.partial(kernel, t=t, reverse=reverse),
+            grid=(x.shape[0], t.groups * t.programs, t.blocks), in_specs=in_specs, out_specs=out_specs, out_shape=outputs,
+            scratch_shapes=scratch, name=name, interpret=pltpu.InterpretParams() if interpret else False,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary')),
+        )(*operands))
 
-def _entry_shape(t: Tiling, batch: int):
-    return batch, t.groups * t.programs, t.blocks, t.state, t.width
+    @call.def_vmap
+    def more_rows(size, mapped, *operands):
+        """A mapped axis is more rows, and not another axis of the grid."""
+        operands = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(operands, mapped)]
+        outputs = call(*(a.reshape(-1, *a.shape[2:]) for a in operands))
+        return tuple(a.reshape(size, -1, *a.shape[1:]) for a in outputs), (True,) * len(outputs)
+
+    return call(*operands)
 
 
 def _forward(static, x, dt, A, B, C, run, keep_entries: bool):
     t, reverse, interpret = static
     blocks, wide = _Blocks(t, leftwards=reverse), dt.dtype
-    out_specs, out_shapes = [blocks.tokens()], [(x.shape, x.dtype)]
+    out_specs, out_shapes = [blocks.tokens()], [(x.shape[1:], x.dtype)]
     if keep_entries:
         out_specs.append(blocks.entries())
-        out_shapes.append((_entry_shape(t, x.shape[0]), wide))
+        out_shapes.append(((t.groups * t.programs, t.blocks, t.state, t.width), wide))
     return _call(
         _forward_kernel, t, reverse, interpret, 'ssd_forward', (x, dt, A, B, C, run), blocks.inputs(), out_specs, out_shapes,
         [pltpu.VMEM((t.state, t.width), wide)],
@@ -161,19 +168,19 @@ def _ssd_fwd(static, x, dt, A, B, C, run):
 def _ssd_bwd(static, residuals, g):
     t, reverse, interpret = static
     x, dt, A, B, C, run, entries = residuals
-    blocks, wide, batch = _Blocks(t, leftwards=not reverse), dt.dtype, x.shape[0]
+    blocks, wide = _Blocks(t, leftwards=not reverse), dt.dtype
     # A program's share of B's gradient is final where a group is one program, else summed over the group's.
-    shared = ((batch, t.groups * t.programs, t.length, t.state), B.dtype if t.programs == 1 else wide)
+    shared = ((t.groups * t.programs, t.length, t.state), B.dtype if t.programs == 1 else wide)
     dx, ddt, dB, dC, dA = _call(
         _backward_kernel, t, reverse, interpret, 'ssd_backward', (x, dt, A, B, C, run, entries, g),
         [*blocks.inputs(), blocks.entries(), blocks.tokens()],
-        [blocks.tokens(), blocks.heads(), blocks.state(1), blocks.state(1), blocks.rate_gradients()],
-        [(x.shape, x.dtype), (dt.shape, wide), shared, shared, ((batch, t.groups * t.programs, 1, t.heads), wide)],
+        [blocks.tokens(), blocks.heads(), blocks.state(1), blocks.state(1), blocks.rates()],
+        [(x.shape[1:], x.dtype), (dt.shape[1:], wide), shared, shared, (A.shape[1:], wide)],
         [pltpu.VMEM((t.chunks, t.state, t.width), wide), pltpu.VMEM((t.state, t.width), wide)],
     )
     if t.programs > 1:
-        dB, dC = (jnp.sum(a.reshape(batch, t.groups, t.programs, t.length, t.state), axis=2).astype(B.dtype) for a in (dB, dC))
-    return dx, ddt, jnp.sum(dA, axis=0), dB, dC, None
+        dB, dC = (jnp.sum(a.reshape(-1, t.groups, t.programs, t.length, t.state), axis=2).astype(B.dtype) for a in (dB, dC))
+    return dx, ddt, dA, dB, dC, None
 
 
 _ssd.defvjp(_ssd_fwd, _ssd_bwd)
@@ -189,7 +196,7 @@ def _by_program(a: jax.Array, t: Tiling) -> jax.Array:
 
 
 def local_runs(run: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
-    """float32 [batch * blocks, chunks, tile * chunk]: each chunk's runs counted from the one that enters it, which is 0.
+    """float32 [batch, blocks, chunks, tile * chunk]: each chunk's runs counted from the one that enters it, which is 0.
 
     run int32 [batch, length]. A chunk that no run enters counts from 1. -1 beyond the row's end. Repeated for each head
     of a tile, as the kernels read it.
@@ -203,7 +210,7 @@ def local_runs(run: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
         local = chunks - jnp.concatenate([chunks[:, :1, :1] - 1, chunks[:, :-1, -1:]], axis=1)
     inside = jnp.arange(padded).reshape(-1, t.chunk) < length
     local = jnp.where(inside, local, -1).astype(jnp.float32)
-    return jnp.tile(local, (1, 1, t.tile)).reshape(batch * t.blocks, t.chunks, t.tile * t.chunk)
+    return jnp.tile(local, (1, 1, t.tile)).reshape(batch, t.blocks, t.chunks, t.tile * t.chunk)
 
 
 def ssd_scan_pallas_tpu(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int | None, interpret: bool) -> jax.Array:
@@ -216,7 +223,8 @@ def ssd_scan_pallas_tpu(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int |
     batch, length, heads, headdim = x.shape
     fused = _by_program(x, t).reshape(batch, length, -1)
     by_head = jnp.moveaxis(_by_program(dt[..., None], t)[..., 0], 2, 1)
-    rates = _by_program(A[:, None], t)[:, None, :, 0]
+    # A row each, so that rows of a vmapped call may have rates of their own.
+    rates = jnp.broadcast_to(_by_program(A[:, None], t)[:, None, :, 0], (batch, t.groups * t.programs, 1, t.heads))
     B, C = jnp.moveaxis(B, 2, 1), jnp.moveaxis(C, 2, 1)
     y = _ssd((t, reverse, interpret), fused, by_head, rates, B, C, local_runs(run, t, reverse).astype(dt.dtype))
     y = y.reshape(batch, length, t.groups, t.programs * t.heads, headdim)[..., :t.real_heads, :]

@@ -1,0 +1,95 @@
+"""The TPU kernels compiled ahead of time for real topologies, by libtpu, on this machine without a TPU."""
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import ssd_scan, tracing_for
+from pallas_kernels.compile_tpu import compile_scan, compile_train_step, topology_devices
+from pallas_kernels.ssd.tpu.tiling import VMEM_BUDGET, Tiling
+from pallas_kernels.ssd.workloads import WORKLOADS, Workload
+
+TOPOLOGIES = ('v5e:2x2', 'v6e:2x2', 'v5p:2x2x1')
+SHAPES = {
+    'kuairand': WORKLOADS['kuairand'],
+    'mamba16k': WORKLOADS['mamba16k'],
+    'headdim 128, state 256, odd length': Workload(2, 8000, 4, 128, 1, 256, 100),
+    'headdim 32, 4 groups': Workload(2, 8000, 32, 32, 4, 16, 100),
+    'groups of few heads, a short row': Workload(2, 100, 6, 16, 2, 16, 10),
+}
+
+
+def planned_vmem(w: Workload, dtype) -> int:
+    shapes = (w.batch, w.length, w.heads, w.headdim), dtype, (w.batch, w.length, w.groups, w.state)
+    return Tiling.of(*shapes, None).vmem_bytes
+
+
+def assert_as_planned(program, w: Workload, dtype):
+    """One kernel a pass, within the VMEM that our own check plans for, and no [length, length] buffer."""
+    assert [name.rstrip('_') for name, _ in program.kernels] == ['ssd_forward', 'ssd_backward']
+    assert max(vmem for _, vmem in program.kernels) <= planned_vmem(w, dtype) <= VMEM_BUDGET
+    if w.length > 1000:
+        assert not re.search(rf'[\[,]{w.length},{w.length}[\],]', program.text)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_scan_compiles_for_v5e(reverse):
+    w = WORKLOADS['kuairand']._replace(batch=1)
+    program = compile_scan(topology_devices('v5e:2x2')[0], w, jnp.bfloat16, reverse=reverse)
+    assert_as_planned(program, w, jnp.bfloat16)
+
+
+def test_no_relayout_copies_at_64k_tokens():
+    w = WORKLOADS['long64k']
+    program = compile_scan(topology_devices('v5e:2x2')[0], w, jnp.bfloat16)
+    assert_as_planned(program, w, jnp.bfloat16)
+    assert program.hbm_temporaries <= 1.2 * program.hbm_in_out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize('shape', list(SHAPES))
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_scan_compiles_for_every_topology(topology, shape, dtype):
+    program = compile_scan(topology_devices(topology)[0], SHAPES[shape], dtype)
+    assert_as_planned(program, SHAPES[shape], dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workload', ['long64k', 'mamba64k'])
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_temporaries_at_64k_tokens_on_every_topology(topology, workload):
+    program = compile_scan(topology_devices(topology)[0], WORKLOADS[workload], jnp.bfloat16)
+    assert program.hbm_temporaries <= 1.2 * program.hbm_in_out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_the_train_step_compiles_and_uses_the_kernels(topology):
+    """Two layers: the first layer's two directions, forward and backward; the last one reads without a scan."""
+    program = compile_train_step(topology_devices(topology), tokens=1024)
+    names = sorted(name.rstrip('_') for name, _ in program.kernels)
+    assert names == ['ssd_backward'] * 2 + ['ssd_forward'] * 2
+
+
+@pytest.mark.parametrize('chunk_size,said', [
+    (8192, r'pallas_tpu needs \d+\.\d MiB of VMEM for blocks of 8192 tokens, 32 heads and state 64, and plans for 12'),
+    (48, 'a chunk_size that is a multiple of 32 for headdim 16, and it is 48'),
+])
+def test_a_tile_that_does_not_fit_is_refused_before_the_compiler_sees_it(chunk_size, said):
+    x, shared = jnp.zeros((1, 64, 32, 16), jnp.bfloat16), jnp.zeros((1, 64, 1, 64), jnp.bfloat16)
+    with tracing_for('tpu'), pytest.raises(ValueError, match=said):
+        ssd_scan(x, jnp.zeros((1, 64, 32)), jnp.zeros(32), shared, shared, chunk_size=chunk_size, implementation='pallas_tpu')
+
+
+@pytest.mark.parametrize('x,B,said', [
+    (jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 1, 16)), 'a headdim of 16, 32, 64, 128 and x has 3'),
+    (jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 8, 1, 12)), 'a state of 16 to 256, a multiple of 8, and B has 12'),
+    (jnp.zeros((1, 8, 4, 16), jnp.float16), jnp.zeros((1, 8, 1, 16), jnp.float16), 'bfloat16 or float32 and x is float16'),
+])
+def test_what_it_cannot_serve_is_said_and_goes_to_xla_where_none_is_named(x, B, said):
+    dt, A = jnp.ones(x.shape[:3]), -jnp.ones(x.shape[2])
+    with tracing_for('tpu'):
+        with pytest.raises(ValueError, match=said):
+            ssd_scan(x, dt, A, B, B, implementation='pallas_tpu')
+        assert ssd_scan(x, dt, A, B, B).shape == x.shape

@@ -1,0 +1,65 @@
+"""The whole model with the Pallas kernels, interpreted, against the same model with xla."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pallas_kernels import tracing_for
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.implementation import ssd_implementation
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
+from tests.packed import pack
+
+SMALL = ModelConfig(hidden_size=32, num_layers=2, d_state=16, headdim=16, beta=0.3, dropout_prob=0.0, dtype='float64')
+
+
+def value_and_gradients(implementation):
+    config = dataclasses.replace(SMALL, ssd_implementation=implementation)
+    graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    rows = [[3, 1, 40, 2], [70]]
+    batch = pack(
+        [[(10 * r + s, rng.integers(1, 31, n).tolist()) for s, n in enumerate(row)] for r, row in enumerate(rows)],
+        tokens=80, segments=8,
+    )
+    layout = Layout.of(batch)
+    cotangent = jnp.where((batch.lengths > 0)[..., None], rng.normal(size=(2, 8, 32)), 0.0)
+
+    def scalar(params):
+        return jnp.sum(nnx.merge(graphdef, params).readout(batch.items, layout) * cotangent)
+
+    value, grads = jax.jit(jax.value_and_grad(scalar))(params)
+    return float(value), nnx.to_pure_dict(grads)
+
+
+def test_pallas_tpu_gives_the_same_value_and_gradients_as_xla(x64):
+    expected, expected_grads = value_and_gradients('xla')
+    with tracing_for('tpu', interpret=True):
+        value, grads = value_and_gradients('pallas_tpu')
+    assert abs(value - expected) < 1e-10 * abs(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * max(np.abs(b).max(), 1e-9)), grads, expected_grads
+    )
+
+
+def test_what_runs_is_chosen_by_platform_dtype_and_shape():
+    auto = ModelConfig()
+    assert ssd_implementation(auto, jnp.dtype('float32'), 8, 512) == 'xla'
+    with tracing_for('tpu'):
+        assert ssd_implementation(auto, jnp.dtype('bfloat16'), 8, 512) == 'pallas_tpu'
+        assert ssd_implementation(dataclasses.replace(auto, headdim=8), jnp.dtype('bfloat16'), 8, 512) == 'xla'
+        assert ssd_implementation(dataclasses.replace(auto, ssd_implementation='xla'), jnp.dtype('bfloat16'), 8, 512) == 'xla'
+
+
+@pytest.mark.parametrize('name,said', [
+    ('pallas_tpu', 'model.ssd_implementation=pallas_tpu: pallas_tpu runs on TPUs and this program is for cpu'),
+    ('cuda', "model.ssd_implementation=cuda: implementation='cuda' is unknown: there are "),
+])
+def test_one_that_cannot_serve_is_refused_with_the_reason(name, said):
+    with pytest.raises(ConfigError, match=said):
+        ssd_implementation(ModelConfig(ssd_implementation=name), jnp.dtype('float32'), 8, 512)
