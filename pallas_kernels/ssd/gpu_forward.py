@@ -1,0 +1,161 @@
+"""The forward kernels of pallas_gpu: states of chunks, their carry, and outputs. Arrays as in gpu_tiles.
+
+With s the decays' logarithm (base 2) summed over the chunk's tokens of one run, in scan direction:
+
+    chunk_states    state = sum_j weight_j v_j key_j^T                        a program a chunk and group
+    carry_states    entry of a chunk = through * entry of the one before + its state
+    chunk_outputs   y_i = sum_j [lo_i <= j <= hi_i] 2^(s_i - s_j) (C_i . B_j) dt_j x_j  +  entry_i C_i h
+
+Nothing here knows the direction but carry_states: it lies in lo, hi and the vectors. Mamba-2 (Dao and Gu 2024), 6.
+"""
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.ssd import gpu_tiles
+from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+
+CARRY_ROWS = 64
+
+
+def states_memory(t: Tiles) -> tuple[int, int]:
+    """Shared memory of chunk_states in bytes: (once, a stage)."""
+    return 2 * CHUNK * (t.state + t.width), 2 * t.width * (CHUNK + t.state) + 4 * t.heads * CHUNK
+
+
+def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, interpret: bool) -> jax.Array:
+    """[M groups blocks heads P, N] bfloat16: each chunk's sum of weight_j v_j key_j^T.
+
+    v laid out as x, weight [M groups blocks, heads, Q] float32, key as B.
+    """
+
+    def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, barrier):
+        m, group = lax.axis_index('chunk'), lax.axis_index('group')
+        gpu_tiles.load(
+            (key_ref.at[pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)], key_smem), barrier=barrier
+        )
+
+        def step(_, v_smem, weight_smem, out_smem):
+            for head in range(t.heads):
+                here = t.columns(head)
+                part = tile(v_smem.at[:, here])
+                weighted = part * over_rows(rows(weight_smem.at[head]), part.shape)
+                scaled_smem.at[:, here][...] = weighted.astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            for first, width in t.state_tiles:
+                state = gpu_tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
+                out_smem.at[:, pl.ds(first, width)][...] = state.astype(jnp.bfloat16)
+
+        plgpu.emit_pipeline(
+            step, grid=(t.blocks,), in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 1)],
+            out_specs=[t.state_block(m, group)], max_concurrent_steps=gpu_tiles.stages(t.blocks, *states_memory(t)),
+        )(v_ref, weight_ref, out_ref)
+
+    return gpu_tiles.call(
+        kernel,
+        jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
+        grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
+        scratch_types=[t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), plgpu.Barrier()], interpret=interpret,
+    )(v, weight, key)
+
+
+def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bool, interpret: bool) -> jax.Array:
+    """The state at each chunk's entry, as states; through float32 [M, groups blocks heads P] from entry to exit."""
+    channels = t.groups * t.blocks * t.width
+    width = STATE_COLUMNS if t.state % STATE_COLUMNS == 0 else 16
+
+    def kernel(states_ref, through_ref, out_ref):
+        row, channel, column = lax.axis_index('row'), lax.axis_index('channel'), lax.axis_index('column')
+
+        def chunk(k):
+            return row * t.chunks + (t.chunks - 1 - k if reverse else k)
+
+        spec = plgpu.BlockSpec(
+            (CARRY_ROWS, width), lambda k: (chunk(k) * (channels // CARRY_ROWS) + channel, column),
+            transforms=(plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)),
+        )
+
+        def step(_, state_smem, through_smem, out_smem, h):
+            out_smem[...] = h.astype(jnp.bfloat16)
+            return h * over_rows(rows(through_smem), h.shape) + tile(state_smem)
+
+        plgpu.emit_pipeline(
+            step, grid=(t.chunks,),
+            in_specs=[spec, plgpu.BlockSpec((None, CARRY_ROWS), lambda k: (chunk(k), channel))],
+            out_specs=[spec], max_concurrent_steps=min(CARRY_STAGES, t.chunks),
+            init_carry=plgpu.layout_cast(jnp.zeros((CARRY_ROWS, width), jnp.float32), plgpu.Layout.WGMMA),
+        )(states_ref, through_ref, out_ref)
+
+    return gpu_tiles.call(
+        kernel, jax.ShapeDtypeStruct(states.shape, jnp.bfloat16),
+        grid=(t.batch, channels // CARRY_ROWS, t.state // width), grid_names=('row', 'channel', 'column'),
+        interpret=interpret,
+    )(states, through)
+
+
+# A carry program holds a tile of this many columns and keeps this many chunks in flight: little work, much latency.
+STATE_COLUMNS = 32
+CARRY_STAGES = 6
+
+
+def outputs_memory(t: Tiles) -> tuple[int, int]:
+    """Shared memory of chunk_outputs in bytes: (once, a stage)."""
+    once = 2 * CHUNK * (2 * t.state + t.width) + 4 * 3 * CHUNK
+    return once, 2 * t.width * (2 * CHUNK + t.state) + 4 * 4 * t.heads * CHUNK
+
+
+def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: bool) -> jax.Array:
+    """y as x. vectors [M groups blocks, 4 heads, Q]: s, dt, entry, s
+    (again: one load cannot be laid out both along rows and along columns); tokens int32 [M, 3, Q]: lo, hi, whether y is NaN."""
+
+    def kernel(x_ref, vectors_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
+               barrier):
+        m, group = lax.axis_index('chunk'), lax.axis_index('group')
+        of_group = pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)
+        gpu_tiles.load(
+            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[m], tokens_smem),
+            barrier=barrier,
+        )
+        square = CHUNK, CHUNK
+        scores = gpu_tiles.product(C_smem, B_smem.transpose((1, 0)))
+        j = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+        lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
+        # Masked once for all heads; the exponents below are at most 0 there too, so 0 meets no infinity.
+        visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
+        scores = jnp.where(visible, scores, 0.0)
+
+        def step(_, x_smem, vectors_smem, h_smem, y_smem):
+            vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
+            for head in range(t.heads):
+                here = t.columns(head)
+                part = tile(x_smem.at[:, here])
+                u_smem.at[:, here][...] = (part * over_rows(rows(vector(1, head)), part.shape)).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            carried = gpu_tiles.product(C_smem, h_smem.transpose((1, 0)))
+            for head in range(t.heads):
+                here = t.columns(head)
+                s, s_j, entry = rows(vector(0, head)), columns(vector(3, head)), rows(vector(2, head))
+                decay = jnp.exp2(jnp.minimum(over_rows(s, square) - over_columns(s_j, square), 0.0))
+                weights = (scores * decay).astype(jnp.bfloat16)
+                y = gpu_tiles.register_product(weights, u_smem.at[:, here], interpret=interpret)
+                y += over_rows(entry, y.shape) * carried[:, head * t.headdim:(head + 1) * t.headdim]
+                y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
+                y_smem.at[:, here][...] = y.astype(jnp.bfloat16)
+
+        plgpu.emit_pipeline(
+            step, grid=(t.blocks,),
+            in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 4), t.state_block(m, group)],
+            out_specs=[t.chunk_block(m, group)],
+            max_concurrent_steps=gpu_tiles.stages(t.blocks, *outputs_memory(t)),
+        )(x_ref, vectors_ref, entries_ref, y_ref)
+
+    return gpu_tiles.call(
+        kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), grid=(t.all_chunks, t.groups),
+        grid_names=('chunk', 'group'),
+        scratch_types=[
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
+            t.shared(CHUNK, t.width), plgpu.Barrier(num_arrivals=3),
+        ],
+        interpret=interpret,
+    )(x, vectors, B, C, entries, tokens)
