@@ -29,14 +29,15 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
 
     v laid out as x, weight [M groups blocks, heads, Q] float32, key as B.
     """
+    slots = gpu_tiles.stages(t.blocks, *states_memory(t))
 
-    def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, barrier):
+    def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, out_smem, barrier):
         m, group = lax.axis_index('chunk'), lax.axis_index('group')
         gpu_tiles.load(
             (key_ref.at[pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)], key_smem), barrier=barrier
         )
 
-        def step(_, v_smem, weight_smem, out_smem):
+        def step(v_smem, weight_smem, state_smem):
             for head in range(t.heads):
                 here = t.columns(head)
                 part = tile(v_smem.at[:, here])
@@ -45,18 +46,21 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
             plgpu.commit_smem()
             for first, width in t.state_tiles:
                 state = gpu_tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
-                out_smem.at[:, pl.ds(first, width)][...] = state.astype(jnp.bfloat16)
+                state_smem.at[:, pl.ds(first, width)][...] = state.astype(jnp.bfloat16)
 
-        plgpu.emit_pipeline(
-            step, grid=(t.blocks,), in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 1)],
-            out_specs=[t.state_block(m, group)], max_concurrent_steps=gpu_tiles.stages(t.blocks, *states_memory(t)),
-        )(v_ref, weight_ref, out_ref)
+        gpu_tiles.pipeline(
+            step, steps=t.blocks, slots=slots, in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 1)],
+            outputs=[(out_smem, lambda k: out_ref.at[pl.ds(t.number(m, group, k) * t.width, t.width)])],
+        )(v_ref, weight_ref)
 
     return gpu_tiles.call(
         kernel,
         jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
         grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
-        scratch_types=[t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), plgpu.Barrier()], interpret=interpret,
+        scratch_types=[
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state), plgpu.Barrier(),
+        ],
+        interpret=interpret,
     )(v, weight, key)
 
 
@@ -65,31 +69,39 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
     channels = t.groups * t.blocks * t.width
     width = STATE_COLUMNS if t.state % STATE_COLUMNS == 0 else 16
 
-    def kernel(states_ref, through_ref, out_ref):
+    slots = min(CARRY_STAGES, t.chunks)
+    transforms = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)
+
+    def kernel(states_ref, through_ref, out_ref, out_smem):
         row, channel, column = lax.axis_index('row'), lax.axis_index('channel'), lax.axis_index('column')
 
         def chunk(k):
             return row * t.chunks + (t.chunks - 1 - k if reverse else k)
 
-        spec = plgpu.BlockSpec(
-            (CARRY_ROWS, width), lambda k: (chunk(k) * (channels // CARRY_ROWS) + channel, column),
-            transforms=(plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)),
-        )
+        def tile_of(k):
+            return chunk(k) * (channels // CARRY_ROWS) + channel
 
-        def step(_, state_smem, through_smem, out_smem, h):
-            out_smem[...] = h.astype(jnp.bfloat16)
+        def step(state_smem, through_smem, entry_smem, h):
+            entry_smem[...] = h.astype(jnp.bfloat16)
             return h * over_rows(rows(through_smem), h.shape) + tile(state_smem)
 
-        plgpu.emit_pipeline(
-            step, grid=(t.chunks,),
-            in_specs=[spec, plgpu.BlockSpec((None, CARRY_ROWS), lambda k: (chunk(k), channel))],
-            out_specs=[spec], max_concurrent_steps=min(CARRY_STAGES, t.chunks),
+        gpu_tiles.pipeline(
+            step, steps=t.chunks, slots=slots,
+            in_specs=[
+                plgpu.BlockSpec((CARRY_ROWS, width), lambda k: (tile_of(k), column), transforms=transforms),
+                plgpu.BlockSpec((None, CARRY_ROWS), lambda k: (chunk(k), channel)),
+            ],
+            outputs=[(
+                out_smem,
+                lambda k: out_ref.at[pl.ds(tile_of(k) * CARRY_ROWS, CARRY_ROWS), pl.ds(column * width, width)],
+            )],
             init_carry=plgpu.layout_cast(jnp.zeros((CARRY_ROWS, width), jnp.float32), plgpu.Layout.WGMMA),
-        )(states_ref, through_ref, out_ref)
+        )(states_ref, through_ref)
 
     return gpu_tiles.call(
         kernel, jax.ShapeDtypeStruct(states.shape, jnp.bfloat16),
         grid=(t.batch, channels // CARRY_ROWS, t.state // width), grid_names=('row', 'channel', 'column'),
+        scratch_types=[plgpu.SMEM((slots, CARRY_ROWS, width), jnp.bfloat16, transforms=transforms)],
         interpret=interpret,
     )(states, through)
 
@@ -106,11 +118,15 @@ def outputs_memory(t: Tiles) -> tuple[int, int]:
 
 
 def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: bool) -> jax.Array:
-    """y as x. vectors [M groups blocks, 4 heads, Q]: s, dt, entry, s
-    (again: one load cannot be laid out both along rows and along columns); tokens int32 [M, 3, Q]: lo, hi, whether y is NaN."""
+    """y as x.
+
+    vectors [M groups blocks, 4 heads, Q]: s, dt, entry, s
+    (again: one load cannot be laid out both along rows and along columns); tokens int32 [M, 3, Q]: lo, hi, whether y is NaN.
+    """
+    slots = gpu_tiles.stages(t.blocks, *outputs_memory(t))
 
     def kernel(x_ref, vectors_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
-               barrier):
+               out_smem, barrier):
         m, group = lax.axis_index('chunk'), lax.axis_index('group')
         of_group = pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)
         gpu_tiles.load(
@@ -125,7 +141,7 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
         visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
         scores = jnp.where(visible, scores, 0.0)
 
-        def step(_, x_smem, vectors_smem, h_smem, y_smem):
+        def step(x_smem, vectors_smem, h_smem, y_smem):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
             for head in range(t.heads):
                 here = t.columns(head)
@@ -143,19 +159,21 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
                 y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
                 y_smem.at[:, here][...] = y.astype(jnp.bfloat16)
 
-        plgpu.emit_pipeline(
-            step, grid=(t.blocks,),
+        gpu_tiles.pipeline(
+            step, steps=t.blocks, slots=slots,
             in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 4), t.state_block(m, group)],
-            out_specs=[t.chunk_block(m, group)],
-            max_concurrent_steps=gpu_tiles.stages(t.blocks, *outputs_memory(t)),
-        )(x_ref, vectors_ref, entries_ref, y_ref)
+            outputs=[(out_smem, lambda k: y_ref.at[t.chunk_at(m, group, k)])],
+        )(x_ref, vectors_ref, entries_ref)
 
     return gpu_tiles.call(
         kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), grid=(t.all_chunks, t.groups),
         grid_names=('chunk', 'group'),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
-            t.shared(CHUNK, t.width), plgpu.Barrier(num_arrivals=3),
+            t.shared(CHUNK, t.width), t.shared(slots, CHUNK, t.width), plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )(x, vectors, B, C, entries, tokens)
+
+
+MEMORY = {'chunk_states': states_memory, 'chunk_outputs': outputs_memory}

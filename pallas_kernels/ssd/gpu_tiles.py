@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 
 try:
@@ -72,7 +73,7 @@ class Tiles(NamedTuple):
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.transforms)
 
     def block(self, shape, index_map):
-        """The spec of bfloat16 tiles that wgmma reads, for emit_pipeline."""
+        """The spec of bfloat16 tiles that wgmma reads, for a pipeline."""
         return plgpu.BlockSpec(shape, index_map, transforms=self.transforms)
 
     def chunk_block(self, m, group):
@@ -81,13 +82,19 @@ class Tiles(NamedTuple):
 
     def state_block(self, m, group):
         """Spec of one block's state a step."""
-        return self.block((self.width, self.state), lambda k: ((m * self.groups + group) * self.blocks + k, 0))
+        return self.block((self.width, self.state), lambda k: (self.number(m, group, k), 0))
 
     def vectors_block(self, m, group, kinds: int):
         """Spec of one block's vectors a step: row kind * heads + head."""
-        return plgpu.BlockSpec(
-            (None, kinds * self.heads, CHUNK), lambda k: ((m * self.groups + group) * self.blocks + k, 0, 0)
-        )
+        return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(m, group, k), 0, 0))
+
+    def number(self, m, group, k):
+        """Of a block of a group of a chunk, among all."""
+        return (m * self.groups + group) * self.blocks + k
+
+    def chunk_at(self, m, group, k):
+        """Where chunk_block lies."""
+        return pl.ds(m * CHUNK, CHUNK), pl.ds((group * self.blocks + k) * self.width, self.width)
 
     def columns(self, head: int):
         """The columns of a block that belong to one of its heads."""
@@ -149,6 +156,35 @@ def register_product(a: jax.Array, b, *, transposed: bool = False, interpret: bo
         b = b[...].T if transposed else b[...]
         return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
     return product(a, b.transpose((1, 0)) if transposed else b)
+
+
+def pipeline(body, *, steps: int, slots: int, in_specs, outputs, init_carry=None):
+    """plgpu.emit_pipeline that writes its outputs itself: emit_pipeline's are predicated, which no interpreter knows.
+
+    outputs are pairs of buffers in shared memory [slots, ...] and a function from the step to the ref to copy one to.
+    body takes the refs of inputs and of outputs and, with init_carry, the carry, and returns the next carry.
+    """
+
+    def step(indices, *refs):
+        (k,) = indices
+        plgpu.wait_smem_to_gmem(slots - 1, wait_read_only=True)
+        made = [buffers.at[lax.rem(k, jnp.int32(slots))] for buffers, _ in outputs]
+        inputs, carry = refs[:len(in_specs)], refs[len(in_specs):]
+        result = body(*inputs, *made, *carry)
+        plgpu.commit_smem()
+        for ref, (_, where) in zip(made, outputs):
+            plgpu.copy_smem_to_gmem(ref, where(k), commit_group=False)
+        plgpu.commit_smem_to_gmem_group()
+        return result
+
+    def run(*inputs):
+        result = plgpu.emit_pipeline(
+            step, grid=(steps,), in_specs=in_specs, max_concurrent_steps=slots, init_carry=init_carry
+        )(*inputs)
+        plgpu.wait_smem_to_gmem(0)
+        return result
+
+    return run
 
 
 def load(*copies, barrier) -> None:

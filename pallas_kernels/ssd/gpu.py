@@ -1,0 +1,231 @@
+"""pallas_gpu: SSD in Mosaic GPU kernels for Hopper, bfloat16, forward and backward.
+
+All chunks of a row are worked on at once; only the carry of states walks over them. XLA computes what is small, a
+few float32 a token and head: the decays' sums, restarting with each run, and the gradients of dt and A from the sums
+that the backward kernels leave. The matmuls, the exponentials between tokens and everything of x's size are kernels'.
+
+As in xla, tokens that are not finite enter as zeros, and NaN is put back at the tokens that depend on them.
+"""
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.ssd import gpu_backward, gpu_forward, gpu_tiles
+from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, plgpu
+from pallas_kernels.ssd.segments import reached_from
+from pallas_kernels.ssd.xla import _at, _finite_tokens, _zero_unless
+
+HEADDIMS = (16, 32, 64, 128)
+
+
+def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None) -> str | None:
+    """A sentence why pallas_gpu cannot serve such a call of ssd_scan, or None."""
+    take_xla = "take implementation='xla'"
+    if plgpu is None or not hasattr(plgpu, 'InterpretGPUParams'):
+        return f'pallas_gpu needs JAX 0.11 or later and this is {jax.__version__}; {take_xla}'
+    if jnp.dtype(x_dtype) != jnp.bfloat16:
+        return f'pallas_gpu computes in bfloat16 and x is {jnp.dtype(x_dtype)}; cast x, B and C or {take_xla}'
+    if headdim not in HEADDIMS:
+        return f'pallas_gpu serves headdim {", ".join(map(str, HEADDIMS))} and x has {headdim}; {take_xla}'
+    if state % 16 or not 16 <= state <= 256:
+        return f'pallas_gpu serves states of 16 to 256 in steps of 16 and B has {state}; {take_xla}'
+    if chunk_size not in (None, CHUNK):
+        return f'pallas_gpu has chunks of {CHUNK} tokens, the rows of one wgmma, and chunk_size={chunk_size}; {take_xla}'
+    t = Tiles.of(1, CHUNK, 1, headdim, 1, state)
+    needed = {kernel: sum(memory(t)) for kernel, memory in (gpu_forward.MEMORY | gpu_backward.MEMORY).items()}
+    kernel = max(needed, key=needed.get)
+    if needed[kernel] > gpu_tiles.SHARED_MEMORY - gpu_tiles.RESERVED:
+        return (f'pallas_gpu would need {needed[kernel] // 1024} KB of shared memory in {kernel} with headdim {headdim} '
+                f'and state {state}, and a program has {gpu_tiles.SHARED_MEMORY // 1024} KB; {take_xla}')
+    return None
+
+
+def ssd_scan_pallas_gpu(
+    x, dt, A, B, C, run, *, reverse: bool, chunk_size: int | None = None, interpret: bool = False
+) -> jax.Array:
+    """Shapes as ssd_scan: x, B and C bfloat16, dt and A float32, run from segments.run_ids; y as x.
+
+    interpret runs the kernels on the CPU, for tests. Raises ValueError with why_not_pallas_gpu's sentence.
+    """
+    reason = why_not_pallas_gpu(x.dtype, x.shape[3], B.shape[3], chunk_size)
+    if reason:
+        raise ValueError(reason)
+    return _ssd(reverse, interpret, x, dt, A, B, C, run)
+
+
+def _chunked(t: Tiles, a: jax.Array, fill=0) -> jax.Array:
+    """[batch, length, ...] -> [M, Q, ...]."""
+    gap = t.chunks * CHUNK - a.shape[1]
+    if gap:
+        a = jnp.pad(a, ((0, 0), (0, gap)) + ((0, 0),) * (a.ndim - 2), constant_values=fill)
+    return a.reshape(t.all_chunks, CHUNK, *a.shape[2:])
+
+
+def _unchunked(t: Tiles, a: jax.Array, length: int) -> jax.Array:
+    """[M, Q, ...] -> [batch, length, ...]."""
+    return a.reshape(t.batch, t.chunks * CHUNK, *a.shape[2:])[:, :length]
+
+
+def _whole_blocks(t: Tiles, a: jax.Array, axis: int) -> jax.Array:
+    """Heads at `axis`, each group's filled up with zeros to whole blocks."""
+    per_group = a.shape[axis] // t.groups
+    gap = t.blocks * t.heads - per_group
+    if not gap:
+        return a
+    a = a.reshape(*a.shape[:axis], t.groups, per_group, *a.shape[axis + 1:])
+    a = jnp.pad(a, [(0, gap if k == axis + 1 else 0) for k in range(a.ndim)])
+    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2:])
+
+
+def _own_heads(t: Tiles, a: jax.Array, axis: int, heads: int) -> jax.Array:
+    """Inverse of _whole_blocks."""
+    if a.shape[axis] == heads:
+        return a
+    a = a.reshape(*a.shape[:axis], t.groups, -1, *a.shape[axis + 1:])
+    a = lax.slice_in_dim(a, 0, heads // t.groups, axis=axis + 1)
+    return a.reshape(*a.shape[:axis], heads, *a.shape[axis + 2:])
+
+
+def _tokens_by_columns(t: Tiles, a: jax.Array) -> jax.Array:
+    """x [batch, length, heads, P] -> [M Q, groups blocks heads P]."""
+    return _whole_blocks(t, _chunked(t, a), 2).reshape(t.all_chunks * CHUNK, -1)
+
+
+def _from_columns(t: Tiles, a: jax.Array, length: int, heads: int) -> jax.Array:
+    """Inverse of _tokens_by_columns."""
+    a = _own_heads(t, a.reshape(t.all_chunks, CHUNK, -1, t.headdim), 2, heads)
+    return _unchunked(t, a, length)
+
+
+def _by_head(t: Tiles, a: jax.Array) -> jax.Array:
+    """dt [batch, length, heads] -> [M, groups blocks heads, Q]."""
+    return jnp.swapaxes(_whole_blocks(t, _chunked(t, a), 2), 1, 2)
+
+
+def _vectors(t: Tiles, *kinds: jax.Array) -> jax.Array:
+    """Arrays [M, groups blocks heads, Q] -> [M groups blocks, kinds heads, Q]."""
+    of_blocks = [a.reshape(t.all_chunks * t.groups * t.blocks, t.heads, CHUNK) for a in kinds]
+    return jnp.concatenate(of_blocks, axis=1)
+
+
+class _Prepared:
+    """What the kernels take of one call.
+
+    x, B, C as kernels want them; dt, s (natural logarithm), entry and exit [M, heads, Q], through [M, heads] float32,
+    decays from entry to token, token to exit and entry to exit, zero where no run connects; visible [M, Q, Q] float32,
+    whether q sees s; finite bool [batch, length].
+    """
+
+    def __init__(self, reverse, x, dt, A, B, C, run):
+        batch, self.length, self.heads, headdim = x.shape
+        groups, state = B.shape[2:]
+        self.t = t = Tiles.of(batch, self.length, self.heads, headdim, groups, state)
+        self.finite = _finite_tokens(x, dt, B, C)
+        x, dt, B, C = _zero_unless(self.finite, x, dt, B, C)
+        self.x = _tokens_by_columns(t, x)
+        self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
+        self.dt = _by_head(t, dt)
+        run = _chunked(t, run, fill=-1)  # the tail is a run of its own
+        order = jnp.arange(CHUNK, dtype=jnp.int32)
+        same = run[:, :, None] == run[:, None, :]
+        self.visible = (same & (order[:, None] <= order if reverse else order[:, None] >= order)).astype(A.dtype)
+        by_row = run.reshape(batch, t.chunks, CHUNK)
+        meets = by_row[:, 1:, 0] == by_row[:, :-1, -1]
+        enters = jnp.pad(meets, ((0, 0), (0, 1) if reverse else (1, 0))).reshape(-1, 1)
+        first, last = (run[:, -1:], run[:, :1]) if reverse else (run[:, :1], run[:, -1:])
+        at_entry, at_exit = ((run == first) & enters)[:, None], (run == last)[:, None]
+        # Sums that restart at each run, by matmul: differences stay as exact as the run is short.
+        a = self.dt * _whole_blocks(t, A, 0)[:, None]
+        self.s = jnp.einsum('mqs,mhs->mhq', self.visible, a, precision=lax.Precision.HIGHEST)
+        s_last = self.s[..., :1] if reverse else self.s[..., -1:]
+        self.entry = jnp.where(at_entry, jnp.exp(self.s), 0)
+        self.exit = jnp.where(at_exit, jnp.exp(jnp.where(at_exit, s_last - self.s, 0)), 0)
+        self.through = self.entry[..., 0] if reverse else self.entry[..., -1]
+        # The tokens j that token i sees are lo <= j <= hi; those that see it are from lo to hi of `seen_by`.
+        begin, end = jnp.argmax(same, axis=2), CHUNK - 1 - jnp.argmax(same[:, :, ::-1], axis=2)
+        here = jnp.broadcast_to(order, begin.shape)
+        before, after = (begin.astype(jnp.int32), here), (here, end.astype(jnp.int32))
+        self.sees, self.seen_by = (after, before) if reverse else (before, after)
+        self.s2 = self.s * math.log2(math.e)
+
+    def channels(self, per_head):
+        """[M, heads] -> [M, heads P]."""
+        return jnp.repeat(per_head, self.t.headdim, axis=1)
+
+
+def _forward(reverse, interpret, x, dt, A, B, C, run):
+    """(y, the states at the chunks' entries)."""
+    p = _Prepared(reverse, x, dt, A, B, C, run)
+    t = p.t
+    poisoned = _chunked(t, reached_from(~p.finite, run, reverse=reverse))
+    states = gpu_forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
+    entries = gpu_forward.carry_states(t, states, p.channels(p.through), reverse=reverse, interpret=interpret)
+    y = gpu_forward.chunk_outputs(
+        t, p.x, _vectors(t, p.s2, p.dt, p.entry, p.s2), p.B, p.C, entries,
+        jnp.stack([*p.sees, poisoned.astype(jnp.int32)], axis=1), interpret=interpret,
+    )
+    return _from_columns(t, y, p.length, p.heads), entries
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ssd(reverse: bool, interpret: bool, x, dt, A, B, C, run):
+    return _forward(reverse, interpret, x, dt, A, B, C, run)[0]
+
+
+def _ssd_fwd(reverse, interpret, x, dt, A, B, C, run):
+    y, entries = _forward(reverse, interpret, x, dt, A, B, C, run)
+    return y, (x, dt, A, B, C, run, entries)
+
+
+def _ssd_bwd(reverse, interpret, residuals, g):
+    x, dt, A, B, C, run, entries = residuals
+    p = _Prepared(reverse, x, dt, A, B, C, run)
+    t = p.t
+    finite_g = _finite_tokens(g)
+    # A token's gradient needs its whole run before it (the inputs) and after it (the cotangent) to be finite.
+    bad_inputs = reached_from(~p.finite, run, reverse=False) | reached_from(~p.finite, run, reverse=True)
+    poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
+    (g,) = _zero_unless(finite_g, g)
+    g = _tokens_by_columns(t, g)
+
+    entry = _vectors(t, p.entry)
+    dentries = gpu_forward.chunk_states(t, g, entry, p.C, interpret=interpret)
+    dexits = gpu_forward.carry_states(t, dentries, p.channels(p.through), reverse=not reverse, interpret=interpret)
+    dx, dscores, within = gpu_backward.chunk_gradients(
+        t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.B, p.C, dexits,
+        jnp.stack([*p.seen_by, _chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
+    )
+    dC, out = gpu_backward.key_gradients(
+        t, dscores, p.B, p.C, g, entry, entries, transposed=True, interpret=interpret
+    )
+    dB, into = gpu_backward.key_gradients(
+        t, dscores, p.C, p.B, p.x, _vectors(t, p.exit * p.dt), dexits, transposed=False, interpret=interpret
+    )
+
+    # y_i is a sum of terms, one for each j that i sees, each decaying by the dt A of the tokens after j up to i. The
+    # gradient of dt_k A is the sum of g . term over the pairs with j before k, and i at or after it. In the chunk: all
+    # at or after k less those that also begin there. From its entry: i at or after k. To its exit: j before k.
+    # Through the chunk: all tokens.
+    per_token = lambda a: a.reshape(t.all_chunks, -1, CHUNK)  # noqa: E731
+    by_query, by_key, xdu = jnp.split(within.reshape(t.all_chunks * t.groups * t.blocks, 3, t.heads, CHUNK), 3, axis=1)
+    by_query, by_key, xdu, out, into = map(per_token, (by_query, by_key, xdu, out, into))
+    sums = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    da = sums('mqs,mhq->mhs', p.visible, by_query - by_key + out)
+    da += sums('mqs,mhs->mhq', p.visible - jnp.eye(CHUNK, dtype=p.visible.dtype), into)
+    across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
+    across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
+    da += (p.through * across)[:, :, None]
+
+    heads_back = lambda a: _unchunked(t, jnp.swapaxes(_own_heads(t, a, 1, p.heads), 1, 2), p.length)  # noqa: E731
+    ddt = A * heads_back(da) + heads_back(xdu)
+    dA = jnp.sum(_own_heads(t, jnp.sum(p.dt * da, axis=2), 1, p.heads), axis=0)
+    dB, dC = (_unchunked(t, a.reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length) for a in (dB, dC))
+    ddt, dB, dC = (jnp.where(_at(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (ddt, dB, dC))
+    dA = jnp.where(jnp.any(poisoned), jnp.nan, dA)
+    return _from_columns(t, dx, p.length, p.heads), ddt, dA, dB, dC, None
+
+
+_ssd.defvjp(_ssd_fwd, _ssd_bwd)

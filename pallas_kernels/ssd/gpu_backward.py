@@ -1,0 +1,185 @@
+"""The backward kernels of pallas_gpu, beside chunk_states and carry_states, which also make the gradients of states.
+
+With W_ij = 2^(s_i - s_j) (C_i . B_j) where i sees j, u = dt x and dW_ij = g_i . u_j, both of a head:
+
+    chunk_gradients   du_j = sum_i W_ij g_i + exit_j B_j dh;  dx = dt du;  dS_ij = sum over heads of 2^(s_i - s_j) dW_ij
+    key_gradients     dC = dS B + sum over heads of (entry g) h;  dB = dS^T C + sum over heads of (exit u) dh
+
+h is the state at the chunk's entry and dh the gradient of that at its exit. Each also leaves the sums over tokens from
+which the gradients of s come, so that no array of Q x Q a head leaves a program. Arrays as in gpu_tiles.
+"""
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.ssd import gpu_tiles
+from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+
+
+def gradients_memory(t: Tiles) -> tuple[int, int]:
+    """Shared memory of chunk_gradients in bytes: (once, a stage)."""
+    once = 2 * CHUNK * (2 * t.state + CHUNK) + 4 * 3 * CHUNK
+    return once, 2 * t.width * (3 * CHUNK + t.state) + 4 * (4 + 3) * t.heads * CHUNK
+
+
+def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret: bool):
+    """(dx as x, dS^T bfloat16 [M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]).
+
+    vectors [M groups blocks, 4 heads, Q]: s, s again, dt, exit. tokens int32 [M, 3, Q]: first and last token that sees
+    each, whether dx is NaN. Of the sums, one kind after another: sum_j W_ij dW_ij by i, sum_i W_ij dW_ij by j, x . du.
+    The first two are made of the same products, so that what they have in common cancels in the gradient of s.
+    """
+    slots = gpu_tiles.stages(t.blocks, *gradients_memory(t))
+
+    def kernel(x_ref, g_ref, vectors_ref, B_ref, C_ref, dexits_ref, tokens_ref, dx_ref, dscores_ref, sums_ref,
+               B_smem, C_smem, tokens_smem, dscores_smem, dxs_smem, all_sums_smem, barrier):
+        m, group = lax.axis_index('chunk'), lax.axis_index('group')
+        of_group = pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)
+        gpu_tiles.load(
+            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[m], tokens_smem),
+            barrier=barrier,
+        )
+        # Everything Q x Q stands transposed, [j, i]: W^T is then the wgmma operand in registers that du needs.
+        square = CHUNK, CHUNK
+        scores = gpu_tiles.product(B_smem, C_smem.transpose((1, 0)))
+        i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+        lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
+        visible = (over_rows(lo, square) <= i) & (i <= over_rows(hi, square))
+
+        def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
+            vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
+            from_exit = gpu_tiles.product(B_smem, dh_smem.transpose((1, 0)))
+            for head in range(t.heads):
+                here = t.columns(head)
+                s, s_i, dt, exit_ = (
+                    rows(vector(0, head)), columns(vector(1, head)), rows(vector(2, head)), rows(vector(3, head))
+                )
+                x = tile(x_smem.at[:, here])
+                dt = over_rows(dt, x.shape)
+                dweights = gpu_tiles.register_product(
+                    (dt * x).astype(jnp.bfloat16), g_smem.at[:, here], transposed=True, interpret=interpret
+                )
+                decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
+                decay = jnp.where(visible, decay, 0.0)
+                dscore = dweights * decay
+                dscores += dscore
+                both = dscore * scores
+                du = gpu_tiles.register_product(
+                    (scores * decay).astype(jnp.bfloat16), g_smem.at[:, here], interpret=interpret
+                )
+                du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
+                sums_smem.at[head][...] = jnp.sum(both, axis=0)
+                sums_smem.at[t.heads + head][...] = jnp.sum(both, axis=1)
+                sums_smem.at[2 * t.heads + head][...] = jnp.sum(x * du, axis=1)
+                dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dt * du)
+                dx_smem.at[:, here][...] = dx.astype(jnp.bfloat16)
+            return dscores
+
+        dscores = gpu_tiles.pipeline(
+            step, steps=t.blocks, slots=slots,
+            in_specs=[t.chunk_block(m, group)] * 2 + [t.vectors_block(m, group, 4), t.state_block(m, group)],
+            outputs=[
+                (dxs_smem, lambda k: dx_ref.at[t.chunk_at(m, group, k)]),
+                (all_sums_smem, lambda k: sums_ref.at[t.number(m, group, k)]),
+            ],
+            init_carry=plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA),
+        )(x_ref, g_ref, vectors_ref, dexits_ref)
+        dscores_smem[...] = dscores.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[pl.ds((m * t.groups + group) * CHUNK, CHUNK)])
+        plgpu.wait_smem_to_gmem(0)
+
+    return gpu_tiles.call(
+        kernel,
+        [
+            jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
+            jax.ShapeDtypeStruct((t.all_chunks * t.groups * CHUNK, CHUNK), jnp.bfloat16),
+            jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, 3 * t.heads, CHUNK), jnp.float32),
+        ],
+        grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
+        scratch_types=[
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
+            t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width), plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32),
+            plgpu.Barrier(num_arrivals=3),
+        ],
+        interpret=interpret,
+    )(x, g, vectors, B, C, dexits, tokens)
+
+
+def state_columns(t: Tiles) -> int:
+    """Columns of the state that a program of key_gradients makes."""
+    return next(n for n in (64, 48, 32, 16) if t.state % n == 0 and n % t.lanes == 0)
+
+
+def keys_memory(t: Tiles) -> tuple[int, int]:
+    """Shared memory of key_gradients in bytes: (once, a stage)."""
+    width = state_columns(t)
+    return 2 * CHUNK * (CHUNK + 3 * width), 2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK
+
+
+def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transposed: bool, interpret: bool):
+    """(dB or dC as B, sums float32 [M groups blocks, heads, Q] of weight_i v_i state own_i).
+
+    The gradient of `own`: dscores @ others + sum over heads of (weight v) state. transposed takes dscores^T. For dB own
+    is B, others C, v x and weight exit dt, states the gradients at the exits; for dC own is C, others B, v g, weight
+    entry, states those at the entries.
+    """
+    width = state_columns(t)
+    tiles = t.state // width
+    blocks = t.all_chunks * t.groups * t.blocks
+    slots = gpu_tiles.stages(t.blocks, *keys_memory(t))
+
+    def kernel(dscores_ref, others_ref, own_ref, v_ref, weight_ref, states_ref, out_ref, sums_ref,
+               dscores_smem, others_smem, own_smem, out_smem, all_sums_smem, barrier):
+        m, group, column = lax.axis_index('chunk'), lax.axis_index('group'), lax.axis_index('column')
+        here = pl.ds(m * CHUNK, CHUNK), pl.ds((group * tiles + column) * width, width)
+        gpu_tiles.load(
+            (dscores_ref.at[pl.ds((m * t.groups + group) * CHUNK, CHUNK)], dscores_smem),
+            (others_ref.at[here], others_smem), (own_ref.at[here], own_smem), barrier=barrier,
+        )
+        scores = dscores_smem.transpose((1, 0)) if transposed else dscores_smem
+        within = gpu_tiles.product(scores, others_smem)
+
+        def step(v_smem, weight_smem, state_smem, sums_smem, total):
+            for head in range(t.heads):
+                part = tile(v_smem.at[:, t.columns(head)])
+                part *= over_rows(rows(weight_smem.at[head]), part.shape)
+                carried = gpu_tiles.register_product(
+                    part.astype(jnp.bfloat16), state_smem.at[t.columns(head)], interpret=interpret
+                )
+                total += carried
+                sums_smem.at[head][...] = jnp.sum(carried * tile(own_smem), axis=1)
+            return total
+
+        total = gpu_tiles.pipeline(
+            step, steps=t.blocks, slots=slots,
+            in_specs=[
+                t.chunk_block(m, group), t.vectors_block(m, group, 1),
+                t.block((t.width, width), lambda k: (t.number(m, group, k), column)),
+            ],
+            outputs=[(all_sums_smem, lambda k: sums_ref.at[column * blocks + t.number(m, group, k)])],
+            init_carry=within,
+        )(v_ref, weight_ref, states_ref)
+        out_smem[...] = total.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(out_smem, out_ref.at[here])
+        plgpu.wait_smem_to_gmem(0)
+
+    gradient, sums = gpu_tiles.call(
+        kernel,
+        [
+            jax.ShapeDtypeStruct(own.shape, jnp.bfloat16),
+            jax.ShapeDtypeStruct((tiles * blocks, t.heads, CHUNK), jnp.float32),
+        ],
+        grid=(t.all_chunks, t.groups, tiles), grid_names=('chunk', 'group', 'column'),
+        scratch_types=[
+            t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32),
+            plgpu.Barrier(num_arrivals=3),
+        ],
+        interpret=interpret,
+    )(dscores, others, own, v, weight, states)
+    return gradient, jnp.sum(sums.reshape(tiles, blocks, t.heads, CHUNK), axis=0)
+
+
+MEMORY = {'chunk_gradients': gradients_memory, 'key_gradients': keys_memory}
