@@ -97,6 +97,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             jax.ShapeDtypeStruct((t.all_chunks * t.groups * CHUNK, CHUNK), jnp.bfloat16),
             jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, 3 * t.heads, CHUNK), jnp.float32),
         ],
+        x, g, vectors, B, C, dexits, tokens,
         grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
@@ -104,7 +105,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
-    )(x, g, vectors, B, C, dexits, tokens)
+    )
 
 
 def state_columns(t: Tiles) -> int:
@@ -172,13 +173,14 @@ def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transpos
             jax.ShapeDtypeStruct(own.shape, jnp.bfloat16),
             jax.ShapeDtypeStruct((tiles * blocks, t.heads, CHUNK), jnp.float32),
         ],
+        dscores, others, own, v, weight, states,
         grid=(t.all_chunks, t.groups, tiles), grid_names=('chunk', 'group', 'column'),
         scratch_types=[
             t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32),
             plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
-    )(dscores, others, own, v, weight, states)
+    )
     return gradient, jnp.sum(sums.reshape(tiles, blocks, t.heads, CHUNK), axis=0)
 
 

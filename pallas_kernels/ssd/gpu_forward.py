@@ -56,12 +56,13 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
     return gpu_tiles.call(
         kernel,
         jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
+        v, weight, key,
         grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state), plgpu.Barrier(),
         ],
         interpret=interpret,
-    )(v, weight, key)
+    )
 
 
 def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bool, interpret: bool) -> jax.Array:
@@ -100,10 +101,11 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
 
     return gpu_tiles.call(
         kernel, jax.ShapeDtypeStruct(states.shape, jnp.bfloat16),
+        states, through,
         grid=(t.batch, channels // CARRY_ROWS, t.state // width), grid_names=('row', 'channel', 'column'),
         scratch_types=[plgpu.SMEM((slots, CARRY_ROWS, width), jnp.bfloat16, transforms=transforms)],
         interpret=interpret,
-    )(states, through)
+    )
 
 
 # A carry program holds a tile of this many columns and keeps this many chunks in flight: little work, much latency.
@@ -166,14 +168,15 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
         )(x_ref, vectors_ref, entries_ref)
 
     return gpu_tiles.call(
-        kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), grid=(t.all_chunks, t.groups),
+        kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), x, vectors, B, C, entries, tokens,
+        grid=(t.all_chunks, t.groups),
         grid_names=('chunk', 'group'),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
             t.shared(CHUNK, t.width), t.shared(slots, CHUNK, t.width), plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
-    )(x, vectors, B, C, entries, tokens)
+    )
 
 
 MEMORY = {'chunk_states': states_memory, 'chunk_outputs': outputs_memory}

@@ -106,12 +106,17 @@ def stages(steps: int, once: int, a_stage: int) -> int:
     return min(2, steps, max(0, SHARED_MEMORY - RESERVED - once) // a_stage)
 
 
-def call(kernel, out_type, *, grid, grid_names, scratch_types=(), interpret: bool):
-    """plgpu.kernel with this package's parameters; one warpgroup a program."""
-    return plgpu.kernel(
+def call(kernel, out_type, *operands, grid, grid_names, scratch_types=(), interpret: bool):
+    """plgpu.kernel on the operands with this package's parameters; one warpgroup a program."""
+    made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **(dict(interpret=plgpu.InterpretGPUParams()) if interpret else {}),
+    )(*operands)
+    # Inside shard_map results vary over the axes that the operands do, which plgpu.kernel does not track.
+    axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
+    return jax.tree.map(
+        lambda a: lax.pcast(a, tuple(axes - jax.typeof(a).manual_axis_type.varying), to='varying') if axes else a, made
     )
 
 
