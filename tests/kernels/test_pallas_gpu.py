@@ -1,0 +1,220 @@
+"""pallas_gpu without a GPU: interpreted against the float64 oracle, and lowered for CUDA, which finds what that misses."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from pallas_kernels.ssd.api import ssd_scan
+from pallas_kernels.ssd.gpu import ssd_scan_pallas_gpu, why_not_pallas_gpu
+from pallas_kernels.ssd.segments import run_ids
+
+INPUTS = ('x', 'dt', 'A', 'B', 'C')
+MISSING = why_not_pallas_gpu(jnp.bfloat16, 16, 64, None)
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f'{MISSING}')
+
+
+def inputs(seed=0, batch=1, length=150, heads=4, headdim=16, groups=1, state=16):
+    """(arguments by name as pallas_gpu takes them, cotangent of y)."""
+    rng = np.random.default_rng(seed)
+    arrays = dict(
+        x=rng.normal(size=(batch, length, heads, headdim)), dt=rng.uniform(0.01, 0.5, (batch, length, heads)),
+        A=-rng.uniform(0.5, 4, heads), B=rng.normal(size=(batch, length, groups, state)),
+        C=rng.normal(size=(batch, length, groups, state)),
+    )
+    cotangent = jnp.asarray(rng.normal(size=arrays['x'].shape), jnp.bfloat16)
+    return {k: jnp.asarray(v, jnp.bfloat16 if k in 'xBC' else jnp.float32) for k, v in arrays.items()}, cotangent
+
+
+def segments(*rows):
+    """segment ids from lengths: 1, 2, ... in each row."""
+    return jnp.asarray([np.repeat(np.arange(1, len(r) + 1), r) for r in rows], jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def value_and_gradients(arrays, cotangent, ids, implementation, reverse):
+    """(y, {input: gradient})."""
+
+    def scan(arrays):
+        if implementation == 'pallas_gpu':
+            run = run_ids(ids, *arrays['x'].shape[:2])
+            return ssd_scan_pallas_gpu(**arrays, run=run, reverse=reverse, chunk_size=None, interpret=True)
+        return ssd_scan(**arrays, segment_ids=ids, reverse=reverse, implementation=implementation)
+
+    y, vjp = jax.vjp(scan, arrays)
+    return y, vjp(cotangent.astype(y.dtype))[0]
+
+
+def results(arrays, cotangent, ids, implementation, reverse):
+    """{'y' or an input: float64 array}."""
+    y, gradients = value_and_gradients(arrays, cotangent, ids, implementation, reverse)
+    return {'y': np.asarray(y, np.float64)} | {k: np.asarray(gradients[k], np.float64) for k in INPUTS}
+
+
+def exact(arrays, cotangent, ids, reverse):
+    """results of the oracle in float64, of the same rounded inputs."""
+    with jax.enable_x64(True):
+        wide = {k: jnp.asarray(np.asarray(v, np.float64)) for k, v in arrays.items()}
+        return results(wide, jnp.asarray(np.asarray(cotangent, np.float64)), ids, 'reference', reverse)
+
+
+def assert_as_near_as_xla(arrays, cotangent, ids, reverse):
+    """Errors at most twice those of xla in bfloat16, or a 200th of the largest entry: rounding to bfloat16 is a 256th."""
+    expected = exact(arrays, cotangent, ids, reverse)
+    theirs = results(arrays, cotangent, ids, 'xla', reverse)
+    ours = results(arrays, cotangent, ids, 'pallas_gpu', reverse)
+    for k in ours:
+        largest = np.abs(expected[k]).max()
+        error, allowed = (np.abs(a[k] - expected[k]).max() for a in (ours, theirs))
+        assert error <= max(2 * allowed, largest / 200, 1e-14), (k, error / largest, allowed / largest)
+
+
+CASES = {
+    'one-token runs': (segments([1] * 150), {}),
+    'a run over many chunks': (segments([5, 142, 3]), {}),
+    'boundaries on and off chunk edges': (segments([64, 60, 6, 20]), {}),
+    'no ids, two rows': (None, dict(batch=2, length=70)),
+    'all padding': (jnp.zeros((1, 70), jnp.int32), dict(length=70)),
+    'shorter than a chunk': (segments([2, 3]), dict(length=5)),
+    'heads that fill no block': (segments([20, 50]), dict(length=70, heads=3)),
+    'two groups': (segments([20, 50]), dict(length=70, heads=6, groups=2)),
+    'two blocks of heads': (segments([20, 50]), dict(length=70, heads=8)),
+    'headdim 32': (segments([20, 110]), dict(length=130, headdim=32, heads=2, state=64)),
+    'headdim 64': (segments([20, 50]), dict(length=70, headdim=64, heads=2, state=128)),
+    'headdim 128': (segments([20, 50]), dict(length=70, headdim=128, heads=2, state=80)),
+    'state 256': (segments([20, 50]), dict(length=70, state=256)),
+    'headdim 128, state 256': (segments([20, 50]), dict(length=70, headdim=128, heads=1, state=256)),
+}
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('case', list(CASES))
+def test_value_and_every_gradient_are_as_near_to_float64_as_xla(case, reverse):
+    ids, shape = CASES[case]
+    assert_as_near_as_xla(*inputs(**shape), ids, reverse)
+
+
+@pytest.mark.parametrize('scale', [1e3, 1e-6])
+def test_extreme_decays_neither_overflow_nor_give_nan(scale):
+    """|A dt| up to 2,000, where decays underflow to 0, and down to 1e-8."""
+    arrays, cotangent = inputs(length=70)
+    arrays['dt'] = arrays['dt'] * scale
+    ids = segments([20, 50])
+    expected, theirs, ours = exact(arrays, cotangent, ids, False), *(
+        results(arrays, cotangent, ids, implementation, False) for implementation in ('xla', 'pallas_gpu')
+    )
+    for k in ours:
+        assert np.isfinite(ours[k]).all()
+        # A's gradient is a difference in which the undecayed terms cancel, hence a floor of their size.
+        floor = 1e-6 * np.abs(expected['dt']).max() * np.abs(arrays['dt']).sum() if k == 'A' else 0
+        error, allowed = (np.abs(a[k] - expected[k]).max() for a in (ours, theirs))
+        assert error <= max(2 * allowed, np.abs(expected[k]).max() / 100, floor), k
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('bad', ['x', 'dt', 'B', 'C', 'cotangent'])
+def test_nan_in_one_run_or_padding_reaches_no_other(bad, reverse):
+    arrays, cotangent = inputs(length=140)
+    lengths = [10, 9, 80, 31, 10]
+    ids = jnp.asarray([np.repeat([1, 2, 3, 4, 0], lengths)], jnp.int32)
+    poison = np.repeat([False, True, False, False, True], lengths)[None]
+    dirty, dirty_cotangent = dict(arrays), cotangent
+    if bad == 'cotangent':
+        dirty_cotangent = jnp.where(poison[..., None, None], jnp.inf, cotangent)
+    else:
+        shaped = poison.reshape(*poison.shape, *[1] * (arrays[bad].ndim - 2))
+        dirty[bad] = jnp.where(shaped, jnp.nan, arrays[bad])
+    clean = results(arrays, cotangent, ids, 'pallas_gpu', reverse)
+    found = results(dirty, dirty_cotangent, ids, 'pallas_gpu', reverse)
+    for k in ('y', 'x', 'dt', 'B', 'C'):
+        np.testing.assert_array_equal(found[k][~poison], clean[k][~poison])
+        assert np.isnan(found[k][poison]).any() == (k != 'y' or bad != 'cotangent')  # nor does it vanish
+    assert np.isnan(found['A']).all()
+
+
+def test_vmap_equals_a_loop_over_the_mapped_axis():
+    many = [inputs(seed, length=70)[0] for seed in range(2)]
+    run = run_ids(segments([20, 50]), 1, 70)
+    scan = lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False, chunk_size=None, interpret=True)  # noqa: E731
+    stacked = jax.vmap(scan)({k: jnp.stack([m[k] for m in many]) for k in INPUTS})
+    for y, arrays in zip(stacked, many):
+        np.testing.assert_array_equal(np.asarray(y, np.float32), np.asarray(scan(arrays), np.float32))
+
+
+def lowered(heads, headdim, state, *, batch=1, length=256, groups=1, reverse=False):
+    """The text of value and gradient lowered for CUDA."""
+
+    def both(arrays, run, cotangent):
+        y, vjp = jax.vjp(
+            lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=reverse, chunk_size=None, interpret=False), arrays
+        )
+        return y, vjp(cotangent)[0]
+
+    arrays, cotangent = jax.eval_shape(
+        lambda: inputs_like(batch, length, heads, headdim, groups, state)
+    )
+    run = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    return jax.jit(both).trace(arrays, run, cotangent).lower(lowering_platforms=('cuda',)).as_text()
+
+
+def inputs_like(batch, length, heads, headdim, groups, state):
+    x, B = jnp.zeros((batch, length, heads, headdim), jnp.bfloat16), jnp.zeros((batch, length, groups, state), jnp.bfloat16)
+    return dict(x=x, dt=jnp.zeros(x.shape[:3]), A=jnp.zeros(heads), B=B, C=B), x
+
+
+def kernels_in(text):
+    return text.count('custom_call @mosaic_gpu')
+
+
+@pytest.mark.parametrize('state', [16, 64, 128, 256])
+@pytest.mark.parametrize('headdim', [16, 32, 64, 128])
+def test_value_and_gradient_lower_for_cuda(headdim, state):
+    assert kernels_in(lowered(8, headdim, state)) == 8  # three kernels forward, five backward
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_the_project_s_shape_lowers_for_cuda(reverse):
+    assert kernels_in(lowered(32, 16, 64, batch=8, length=8192, reverse=reverse)) == 8
+
+
+def test_lowers_inside_shard_map_with_replication_tracked():
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def body(arrays, run, cotangent):
+        shared = {'A': jax.lax.pcast(arrays['A'], 'data', to='varying')}
+        _, vjp = jax.vjp(lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False), arrays | shared)
+        gradients = vjp(cotangent)[0]
+        return gradients | {'A': jax.lax.psum(gradients['A'], 'data')}
+
+    rows = PartitionSpec('data')
+    spec = {k: PartitionSpec() if k == 'A' else rows for k in INPUTS}
+    mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=spec))
+    arrays, x = jax.eval_shape(lambda: inputs_like(2, 70, 4, 16, 1, 16))
+    run = jax.ShapeDtypeStruct((2, 70), jnp.int32)
+    assert kernels_in(mapped.trace(arrays, run, x).lower(lowering_platforms=('cuda',)).as_text()) == 8
+
+
+@pytest.mark.parametrize('call,named', [
+    (('float32', 16, 64, None), 'computes in bfloat16 and x is float32'),
+    (('bfloat16', 24, 64, None), 'headdim 16, 32, 64, 128 and x has 24'),
+    (('bfloat16', 16, 40, None), 'in steps of 16 and B has 40'),
+    (('bfloat16', 16, 272, None), '16 to 256 in steps of 16 and B has 272'),
+    (('bfloat16', 16, 64, 32), 'chunk_size=32'),
+])
+def test_calls_that_cannot_be_served_are_told_why(call, named):
+    assert named in why_not_pallas_gpu(*call) and "implementation='xla'" in why_not_pallas_gpu(*call)
+
+
+def test_shared_memory_is_counted_before_the_compiler_does(monkeypatch):
+    monkeypatch.setattr('pallas_kernels.ssd.gpu_tiles.SHARED_MEMORY', 100 * 1024)
+    assert 'KB of shared memory in chunk_gradients' in why_not_pallas_gpu('bfloat16', 128, 256, None)
+    assert why_not_pallas_gpu('bfloat16', 16, 64, None) is None
+
+
+def test_a_call_that_cannot_be_served_raises_the_reason():
+    arrays, _ = inputs(length=5)
+    wide = arrays | {'x': arrays['x'].astype(jnp.float32)}
+    with pytest.raises(ValueError, match='x is float32'):
+        ssd_scan_pallas_gpu(**wide, run=run_ids(None, 1, 5), reverse=False)
