@@ -43,9 +43,15 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
         # Everything Q x Q stands transposed, [j, i]: W^T is then the wgmma operand in registers that du needs.
         square = CHUNK, CHUNK
         scores = gpu_tiles.product(B_smem, C_smem.transpose((1, 0)))
-        i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
-        lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
-        visible = (over_rows(lo, square) <= i) & (i <= over_rows(hi, square))
+        bad = rows(tokens_smem.at[2])
+
+        def where_seen(a):
+            i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+            lo, hi = rows(tokens_smem.at[0]), rows(tokens_smem.at[1])
+            return jnp.where((over_rows(lo, square) <= i) & (i <= over_rows(hi, square)), a, 0.0)
+
+        # Masked once for all heads, as is dscores: the exponents are at most 0 elsewhere too, so 0 meets no infinity.
+        scores = where_seen(scores)
 
         def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
@@ -61,7 +67,6 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
                     (dt * x).astype(jnp.bfloat16), g_smem.at[:, here], transposed=True, interpret=interpret
                 )
                 decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
-                decay = jnp.where(visible, decay, 0.0)
                 dscore = dweights * decay
                 dscores += dscore
                 both = dscore * scores
@@ -85,7 +90,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             ],
             init_carry=plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA),
         )(x_ref, g_ref, vectors_ref, dexits_ref)
-        dscores_smem[...] = dscores.astype(jnp.bfloat16)
+        dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[pl.ds((m * t.groups + group) * CHUNK, CHUNK)])
         plgpu.wait_smem_to_gmem(0)
