@@ -198,6 +198,7 @@ def _ssd_bwd(reverse, interpret, residuals, g):
         t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.B, p.C, dexits,
         jnp.stack([*p.seen_by, _chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
     )
+    dscores = jnp.sum(dscores, axis=0, dtype=jnp.float32).astype(jnp.bfloat16)
     dC, out = gpu_backward.key_gradients(
         t, dscores, p.B, p.C, g, entry, entries, transposed=True, interpret=interpret
     )

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.ssd import gpu_tiles
-from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+from pallas_kernels.ssd.gpu_tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
 
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
@@ -24,20 +24,20 @@ def gradients_memory(t: Tiles) -> tuple[int, int]:
 
 
 def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret: bool):
-    """(dx as x, dS^T bfloat16 [M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]).
+    """(dx as x, dS^T bfloat16 [parts, M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]).
 
     vectors [M groups blocks, 4 heads, Q]: s, s again, dt, exit. tokens int32 [M, 3, Q]: first and last token that sees
     each, whether dx is NaN. Of the sums, one kind after another: sum_j W_ij dW_ij by i, sum_i W_ij dW_ij by j, x . du.
     The first two are made of the same products, so that what they have in common cancels in the gradient of s.
     """
-    slots = gpu_tiles.stages(t.blocks, *gradients_memory(t))
+    slots = gpu_tiles.stages(t.steps, *gradients_memory(t))
 
     def kernel(x_ref, g_ref, vectors_ref, B_ref, C_ref, dexits_ref, tokens_ref, dx_ref, dscores_ref, sums_ref,
                B_smem, C_smem, tokens_smem, dscores_smem, dxs_smem, all_sums_smem, barrier):
-        m, group = lax.axis_index('chunk'), lax.axis_index('group')
-        of_group = pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)
+        here = Place.of_part(t)
+        of_group = here.tokens, pl.ds(here.group * t.state, t.state)
         gpu_tiles.load(
-            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[m], tokens_smem),
+            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem),
             barrier=barrier,
         )
         # Everything Q x Q stands transposed, [j, i]: W^T is then the wgmma operand in registers that du needs.
@@ -57,53 +57,53 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
             from_exit = gpu_tiles.product(B_smem, dh_smem.transpose((1, 0)))
             for head in range(t.heads):
-                here = t.columns(head)
+                its = t.columns(head)
                 s, s_i, dt, exit_ = (
                     rows(vector(0, head)), columns(vector(1, head)), rows(vector(2, head)), rows(vector(3, head))
                 )
-                x = tile(x_smem.at[:, here])
+                x = tile(x_smem.at[:, its])
                 dt = over_rows(dt, x.shape)
                 dweights = gpu_tiles.register_product(
-                    (dt * x).astype(jnp.bfloat16), g_smem.at[:, here], transposed=True, interpret=interpret
+                    (dt * x).astype(jnp.bfloat16), g_smem.at[:, its], transposed=True, interpret=interpret
                 )
                 decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
                 dscore = dweights * decay
                 dscores += dscore
                 both = dscore * scores
                 du = gpu_tiles.register_product(
-                    (scores * decay).astype(jnp.bfloat16), g_smem.at[:, here], interpret=interpret
+                    (scores * decay).astype(jnp.bfloat16), g_smem.at[:, its], interpret=interpret
                 )
                 du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
                 sums_smem.at[head][...] = jnp.sum(both, axis=0)
                 sums_smem.at[t.heads + head][...] = jnp.sum(both, axis=1)
                 sums_smem.at[2 * t.heads + head][...] = jnp.sum(x * du, axis=1)
                 dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dt * du)
-                dx_smem.at[:, here][...] = dx.astype(jnp.bfloat16)
+                dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
             return dscores
 
         dscores = gpu_tiles.pipeline(
-            step, steps=t.blocks, slots=slots,
-            in_specs=[t.chunk_block(m, group)] * 2 + [t.vectors_block(m, group, 4), t.state_block(m, group)],
+            step, steps=t.steps, slots=slots,
+            in_specs=[t.chunk_block(here)] * 2 + [t.vectors_block(here, 4), t.state_block(here)],
             outputs=[
-                (dxs_smem, lambda k: dx_ref.at[t.chunk_at(m, group, k)]),
-                (all_sums_smem, lambda k: sums_ref.at[t.number(m, group, k)]),
+                (dxs_smem, lambda k: dx_ref.at[t.chunk_at(here, k)]),
+                (all_sums_smem, lambda k: sums_ref.at[t.number(here, k)]),
             ],
             init_carry=plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA),
         )(x_ref, g_ref, vectors_ref, dexits_ref)
         dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[pl.ds((m * t.groups + group) * CHUNK, CHUNK)])
+        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[here.part, pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)])
         plgpu.wait_smem_to_gmem(0)
 
     return gpu_tiles.call(
         kernel,
         [
             jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
-            jax.ShapeDtypeStruct((t.all_chunks * t.groups * CHUNK, CHUNK), jnp.bfloat16),
+            jax.ShapeDtypeStruct((t.parts, t.all_chunks * t.groups * CHUNK, CHUNK), jnp.bfloat16),
             jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, 3 * t.heads, CHUNK), jnp.float32),
         ],
         x, g, vectors, B, C, dexits, tokens,
-        grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
+        **gpu_tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
             t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width), plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32),
@@ -138,11 +138,12 @@ def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transpos
 
     def kernel(dscores_ref, others_ref, own_ref, v_ref, weight_ref, states_ref, out_ref, sums_ref,
                dscores_smem, others_smem, own_smem, out_smem, all_sums_smem, barrier):
-        m, group, column = lax.axis_index('chunk'), lax.axis_index('group'), lax.axis_index('column')
-        here = pl.ds(m * CHUNK, CHUNK), pl.ds((group * tiles + column) * width, width)
+        column = lax.axis_index('column')
+        here = Place(lax.axis_index('chunk'), lax.axis_index('group'), 0, 0)
+        of_group = here.tokens, pl.ds((here.group * tiles + column) * width, width)
         gpu_tiles.load(
-            (dscores_ref.at[pl.ds((m * t.groups + group) * CHUNK, CHUNK)], dscores_smem),
-            (others_ref.at[here], others_smem), (own_ref.at[here], own_smem), barrier=barrier,
+            (dscores_ref.at[pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)], dscores_smem),
+            (others_ref.at[of_group], others_smem), (own_ref.at[of_group], own_smem), barrier=barrier,
         )
         scores = dscores_smem.transpose((1, 0)) if transposed else dscores_smem
         within = gpu_tiles.product(scores, others_smem)
@@ -161,15 +162,15 @@ def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transpos
         total = gpu_tiles.pipeline(
             step, steps=t.blocks, slots=slots,
             in_specs=[
-                t.chunk_block(m, group), t.vectors_block(m, group, 1),
-                t.block((t.width, width), lambda k: (t.number(m, group, k), column)),
+                t.chunk_block(here), t.vectors_block(here, 1),
+                t.block((t.width, width), lambda k: (t.number(here, k), column)),
             ],
-            outputs=[(all_sums_smem, lambda k: sums_ref.at[column * blocks + t.number(m, group, k)])],
+            outputs=[(all_sums_smem, lambda k: sums_ref.at[column * blocks + t.number(here, k)])],
             init_carry=within,
         )(v_ref, weight_ref, states_ref)
         out_smem[...] = total.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(out_smem, out_ref.at[here])
+        plgpu.copy_smem_to_gmem(out_smem, out_ref.at[of_group])
         plgpu.wait_smem_to_gmem(0)
 
     gradient, sums = gpu_tiles.call(

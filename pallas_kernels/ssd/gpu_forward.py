@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.ssd import gpu_tiles
-from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+from pallas_kernels.ssd.gpu_tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
 
 CARRY_ROWS = 64
 
@@ -29,35 +29,33 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
 
     v laid out as x, weight [M groups blocks, heads, Q] float32, key as B.
     """
-    slots = gpu_tiles.stages(t.blocks, *states_memory(t))
+    slots = gpu_tiles.stages(t.steps, *states_memory(t))
 
     def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, out_smem, barrier):
-        m, group = lax.axis_index('chunk'), lax.axis_index('group')
-        gpu_tiles.load(
-            (key_ref.at[pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)], key_smem), barrier=barrier
-        )
+        here = Place.of_part(t)
+        gpu_tiles.load((key_ref.at[here.tokens, pl.ds(here.group * t.state, t.state)], key_smem), barrier=barrier)
 
         def step(v_smem, weight_smem, state_smem):
             for head in range(t.heads):
-                here = t.columns(head)
-                part = tile(v_smem.at[:, here])
+                its = t.columns(head)
+                part = tile(v_smem.at[:, its])
                 weighted = part * over_rows(rows(weight_smem.at[head]), part.shape)
-                scaled_smem.at[:, here][...] = weighted.astype(jnp.bfloat16)
+                scaled_smem.at[:, its][...] = weighted.astype(jnp.bfloat16)
             plgpu.commit_smem()
             for first, width in t.state_tiles:
                 state = gpu_tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
                 state_smem.at[:, pl.ds(first, width)][...] = state.astype(jnp.bfloat16)
 
         gpu_tiles.pipeline(
-            step, steps=t.blocks, slots=slots, in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 1)],
-            outputs=[(out_smem, lambda k: out_ref.at[pl.ds(t.number(m, group, k) * t.width, t.width)])],
+            step, steps=t.steps, slots=slots, in_specs=[t.chunk_block(here), t.vectors_block(here, 1)],
+            outputs=[(out_smem, lambda k: out_ref.at[pl.ds(t.number(here, k) * t.width, t.width)])],
         )(v_ref, weight_ref)
 
     return gpu_tiles.call(
         kernel,
         jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
         v, weight, key,
-        grid=(t.all_chunks, t.groups), grid_names=('chunk', 'group'),
+        **gpu_tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state), plgpu.Barrier(),
         ],
@@ -125,14 +123,14 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
     vectors [M groups blocks, 4 heads, Q]: s, dt, entry, s
     (again: one load cannot be laid out both along rows and along columns); tokens int32 [M, 3, Q]: lo, hi, whether y is NaN.
     """
-    slots = gpu_tiles.stages(t.blocks, *outputs_memory(t))
+    slots = gpu_tiles.stages(t.steps, *outputs_memory(t))
 
     def kernel(x_ref, vectors_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
                out_smem, barrier):
-        m, group = lax.axis_index('chunk'), lax.axis_index('group')
-        of_group = pl.ds(m * CHUNK, CHUNK), pl.ds(group * t.state, t.state)
+        here = Place.of_part(t)
+        of_group = here.tokens, pl.ds(here.group * t.state, t.state)
         gpu_tiles.load(
-            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[m], tokens_smem),
+            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem),
             barrier=barrier,
         )
         square = CHUNK, CHUNK
@@ -146,31 +144,30 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
         def step(x_smem, vectors_smem, h_smem, y_smem):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
             for head in range(t.heads):
-                here = t.columns(head)
-                part = tile(x_smem.at[:, here])
-                u_smem.at[:, here][...] = (part * over_rows(rows(vector(1, head)), part.shape)).astype(jnp.bfloat16)
+                its = t.columns(head)
+                part = tile(x_smem.at[:, its])
+                u_smem.at[:, its][...] = (part * over_rows(rows(vector(1, head)), part.shape)).astype(jnp.bfloat16)
             plgpu.commit_smem()
             carried = gpu_tiles.product(C_smem, h_smem.transpose((1, 0)))
             for head in range(t.heads):
-                here = t.columns(head)
+                its = t.columns(head)
                 s, s_j, entry = rows(vector(0, head)), columns(vector(3, head)), rows(vector(2, head))
                 decay = jnp.exp2(jnp.minimum(over_rows(s, square) - over_columns(s_j, square), 0.0))
                 weights = (scores * decay).astype(jnp.bfloat16)
-                y = gpu_tiles.register_product(weights, u_smem.at[:, here], interpret=interpret)
+                y = gpu_tiles.register_product(weights, u_smem.at[:, its], interpret=interpret)
                 y += over_rows(entry, y.shape) * carried[:, head * t.headdim:(head + 1) * t.headdim]
                 y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
-                y_smem.at[:, here][...] = y.astype(jnp.bfloat16)
+                y_smem.at[:, its][...] = y.astype(jnp.bfloat16)
 
         gpu_tiles.pipeline(
-            step, steps=t.blocks, slots=slots,
-            in_specs=[t.chunk_block(m, group), t.vectors_block(m, group, 4), t.state_block(m, group)],
-            outputs=[(out_smem, lambda k: y_ref.at[t.chunk_at(m, group, k)])],
+            step, steps=t.steps, slots=slots,
+            in_specs=[t.chunk_block(here), t.vectors_block(here, 4), t.state_block(here)],
+            outputs=[(out_smem, lambda k: y_ref.at[t.chunk_at(here, k)])],
         )(x_ref, vectors_ref, entries_ref)
 
     return gpu_tiles.call(
         kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), x, vectors, B, C, entries, tokens,
-        grid=(t.all_chunks, t.groups),
-        grid_names=('chunk', 'group'),
+        **gpu_tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
             t.shared(CHUNK, t.width), t.shared(slots, CHUNK, t.width), plgpu.Barrier(num_arrivals=3),

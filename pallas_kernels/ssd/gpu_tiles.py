@@ -27,6 +27,7 @@ SHARED_MEMORY = 227 * 1024
 # Barriers, the scratch of reductions across warps and alignment of buffers.
 RESERVED = 8 * 1024
 STATE_TILE = 64  # columns of a state that one accumulator holds
+PROGRAMS = 512  # two a multiprocessor at a time, two times over: below this, a group's blocks are shared among programs
 
 
 class Tiles(NamedTuple):
@@ -55,6 +56,17 @@ class Tiles(NamedTuple):
         return self.heads * self.headdim
 
     @property
+    def parts(self) -> int:
+        """Programs that share the blocks of a chunk's group."""
+        divisors = [n for n in range(1, self.blocks + 1) if self.blocks % n == 0]
+        return next((n for n in divisors if self.all_chunks * self.groups * n >= PROGRAMS), self.blocks)
+
+    @property
+    def steps(self) -> int:
+        """Blocks of one program."""
+        return self.blocks // self.parts
+
+    @property
     def lanes(self) -> int:
         """Columns of one swizzled tile. The operands of a wgmma must agree in it, and it divides all their columns."""
         return math.gcd(CHUNK, self.headdim, self.state)
@@ -76,29 +88,53 @@ class Tiles(NamedTuple):
         """The spec of bfloat16 tiles that wgmma reads, for a pipeline."""
         return plgpu.BlockSpec(shape, index_map, transforms=self.transforms)
 
-    def chunk_block(self, m, group):
+    def chunk_block(self, here: 'Place'):
         """Spec of a chunk's tokens of one block of heads a step: x, g, y, dx."""
-        return self.block((CHUNK, self.width), lambda k: (m, group * self.blocks + k))
+        return self.block((CHUNK, self.width), lambda k: (here.m, here.group * self.blocks + here.first + k))
 
-    def state_block(self, m, group):
+    def state_block(self, here: 'Place'):
         """Spec of one block's state a step."""
-        return self.block((self.width, self.state), lambda k: (self.number(m, group, k), 0))
+        return self.block((self.width, self.state), lambda k: (self.number(here, k), 0))
 
-    def vectors_block(self, m, group, kinds: int):
+    def vectors_block(self, here: 'Place', kinds: int):
         """Spec of one block's vectors a step: row kind * heads + head."""
-        return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(m, group, k), 0, 0))
+        return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(here, k), 0, 0))
 
-    def number(self, m, group, k):
-        """Of a block of a group of a chunk, among all."""
-        return (m * self.groups + group) * self.blocks + k
+    def number(self, here: 'Place', k):
+        """Of the block of step k, among all."""
+        return (here.m * self.groups + here.group) * self.blocks + here.first + k
 
-    def chunk_at(self, m, group, k):
+    def chunk_at(self, here: 'Place', k):
         """Where chunk_block lies."""
-        return pl.ds(m * CHUNK, CHUNK), pl.ds((group * self.blocks + k) * self.width, self.width)
+        return here.tokens, pl.ds((here.group * self.blocks + here.first + k) * self.width, self.width)
 
     def columns(self, head: int):
         """The columns of a block that belong to one of its heads."""
         return pl.ds(head * self.headdim, self.headdim)
+
+
+class Place(NamedTuple):
+    """Where a program works: chunk m, group, and the first block of its part of the group."""
+
+    m: jax.Array
+    group: jax.Array
+    part: jax.Array | int
+    first: jax.Array | int
+
+    @property
+    def tokens(self):
+        return pl.ds(self.m * CHUNK, CHUNK)
+
+    @classmethod
+    def of_part(cls, t: Tiles) -> 'Place':
+        """In a kernel with the grid of parts_grid."""
+        part = lax.axis_index('part')
+        return cls(lax.axis_index('chunk'), lax.axis_index('group'), part, part * t.steps)
+
+
+def parts_grid(t: Tiles) -> dict:
+    """A program a chunk, group and part of the group's blocks."""
+    return dict(grid=(t.all_chunks, t.groups, t.parts), grid_names=('chunk', 'group', 'part'))
 
 
 def stages(steps: int, once: int, a_stage: int) -> int:

@@ -96,6 +96,14 @@ def test_value_and_every_gradient_are_as_near_to_float64_as_xla(case, reverse):
     assert_as_near_as_xla(*inputs(**shape), ids, reverse)
 
 
+@pytest.mark.parametrize('programs', [1, 6, 1000])
+def test_blocks_of_heads_in_one_program_or_shared_among_some(monkeypatch, programs):
+    """Three blocks of four heads in two chunks: three steps a program, or one."""
+    monkeypatch.setattr('pallas_kernels.ssd.gpu_tiles.PROGRAMS', programs)
+    value_and_gradients.clear_cache()
+    assert_as_near_as_xla(*inputs(length=70, heads=12), segments([20, 50]), False)
+
+
 @pytest.mark.parametrize('scale', [1e3, 1e-6])
 def test_extreme_decays_neither_overflow_nor_give_nan(scale):
     """|A dt| up to 2,000, where decays underflow to 0, and down to 1e-8."""
