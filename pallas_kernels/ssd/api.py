@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.ssd.gpu.scan import ssd_scan_pallas_gpu, why_not_pallas_gpu
 from pallas_kernels.ssd.reference import ssd_scan_reference
 from pallas_kernels.ssd.segments import run_ids
 from pallas_kernels.ssd.tpu import tiling as tpu_tiling
@@ -55,14 +56,32 @@ def _why_not_pallas_tpu(call: Call) -> str | None:
     return tpu_tiling.why_not(*call, interpret)
 
 
+def _pallas_gpu(x, dt, A, B, C, run, *, reverse, chunk_size):
+    interpret = target().interpret
+    return ssd_scan_pallas_gpu(x, dt, A, B, C, run, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
+
+
+def _why_not_pallas_gpu(call: Call) -> str | None:
+    platform, interpret = target()
+    if platform != 'gpu':
+        return f'pallas_gpu runs on NVIDIA GPUs and this program is for {platform}'
+    if not interpret and jax.default_backend() == 'gpu':
+        capability = str(getattr(jax.devices()[0], 'compute_capability', 'unknown'))
+        if not capability.startswith('9.'):
+            return f'pallas_gpu needs a Hopper GPU, compute capability 9.0, and this one has {capability}'
+    return why_not_pallas_gpu(call.x_dtype, call.x_shape[3], call.B_shape[3], call.chunk_size)
+
+
 def _always(call: Call) -> None:
     return None
 
 
-# In order of preference where none is named.
+# In order of preference where none is named. pallas_gpu stands behind xla, that is, must be named, until a Hopper GPU
+# has run it: so far it has been interpreted and lowered only.
 IMPLEMENTATIONS = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
     'xla': Implementation(_xla, _always),
+    'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu),
     'reference': Implementation(_reference, _always),
 }
 
@@ -107,7 +126,7 @@ def ssd_scan(
         padding, reaches no other segment, neither in values nor in gradients.
       reverse: scan from the right, without flipped copies.
       chunk_size: tokens a chunk; None takes the platform's.
-      implementation: 'pallas_tpu', 'xla' or 'reference'; None takes the first that can serve this platform
+      implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference'; None takes the first that can serve this platform
         (see pallas_kernels.tracing_for), dtype and shape. A named one that cannot raises the reason.
 
     Returns y [batch, length, heads, headdim] in x's dtype. Decays and sums are float32 at least, matmul operands x's

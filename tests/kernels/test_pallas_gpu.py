@@ -1,4 +1,7 @@
-"""pallas_gpu without a GPU: interpreted against the float64 oracle, and lowered for CUDA, which finds what that misses."""
+"""pallas_gpu without a GPU, beside what test_ssd_scan holds of every implementation.
+
+Interpreted, its errors against those of xla; and lowered for CUDA, which finds what the interpreter misses.
+"""
 import functools
 
 import jax
@@ -8,12 +11,12 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels.ssd.api import ssd_scan
-from pallas_kernels.ssd.gpu import ssd_scan_pallas_gpu, why_not_pallas_gpu
+from pallas_kernels.ssd.gpu.scan import ssd_scan_pallas_gpu, why_not_pallas_gpu
 from pallas_kernels.ssd.segments import run_ids
 
 INPUTS = ('x', 'dt', 'A', 'B', 'C')
 MISSING = why_not_pallas_gpu(jnp.bfloat16, 16, 64, None)
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=f'{MISSING}')
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def inputs(seed=0, batch=1, length=150, heads=4, headdim=16, groups=1, state=16):
@@ -61,94 +64,61 @@ def exact(arrays, cotangent, ids, reverse):
 
 
 def assert_as_near_as_xla(arrays, cotangent, ids, reverse):
-    """Errors at most twice those of xla in bfloat16, or a 200th of the largest entry: rounding to bfloat16 is a 256th."""
+    """Errors at most twice those of xla in bfloat16, with a floor that is a share of the largest entry.
+
+    Rounding to bfloat16 is a 256th of an entry. A's gradient is a few numbers, each a sum of many errors that may by
+    chance be small in one of the two: over ten seeds their root mean square was 0.17 % here and 0.23 % in xla.
+    """
     expected = exact(arrays, cotangent, ids, reverse)
     theirs = results(arrays, cotangent, ids, 'xla', reverse)
     ours = results(arrays, cotangent, ids, 'pallas_gpu', reverse)
     for k in ours:
         largest = np.abs(expected[k]).max()
+        floor = max(largest / (100 if k == 'A' else 200), 1e-14)
         error, allowed = (np.abs(a[k] - expected[k]).max() for a in (ours, theirs))
-        assert error <= max(2 * allowed, largest / 200, 1e-14), (k, error / largest, allowed / largest)
+        assert error <= max(2 * allowed, floor), (k, error / largest, allowed / largest)
 
 
-CASES = {
-    'one-token runs': (segments([1] * 150), {}),
-    'a run over many chunks': (segments([5, 142, 3]), {}),
-    'boundaries on and off chunk edges': (segments([64, 60, 6, 20]), {}),
+RUNS = {
+    'one-token runs': (segments([1] * 140), {}),
+    'a run over many chunks': (segments([5, 132, 3]), {}),
+    'boundaries on and off chunk edges': (segments([64, 60, 4, 12]), {}),
     'no ids, two rows': (None, dict(batch=2, length=70)),
     'all padding': (jnp.zeros((1, 70), jnp.int32), dict(length=70)),
     'shorter than a chunk': (segments([2, 3]), dict(length=5)),
-    'heads that fill no block': (segments([20, 50]), dict(length=70, heads=3)),
-    'two groups': (segments([20, 50]), dict(length=70, heads=6, groups=2)),
-    'two blocks of heads': (segments([20, 50]), dict(length=70, heads=8)),
-    'headdim 32': (segments([20, 110]), dict(length=130, headdim=32, heads=2, state=64)),
-    'headdim 64': (segments([20, 50]), dict(length=70, headdim=64, heads=2, state=128)),
-    'headdim 128': (segments([20, 50]), dict(length=70, headdim=128, heads=2, state=80)),
-    'state 256': (segments([20, 50]), dict(length=70, state=256)),
-    'headdim 128, state 256': (segments([20, 50]), dict(length=70, headdim=128, heads=1, state=256)),
+}
+SHAPES = {
+    'heads that fill no block': dict(heads=3),
+    'two groups': dict(heads=6, groups=2),
+    'headdim 32': dict(headdim=32, heads=2, state=64),
+    'headdim 64': dict(headdim=64, heads=2, state=128),
+    'headdim 128': dict(headdim=128, heads=2, state=80),
+    'headdim 16, state 256': dict(state=256),
+    'headdim 128, state 256': dict(headdim=128, heads=1, state=256),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('case', list(CASES))
+@pytest.mark.parametrize('case', list(RUNS))
 def test_value_and_every_gradient_are_as_near_to_float64_as_xla(case, reverse):
-    ids, shape = CASES[case]
-    assert_as_near_as_xla(*inputs(**shape), ids, reverse)
+    ids, shape = RUNS[case]
+    assert_as_near_as_xla(*inputs(**dict(length=140) | shape), ids, reverse)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', list(SHAPES))
+def test_every_shape_is_as_near_to_float64_as_xla(shape):
+    assert_as_near_as_xla(*inputs(length=70, **SHAPES[shape]), segments([20, 50]), False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('programs', [1, 6, 1000])
 def test_blocks_of_heads_in_one_program_or_shared_among_some(monkeypatch, programs):
     """Three blocks of four heads in two chunks: three steps a program, or one."""
-    monkeypatch.setattr('pallas_kernels.ssd.gpu_tiles.PROGRAMS', programs)
+    monkeypatch.setattr('pallas_kernels.ssd.gpu.tiles.PROGRAMS', programs)
     value_and_gradients.clear_cache()
     assert_as_near_as_xla(*inputs(length=70, heads=12), segments([20, 50]), False)
-
-
-@pytest.mark.parametrize('scale', [1e3, 1e-6])
-def test_extreme_decays_neither_overflow_nor_give_nan(scale):
-    """|A dt| up to 2,000, where decays underflow to 0, and down to 1e-8."""
-    arrays, cotangent = inputs(length=70)
-    arrays['dt'] = arrays['dt'] * scale
-    ids = segments([20, 50])
-    expected, theirs, ours = exact(arrays, cotangent, ids, False), *(
-        results(arrays, cotangent, ids, implementation, False) for implementation in ('xla', 'pallas_gpu')
-    )
-    for k in ours:
-        assert np.isfinite(ours[k]).all()
-        # A's gradient is a difference in which the undecayed terms cancel, hence a floor of their size.
-        floor = 1e-6 * np.abs(expected['dt']).max() * np.abs(arrays['dt']).sum() if k == 'A' else 0
-        error, allowed = (np.abs(a[k] - expected[k]).max() for a in (ours, theirs))
-        assert error <= max(2 * allowed, np.abs(expected[k]).max() / 100, floor), k
-
-
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('bad', ['x', 'dt', 'B', 'C', 'cotangent'])
-def test_nan_in_one_run_or_padding_reaches_no_other(bad, reverse):
-    arrays, cotangent = inputs(length=140)
-    lengths = [10, 9, 80, 31, 10]
-    ids = jnp.asarray([np.repeat([1, 2, 3, 4, 0], lengths)], jnp.int32)
-    poison = np.repeat([False, True, False, False, True], lengths)[None]
-    dirty, dirty_cotangent = dict(arrays), cotangent
-    if bad == 'cotangent':
-        dirty_cotangent = jnp.where(poison[..., None, None], jnp.inf, cotangent)
-    else:
-        shaped = poison.reshape(*poison.shape, *[1] * (arrays[bad].ndim - 2))
-        dirty[bad] = jnp.where(shaped, jnp.nan, arrays[bad])
-    clean = results(arrays, cotangent, ids, 'pallas_gpu', reverse)
-    found = results(dirty, dirty_cotangent, ids, 'pallas_gpu', reverse)
-    for k in ('y', 'x', 'dt', 'B', 'C'):
-        np.testing.assert_array_equal(found[k][~poison], clean[k][~poison])
-        assert np.isnan(found[k][poison]).any() == (k != 'y' or bad != 'cotangent')  # nor does it vanish
-    assert np.isnan(found['A']).all()
-
-
-def test_vmap_equals_a_loop_over_the_mapped_axis():
-    many = [inputs(seed, length=70)[0] for seed in range(2)]
-    run = run_ids(segments([20, 50]), 1, 70)
-    scan = lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False, chunk_size=None, interpret=True)  # noqa: E731
-    stacked = jax.vmap(scan)({k: jnp.stack([m[k] for m in many]) for k in INPUTS})
-    for y, arrays in zip(stacked, many):
-        np.testing.assert_array_equal(np.asarray(y, np.float32), np.asarray(scan(arrays), np.float32))
 
 
 def lowered(heads, headdim, state, *, batch=1, length=256, groups=1, reverse=False):
@@ -160,15 +130,14 @@ def lowered(heads, headdim, state, *, batch=1, length=256, groups=1, reverse=Fal
         )
         return y, vjp(cotangent)[0]
 
-    arrays, cotangent = jax.eval_shape(
-        lambda: inputs_like(batch, length, heads, headdim, groups, state)
-    )
+    arrays, cotangent = jax.eval_shape(lambda: inputs_like(batch, length, heads, headdim, groups, state))
     run = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     return jax.jit(both).trace(arrays, run, cotangent).lower(lowering_platforms=('cuda',)).as_text()
 
 
 def inputs_like(batch, length, heads, headdim, groups, state):
-    x, B = jnp.zeros((batch, length, heads, headdim), jnp.bfloat16), jnp.zeros((batch, length, groups, state), jnp.bfloat16)
+    x = jnp.zeros((batch, length, heads, headdim), jnp.bfloat16)
+    B = jnp.zeros((batch, length, groups, state), jnp.bfloat16)
     return dict(x=x, dt=jnp.zeros(x.shape[:3]), A=jnp.zeros(heads), B=B, C=B), x
 
 
@@ -192,13 +161,13 @@ def test_lowers_inside_shard_map_with_replication_tracked():
 
     def body(arrays, run, cotangent):
         shared = {'A': jax.lax.pcast(arrays['A'], 'data', to='varying')}
-        _, vjp = jax.vjp(lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False), arrays | shared)
+        y, vjp = jax.vjp(lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False), arrays | shared)
         gradients = vjp(cotangent)[0]
-        return gradients | {'A': jax.lax.psum(gradients['A'], 'data')}
+        return y, gradients | {'A': jax.lax.psum(gradients['A'], 'data')}
 
     rows = PartitionSpec('data')
     spec = {k: PartitionSpec() if k == 'A' else rows for k in INPUTS}
-    mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=spec))
+    mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=(rows, spec)))
     arrays, x = jax.eval_shape(lambda: inputs_like(2, 70, 4, 16, 1, 16))
     run = jax.ShapeDtypeStruct((2, 70), jnp.int32)
     assert kernels_in(mapped.trace(arrays, run, x).lower(lowering_platforms=('cuda',)).as_text()) == 8
@@ -216,8 +185,8 @@ def test_calls_that_cannot_be_served_are_told_why(call, named):
 
 
 def test_shared_memory_is_counted_before_the_compiler_does(monkeypatch):
-    monkeypatch.setattr('pallas_kernels.ssd.gpu_tiles.SHARED_MEMORY', 100 * 1024)
-    assert 'KB of shared memory in chunk_gradients' in why_not_pallas_gpu('bfloat16', 128, 256, None)
+    monkeypatch.setattr('pallas_kernels.ssd.gpu.tiles.SHARED_MEMORY', 100 * 1024)
+    assert 'KB of shared memory in chunk_' in why_not_pallas_gpu('bfloat16', 128, 256, None)
     assert why_not_pallas_gpu('bfloat16', 16, 64, None) is None
 
 

@@ -13,22 +13,29 @@ from pallas_kernels.ssd.api import IMPLEMENTATIONS
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 INPUTS = ('x', 'dt', 'A', 'B', 'C', 'D')
-implementations = pytest.mark.parametrize('implementation', list(IMPLEMENTATIONS))
-PLATFORMS = {'pallas_tpu': 'tpu'}  # whose kernels are interpreted here
+PLATFORMS = {'pallas_tpu': 'tpu', 'pallas_gpu': 'gpu'}  # whose kernels are interpreted here
+# Mosaic GPU's interpreter came with JAX 0.11.
+HERE = [name for name in IMPLEMENTATIONS if name != 'pallas_gpu' or jax.__version_info__ >= (0, 11)]
+implementations = pytest.mark.parametrize('implementation', HERE)
 # The smallest that each takes, so that short rows have many chunks.
-CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64}
-LENGTH = 200
+CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64, 'pallas_gpu': 64}
+# pallas_gpu computes in bfloat16, the others here in float64.
+TOLERANCES = {'pallas_gpu': 2e-2}
+LENGTH = 130
 
 
-def inputs(seed=0, batch=2, length=LENGTH, heads=4, headdim=64, groups=2, state=16, dtype=np.float64):
-    """(arguments by name, cotangent of y)."""
+def inputs(seed=0, batch=2, length=LENGTH, heads=2, headdim=64, groups=1, state=16, dtype=np.float64):
+    """(arguments by name, cotangent of y), of values that bfloat16 (dt, A and D: float32) holds exactly."""
     rng = np.random.default_rng(seed)
     arrays = dict(
         x=rng.normal(size=(batch, length, heads, headdim)), dt=rng.uniform(0.01, 0.5, (batch, length, heads)),
         A=-rng.uniform(0.5, 4, heads), B=rng.normal(size=(batch, length, groups, state)),
-        C=rng.normal(size=(batch, length, groups, state)), D=rng.normal(size=heads),
+        C=rng.normal(size=(batch, length, groups, state)), D=rng.normal(size=heads), cotangent=None,
     )
-    return {k: jnp.asarray(v, dtype) for k, v in arrays.items()}, jnp.asarray(rng.normal(size=arrays['x'].shape), dtype)
+    arrays['cotangent'] = rng.normal(size=arrays['x'].shape)
+    narrow = {k: v.astype(jnp.bfloat16 if k in ('x', 'B', 'C', 'cotangent') else np.float32) for k, v in arrays.items()}
+    arrays = {k: jnp.asarray(v.astype(np.float64), dtype) for k, v in narrow.items()}
+    return arrays, arrays.pop('cotangent')
 
 
 def segments(*rows):
@@ -39,6 +46,8 @@ def segments(*rows):
 def scan(arrays, segment_ids, implementation, **kwargs):
     """ssd_scan in small chunks, kernels of other platforms interpreted."""
     kwargs = {'chunk_size': CHUNK_SIZES[implementation], **kwargs}
+    if implementation == 'pallas_gpu':
+        arrays = {k: v.astype('bfloat16' if k in 'xBC' else 'float32') for k, v in arrays.items()}
     with tracing_for(PLATFORMS.get(implementation, 'cpu'), interpret=True):
         return ssd_scan(**arrays, segment_ids=segment_ids, implementation=implementation, **kwargs)
 
@@ -74,8 +83,10 @@ def loop(arrays, ids, reverse=False):
     return y
 
 
-def assert_close(ours, theirs, tolerance=1e-9):
+def assert_close(ours, theirs, implementation='xla'):
     """To a share of the largest entry; where all are zero (A's gradient of one-token segments), to 1e-14."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    tolerance = TOLERANCES.get(implementation, 1e-9)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(tolerance * np.abs(theirs).max(), 1e-14))
 
 
@@ -94,12 +105,12 @@ def test_golden_values_and_every_gradient(x64, implementation, chunk_size, name)
         assert_close(grads[k] if k in 'AD' else grads[k][0], golden[f'grad_{k}'])
 
 
-TWO = segments([90, 110], [3, 197])
+TWO = segments([60, 70], [3, 127])
 CASES = {
     'one-token segments': segments([1] * LENGTH, [1] * LENGTH),
-    'a segment over many chunks': segments([2, 195, 3], [LENGTH]),
-    'boundaries on and off chunk edges': segments([64, 8, 56, 5, 53, 14], [63, 1, 64, 30, 28, 14]),
-    'an id that comes back': jnp.asarray([[1] * 5 + [2] * 67 + [1] * 128, [3] * 70 + [1] * 130], jnp.int32),
+    'a segment over many chunks': segments([2, 125, 3], [LENGTH]),
+    'boundaries on and off chunk edges': segments([64, 8, 56, 2], [63, 1, 64, 2]),
+    'an id that comes back': jnp.asarray([[1] * 5 + [2] * 67 + [1] * 58, [3] * 70 + [1] * 60], jnp.int32),
     'ids that fall': TWO[:, ::-1],
     'all padding': jnp.zeros((2, LENGTH), jnp.int32),
     'no ids': None,
@@ -109,8 +120,9 @@ SHAPES = {
     'length 1': (segments([1], [1]), dict(length=1), False),
     'shorter than a chunk': (segments([2, 3], [5]), dict(length=5), True),
     'whole chunks': (segments([20, 108], [3, 125]), dict(length=128), False),
-    'one group of two tiles': (TWO, dict(groups=1), True),
-    'a group a head': (TWO, dict(heads=2, groups=2), False),
+    'two groups of two heads': (TWO, dict(heads=4, groups=2), True),
+    'a group a head': (TWO, dict(groups=2), False),
+    'four heads': (TWO, dict(heads=4), False),
     'headdim 16': (TWO, dict(heads=8, groups=1, headdim=16, state=24), True),
     'headdim 16, groups of few heads': (TWO, dict(heads=4, groups=2, headdim=16), False),
     'headdim 32': (TWO, dict(heads=4, groups=1, headdim=32, state=64), True),
@@ -120,10 +132,10 @@ SHAPES = {
 
 def assert_equals_the_loop_and_the_reference_gradients(arrays, cotangent, ids, implementation, **kwargs):
     y, grads = value_and_gradients(arrays, cotangent, ids, implementation, **kwargs)
-    assert_close(y, loop(arrays, ids, kwargs['reverse']))
+    assert_close(y, loop(arrays, ids, kwargs['reverse']), implementation)
     _, expected = value_and_gradients(arrays, cotangent, ids, 'reference', reverse=kwargs['reverse'])
     for k in INPUTS:
-        assert_close(grads[k], expected[k])
+        assert_close(grads[k], expected[k], implementation)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -133,13 +145,19 @@ def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
 
-@pytest.mark.parametrize('case', list(SHAPES))
-@implementations
+def shape_cases():
+    """Interpreted kernels take seconds a shape: these are slow tests."""
+    return [
+        pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS)) for name in HERE for case in SHAPES
+    ]
+
+
+@pytest.mark.parametrize('implementation,case', shape_cases())
 def test_shapes(x64, implementation, case):
     ids, shape, reverse = SHAPES[case]
     arrays, cotangent = inputs(**shape)
     chunk_size = CHUNK_SIZES[implementation]
-    if implementation in PLATFORMS:
+    if implementation == 'pallas_tpu':
         chunk_size = max(32, arrays['x'].shape[3])
     assert_equals_the_loop_and_the_reference_gradients(
         arrays, cotangent, ids, implementation, reverse=reverse, chunk_size=chunk_size
@@ -151,7 +169,7 @@ def test_reverse_is_forward_on_flipped_inputs(x64, implementation):
     arrays, _ = inputs()
     flipped = {k: v if k in 'AD' else v[:, ::-1] for k, v in arrays.items()}
     forward = scan(flipped, TWO[:, ::-1], implementation)
-    assert_close(scan(arrays, TWO, implementation, reverse=True), forward[:, ::-1])
+    assert_close(scan(arrays, TWO, implementation, reverse=True), forward[:, ::-1], implementation)
 
 
 @implementations
@@ -159,9 +177,9 @@ def test_the_default_chunk_size(x64, implementation):
     arrays, cotangent = inputs()
     y, grads = value_and_gradients(arrays, cotangent, TWO, implementation, chunk_size=None)
     expected_y, expected = value_and_gradients(arrays, cotangent, TWO, 'reference')
-    assert_close(y, expected_y)
+    assert_close(y, expected_y, implementation)
     for k in INPUTS:
-        assert_close(grads[k], expected[k])
+        assert_close(grads[k], expected[k], implementation)
 
 
 @pytest.mark.parametrize('scale', [1e3, 1e-8])
@@ -169,12 +187,15 @@ def test_the_default_chunk_size(x64, implementation):
 def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementation, scale):
     """|A dt| up to 2,000, where decays underflow to 0, and down to 1e-9."""
     arrays, cotangent = inputs()
-    arrays['dt'] = arrays['dt'] * scale
+    arrays['dt'] = (arrays['dt'] * scale).astype('float32').astype('float64')
     y, grads = value_and_gradients(arrays, cotangent, TWO, implementation)
-    assert_close(y, loop(arrays, TWO))
+    assert_close(y, loop(arrays, TWO), implementation)
     _, expected = value_and_gradients(arrays, cotangent, TWO, 'reference')
     for k in INPUTS:
-        assert_close(grads[k], expected[k])
+        assert np.isfinite(grads[k]).all()
+        # In bfloat16 what is left of A's and dt's gradients is below the rounding of the values they are summed from.
+        if not (implementation == 'pallas_gpu' and scale > 1 and k in ('A', 'dt')):
+            assert_close(grads[k], expected[k], implementation)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -183,7 +204,7 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
 def test_nan_in_one_segment_or_padding_reaches_no_other(x64, implementation, bad, reverse):
     arrays, cotangent = inputs()
     ids = jnp.asarray(
-        [[1] * 40 + [2] * 89 + [3] * 50 + [0] * 21, [1] * 130 + [2] * 2 + [0] * 68], jnp.int32
+        [[1] * 40 + [2] * 49 + [3] * 30 + [0] * 11, [1] * 70 + [2] * 2 + [0] * 58], jnp.int32
     )
     poison = (np.asarray(ids) == 2) | (np.asarray(ids) == 0)
     dirty = dict(arrays)
@@ -194,7 +215,7 @@ def test_nan_in_one_segment_or_padding_reaches_no_other(x64, implementation, bad
     np.testing.assert_array_equal(np.asarray(y)[~poison], np.asarray(clean_y)[~poison])
     assert np.isnan(np.asarray(y)[poison]).any()  # and it does not vanish where it belongs
     for k in ('x', 'dt', 'B', 'C'):
-        assert_close(np.asarray(grads[k])[~poison], np.asarray(clean_grads[k])[~poison])
+        assert_close(np.asarray(grads[k])[~poison], np.asarray(clean_grads[k])[~poison], implementation)
 
 
 @implementations
@@ -202,12 +223,12 @@ def test_a_token_that_is_not_finite_shows_in_its_segment_from_there_on(implement
     """Over the edges of chunks and blocks, in values and gradients."""
     arrays, cotangent = inputs(dtype=np.float32)
     arrays['x'] = arrays['x'].at[0, 40].set(jnp.inf)
-    ids = segments([15, 165, 20], [LENGTH])
+    ids = segments([15, 105, 10], [LENGTH])
     y, grads = value_and_gradients(arrays, cotangent, ids, implementation)
     finite = np.isfinite(y).all((2, 3))
-    assert finite[0, :40].all() and not finite[0, 40:180].any() and finite[0, 180:].all() and finite[1].all()
+    assert finite[0, :40].all() and not finite[0, 40:120].any() and finite[0, 120:].all() and finite[1].all()
     finite = np.isfinite(grads['dt']).all(2)
-    assert finite[0, :15].all() and not finite[0, 40:180].any() and finite[0, 180:].all() and finite[1].all()
+    assert finite[0, :15].all() and not finite[0, 40:120].any() and finite[0, 120:].all() and finite[1].all()
 
 
 @implementations
@@ -216,7 +237,7 @@ def test_vmap_equals_a_loop_over_the_mapped_axis(x64, implementation):
     stacked = {k: jnp.stack([m[k] for m in many]) for k in INPUTS}
     run = lambda a: scan(a, TWO, implementation)  # noqa: E731
     for k, y in enumerate(jax.vmap(run)(stacked)):
-        assert_close(y, run(many[k]))
+        assert_close(y, run(many[k]), implementation)
 
 
 @implementations
@@ -237,9 +258,9 @@ def test_shard_map_over_four_devices_equals_one(x64, implementation):
     mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=(rows, spec)))
     y, grads = mapped(arrays, ids, cotangent)
     one_y, one_grads = value_and_gradients(arrays, cotangent, ids, implementation)
-    assert_close(y, one_y)
+    assert_close(y, one_y, implementation)
     for k in INPUTS:
-        assert_close(grads[k], one_grads[k])
+        assert_close(grads[k], one_grads[k], implementation)
 
 
 def lower_precision_errors(dtype, implementation):
@@ -256,8 +277,10 @@ def lower_precision_errors(dtype, implementation):
     return {'y': share(y, exact), **{k: share(grads[k], exact_grads[k]) for k in INPUTS}}
 
 
-@pytest.mark.parametrize('dtype,tolerance', [('float32', 2e-5), ('bfloat16', 3e-2)])
-@pytest.mark.parametrize('implementation', ['xla', *PLATFORMS])
+@pytest.mark.parametrize('implementation,dtype,tolerance', [
+    (name, dtype, tolerance) for name in HERE for dtype, tolerance in (('float32', 2e-5), ('bfloat16', 3e-2))
+    if name != 'reference' and (name, dtype) != ('pallas_gpu', 'float32')
+])
 def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, implementation, dtype, tolerance):
     errors = lower_precision_errors(dtype, implementation)
     assert max(errors.values()) < tolerance, errors
@@ -270,13 +293,14 @@ def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, impl
     (dict(x=jnp.zeros((2, 45, 4))), r'x has shape \(2, 45, 4\)'),
     (dict(dt=jnp.zeros((2, LENGTH, 3))), 'dt has shape'),
     (dict(A=jnp.zeros(3)), 'A has shape'),
-    (dict(B=jnp.zeros((2, LENGTH, 3, 5)), C=jnp.zeros((2, LENGTH, 3, 5))), '4 heads cannot be split into the 3 groups'),
+    (dict(B=jnp.zeros((2, LENGTH, 3, 5)), C=jnp.zeros((2, LENGTH, 3, 5))), '2 heads cannot be split into the 3 groups'),
     (dict(C=jnp.zeros((2, LENGTH, 2, 6))), 'C has shape'),
-    (dict(B=jnp.zeros((2, LENGTH, 2, 16), jnp.bfloat16)), 'B is bfloat16'),
+    (dict(B=jnp.zeros((2, LENGTH, 1, 16), jnp.bfloat16)), 'B is bfloat16'),
     (dict(segment_ids=jnp.zeros((2, 44), jnp.int32)), 'segment_ids has shape'),
     (dict(segment_ids=jnp.zeros((2, LENGTH))), 'segment_ids are float32'),
     (dict(chunk_size=0), 'chunk_size=0'),
-    (dict(implementation='cuda'), "'cuda' is unknown: there are pallas_tpu, xla, reference"),
+    (dict(implementation='cuda'), "'cuda' is unknown: there are pallas_tpu, xla, pallas_gpu, reference"),
+    (dict(implementation='pallas_gpu'), 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'),
     (dict(implementation='pallas_tpu'), 'pallas_tpu runs on TPUs and this program is for cpu'),
 ])
 def test_arguments_that_do_not_fit_are_named(change, named):

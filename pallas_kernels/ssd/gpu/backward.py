@@ -6,15 +6,15 @@ With W_ij = 2^(s_i - s_j) (C_i . B_j) where i sees j, u = dt x and dW_ij = g_i .
     key_gradients     dC = dS B + sum over heads of (entry g) h;  dB = dS^T C + sum over heads of (exit u) dh
 
 h is the state at the chunk's entry and dh the gradient of that at its exit. Each also leaves the sums over tokens from
-which the gradients of s come, so that no array of Q x Q a head leaves a program. Arrays as in gpu_tiles.
+which the gradients of s come, so that no array of Q x Q a head leaves a program. Arrays as in tiles.py.
 """
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.ssd import gpu_tiles
-from pallas_kernels.ssd.gpu_tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+from pallas_kernels.ssd.gpu import tiles
+from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
 
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
@@ -30,19 +30,19 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
     each, whether dx is NaN. Of the sums, one kind after another: sum_j W_ij dW_ij by i, sum_i W_ij dW_ij by j, x . du.
     The first two are made of the same products, so that what they have in common cancels in the gradient of s.
     """
-    slots = gpu_tiles.stages(t.steps, *gradients_memory(t))
+    slots = tiles.stages(t.steps, *gradients_memory(t))
 
     def kernel(x_ref, g_ref, vectors_ref, B_ref, C_ref, dexits_ref, tokens_ref, dx_ref, dscores_ref, sums_ref,
                B_smem, C_smem, tokens_smem, dscores_smem, dxs_smem, all_sums_smem, barrier):
         here = Place.of_part(t)
         of_group = here.tokens, pl.ds(here.group * t.state, t.state)
-        gpu_tiles.load(
+        tiles.load(
             (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem),
             barrier=barrier,
         )
         # Everything Q x Q stands transposed, [j, i]: W^T is then the wgmma operand in registers that du needs.
         square = CHUNK, CHUNK
-        scores = gpu_tiles.product(B_smem, C_smem.transpose((1, 0)))
+        scores = tiles.product(B_smem, C_smem.transpose((1, 0)))
         bad = rows(tokens_smem.at[2])
 
         def where_seen(a):
@@ -55,7 +55,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
 
         def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
-            from_exit = gpu_tiles.product(B_smem, dh_smem.transpose((1, 0)))
+            from_exit = tiles.product(B_smem, dh_smem.transpose((1, 0)))
             for head in range(t.heads):
                 its = t.columns(head)
                 s, s_i, dt, exit_ = (
@@ -63,14 +63,14 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
                 )
                 x = tile(x_smem.at[:, its])
                 dt = over_rows(dt, x.shape)
-                dweights = gpu_tiles.register_product(
+                dweights = tiles.register_product(
                     (dt * x).astype(jnp.bfloat16), g_smem.at[:, its], transposed=True, interpret=interpret
                 )
                 decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
                 dscore = dweights * decay
                 dscores += dscore
                 both = dscore * scores
-                du = gpu_tiles.register_product(
+                du = tiles.register_product(
                     (scores * decay).astype(jnp.bfloat16), g_smem.at[:, its], interpret=interpret
                 )
                 du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
@@ -81,7 +81,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
                 dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
             return dscores
 
-        dscores = gpu_tiles.pipeline(
+        dscores = tiles.pipeline(
             step, steps=t.steps, slots=slots,
             in_specs=[t.chunk_block(here)] * 2 + [t.vectors_block(here, 4), t.state_block(here)],
             outputs=[
@@ -92,10 +92,11 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
         )(x_ref, g_ref, vectors_ref, dexits_ref)
         dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[here.part, pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)])
+        square_at = pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)
+        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[here.part, square_at])
         plgpu.wait_smem_to_gmem(0)
 
-    return gpu_tiles.call(
+    return tiles.call(
         kernel,
         [
             jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
@@ -103,11 +104,11 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, 3 * t.heads, CHUNK), jnp.float32),
         ],
         x, g, vectors, B, C, dexits, tokens,
-        **gpu_tiles.parts_grid(t),
+        **tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
-            t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width), plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32),
-            plgpu.Barrier(num_arrivals=3),
+            t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width),
+            plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32), plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )
@@ -132,34 +133,34 @@ def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transpos
     entry, states those at the entries.
     """
     width = state_columns(t)
-    tiles = t.state // width
+    cuts = t.state // width
     blocks = t.all_chunks * t.groups * t.blocks
-    slots = gpu_tiles.stages(t.blocks, *keys_memory(t))
+    slots = tiles.stages(t.blocks, *keys_memory(t))
 
     def kernel(dscores_ref, others_ref, own_ref, v_ref, weight_ref, states_ref, out_ref, sums_ref,
                dscores_smem, others_smem, own_smem, out_smem, all_sums_smem, barrier):
         column = lax.axis_index('column')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), 0, 0)
-        of_group = here.tokens, pl.ds((here.group * tiles + column) * width, width)
-        gpu_tiles.load(
+        of_group = here.tokens, pl.ds((here.group * cuts + column) * width, width)
+        tiles.load(
             (dscores_ref.at[pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)], dscores_smem),
             (others_ref.at[of_group], others_smem), (own_ref.at[of_group], own_smem), barrier=barrier,
         )
         scores = dscores_smem.transpose((1, 0)) if transposed else dscores_smem
-        within = gpu_tiles.product(scores, others_smem)
+        within = tiles.product(scores, others_smem)
 
         def step(v_smem, weight_smem, state_smem, sums_smem, total):
             for head in range(t.heads):
                 part = tile(v_smem.at[:, t.columns(head)])
                 part *= over_rows(rows(weight_smem.at[head]), part.shape)
-                carried = gpu_tiles.register_product(
+                carried = tiles.register_product(
                     part.astype(jnp.bfloat16), state_smem.at[t.columns(head)], interpret=interpret
                 )
                 total += carried
                 sums_smem.at[head][...] = jnp.sum(carried * tile(own_smem), axis=1)
             return total
 
-        total = gpu_tiles.pipeline(
+        total = tiles.pipeline(
             step, steps=t.blocks, slots=slots,
             in_specs=[
                 t.chunk_block(here), t.vectors_block(here, 1),
@@ -173,21 +174,21 @@ def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transpos
         plgpu.copy_smem_to_gmem(out_smem, out_ref.at[of_group])
         plgpu.wait_smem_to_gmem(0)
 
-    gradient, sums = gpu_tiles.call(
+    gradient, sums = tiles.call(
         kernel,
         [
             jax.ShapeDtypeStruct(own.shape, jnp.bfloat16),
-            jax.ShapeDtypeStruct((tiles * blocks, t.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((cuts * blocks, t.heads, CHUNK), jnp.float32),
         ],
         dscores, others, own, v, weight, states,
-        grid=(t.all_chunks, t.groups, tiles), grid_names=('chunk', 'group', 'column'),
+        grid=(t.all_chunks, t.groups, cuts), grid_names=('chunk', 'group', 'column'),
         scratch_types=[
             t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32),
             plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )
-    return gradient, jnp.sum(sums.reshape(tiles, blocks, t.heads, CHUNK), axis=0)
+    return gradient, jnp.sum(sums.reshape(cuts, blocks, t.heads, CHUNK), axis=0)
 
 
 MEMORY = {'chunk_gradients': gradients_memory, 'key_gradients': keys_memory}

@@ -1,4 +1,4 @@
-"""The forward kernels of pallas_gpu: states of chunks, their carry, and outputs. Arrays as in gpu_tiles.
+"""The forward kernels of pallas_gpu: states of chunks, their carry, and outputs. Arrays as in tiles.py.
 
 With s the decays' logarithm (base 2) summed over the chunk's tokens of one run, in scan direction:
 
@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.ssd import gpu_tiles
-from pallas_kernels.ssd.gpu_tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+from pallas_kernels.ssd.gpu import tiles
+from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
 
+# A program of carry_states holds a tile of this size and has so many chunks in flight: little work, much latency.
 CARRY_ROWS = 64
+CARRY_COLUMNS = 32
+CARRY_STAGES = 6
 
 
 def states_memory(t: Tiles) -> tuple[int, int]:
@@ -29,11 +32,11 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
 
     v laid out as x, weight [M groups blocks, heads, Q] float32, key as B.
     """
-    slots = gpu_tiles.stages(t.steps, *states_memory(t))
+    slots = tiles.stages(t.steps, *states_memory(t))
 
     def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, out_smem, barrier):
         here = Place.of_part(t)
-        gpu_tiles.load((key_ref.at[here.tokens, pl.ds(here.group * t.state, t.state)], key_smem), barrier=barrier)
+        tiles.load((key_ref.at[here.tokens, pl.ds(here.group * t.state, t.state)], key_smem), barrier=barrier)
 
         def step(v_smem, weight_smem, state_smem):
             for head in range(t.heads):
@@ -43,19 +46,19 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
                 scaled_smem.at[:, its][...] = weighted.astype(jnp.bfloat16)
             plgpu.commit_smem()
             for first, width in t.state_tiles:
-                state = gpu_tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
+                state = tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
                 state_smem.at[:, pl.ds(first, width)][...] = state.astype(jnp.bfloat16)
 
-        gpu_tiles.pipeline(
+        tiles.pipeline(
             step, steps=t.steps, slots=slots, in_specs=[t.chunk_block(here), t.vectors_block(here, 1)],
             outputs=[(out_smem, lambda k: out_ref.at[pl.ds(t.number(here, k) * t.width, t.width)])],
         )(v_ref, weight_ref)
 
-    return gpu_tiles.call(
+    return tiles.call(
         kernel,
         jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
         v, weight, key,
-        **gpu_tiles.parts_grid(t),
+        **tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state), plgpu.Barrier(),
         ],
@@ -66,8 +69,7 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
 def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bool, interpret: bool) -> jax.Array:
     """The state at each chunk's entry, as states; through float32 [M, groups blocks heads P] from entry to exit."""
     channels = t.groups * t.blocks * t.width
-    width = STATE_COLUMNS if t.state % STATE_COLUMNS == 0 else 16
-
+    width = CARRY_COLUMNS if t.state % CARRY_COLUMNS == 0 else 16
     slots = min(CARRY_STAGES, t.chunks)
     transforms = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width)
 
@@ -84,7 +86,7 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
             entry_smem[...] = h.astype(jnp.bfloat16)
             return h * over_rows(rows(through_smem), h.shape) + tile(state_smem)
 
-        gpu_tiles.pipeline(
+        tiles.pipeline(
             step, steps=t.chunks, slots=slots,
             in_specs=[
                 plgpu.BlockSpec((CARRY_ROWS, width), lambda k: (tile_of(k), column), transforms=transforms),
@@ -97,18 +99,13 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
             init_carry=plgpu.layout_cast(jnp.zeros((CARRY_ROWS, width), jnp.float32), plgpu.Layout.WGMMA),
         )(states_ref, through_ref)
 
-    return gpu_tiles.call(
+    return tiles.call(
         kernel, jax.ShapeDtypeStruct(states.shape, jnp.bfloat16),
         states, through,
         grid=(t.batch, channels // CARRY_ROWS, t.state // width), grid_names=('row', 'channel', 'column'),
         scratch_types=[plgpu.SMEM((slots, CARRY_ROWS, width), jnp.bfloat16, transforms=transforms)],
         interpret=interpret,
     )
-
-
-# A carry program holds a tile of this many columns and keeps this many chunks in flight: little work, much latency.
-STATE_COLUMNS = 32
-CARRY_STAGES = 6
 
 
 def outputs_memory(t: Tiles) -> tuple[int, int]:
@@ -120,21 +117,21 @@ def outputs_memory(t: Tiles) -> tuple[int, int]:
 def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: bool) -> jax.Array:
     """y as x.
 
-    vectors [M groups blocks, 4 heads, Q]: s, dt, entry, s
-    (again: one load cannot be laid out both along rows and along columns); tokens int32 [M, 3, Q]: lo, hi, whether y is NaN.
+    vectors [M groups blocks, 4 heads, Q]: s, dt, entry, and s again, since one load cannot lie along rows and along
+    columns. tokens int32 [M, 3, Q]: lo, hi, whether y is NaN.
     """
-    slots = gpu_tiles.stages(t.steps, *outputs_memory(t))
+    slots = tiles.stages(t.steps, *outputs_memory(t))
 
     def kernel(x_ref, vectors_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
                out_smem, barrier):
         here = Place.of_part(t)
         of_group = here.tokens, pl.ds(here.group * t.state, t.state)
-        gpu_tiles.load(
+        tiles.load(
             (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem),
             barrier=barrier,
         )
         square = CHUNK, CHUNK
-        scores = gpu_tiles.product(C_smem, B_smem.transpose((1, 0)))
+        scores = tiles.product(C_smem, B_smem.transpose((1, 0)))
         j = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
         lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
         # Masked once for all heads; the exponents below are at most 0 there too, so 0 meets no infinity.
@@ -148,26 +145,26 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
                 part = tile(x_smem.at[:, its])
                 u_smem.at[:, its][...] = (part * over_rows(rows(vector(1, head)), part.shape)).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            carried = gpu_tiles.product(C_smem, h_smem.transpose((1, 0)))
+            carried = tiles.product(C_smem, h_smem.transpose((1, 0)))
             for head in range(t.heads):
                 its = t.columns(head)
                 s, s_j, entry = rows(vector(0, head)), columns(vector(3, head)), rows(vector(2, head))
                 decay = jnp.exp2(jnp.minimum(over_rows(s, square) - over_columns(s_j, square), 0.0))
                 weights = (scores * decay).astype(jnp.bfloat16)
-                y = gpu_tiles.register_product(weights, u_smem.at[:, its], interpret=interpret)
+                y = tiles.register_product(weights, u_smem.at[:, its], interpret=interpret)
                 y += over_rows(entry, y.shape) * carried[:, head * t.headdim:(head + 1) * t.headdim]
                 y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
                 y_smem.at[:, its][...] = y.astype(jnp.bfloat16)
 
-        gpu_tiles.pipeline(
+        tiles.pipeline(
             step, steps=t.steps, slots=slots,
             in_specs=[t.chunk_block(here), t.vectors_block(here, 4), t.state_block(here)],
             outputs=[(out_smem, lambda k: y_ref.at[t.chunk_at(here, k)])],
         )(x_ref, vectors_ref, entries_ref)
 
-    return gpu_tiles.call(
+    return tiles.call(
         kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), x, vectors, B, C, entries, tokens,
-        **gpu_tiles.parts_grid(t),
+        **tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
             t.shared(CHUNK, t.width), t.shared(slots, CHUNK, t.width), plgpu.Barrier(num_arrivals=3),

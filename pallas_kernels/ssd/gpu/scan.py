@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.ssd import gpu_backward, gpu_forward, gpu_tiles
-from pallas_kernels.ssd.gpu_tiles import CHUNK, Tiles, plgpu
+from pallas_kernels.ssd.gpu import backward, forward, tiles
+from pallas_kernels.ssd.gpu.tiles import CHUNK, Tiles, plgpu
 from pallas_kernels.ssd.segments import reached_from
 from pallas_kernels.ssd.xla import _at, _finite_tokens, _zero_unless
 
@@ -24,7 +24,7 @@ HEADDIMS = (16, 32, 64, 128)
 def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None) -> str | None:
     """A sentence why pallas_gpu cannot serve such a call of ssd_scan, or None."""
     take_xla = "take implementation='xla'"
-    if plgpu is None or not hasattr(plgpu, 'InterpretGPUParams'):
+    if plgpu is None or jax.__version_info__ < (0, 11):
         return f'pallas_gpu needs JAX 0.11 or later and this is {jax.__version__}; {take_xla}'
     if jnp.dtype(x_dtype) != jnp.bfloat16:
         return f'pallas_gpu computes in bfloat16 and x is {jnp.dtype(x_dtype)}; cast x, B and C or {take_xla}'
@@ -33,13 +33,13 @@ def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None
     if state % 16 or not 16 <= state <= 256:
         return f'pallas_gpu serves states of 16 to 256 in steps of 16 and B has {state}; {take_xla}'
     if chunk_size not in (None, CHUNK):
-        return f'pallas_gpu has chunks of {CHUNK} tokens, the rows of one wgmma, and chunk_size={chunk_size}; {take_xla}'
+        return f'pallas_gpu has chunks of {CHUNK} tokens, the rows of a wgmma, and chunk_size={chunk_size}; {take_xla}'
     t = Tiles.of(1, CHUNK, 1, headdim, 1, state)
-    needed = {kernel: sum(memory(t)) for kernel, memory in (gpu_forward.MEMORY | gpu_backward.MEMORY).items()}
+    needed = {kernel: sum(memory(t)) for kernel, memory in (forward.MEMORY | backward.MEMORY).items()}
     kernel = max(needed, key=needed.get)
-    if needed[kernel] > gpu_tiles.SHARED_MEMORY - gpu_tiles.RESERVED:
-        return (f'pallas_gpu would need {needed[kernel] // 1024} KB of shared memory in {kernel} with headdim {headdim} '
-                f'and state {state}, and a program has {gpu_tiles.SHARED_MEMORY // 1024} KB; {take_xla}')
+    if needed[kernel] > tiles.SHARED_MEMORY - tiles.RESERVED:
+        return (f'pallas_gpu needs {needed[kernel] // 1024} KB of shared memory in {kernel} for headdim {headdim} and '
+                f'state {state}, and a program has {tiles.SHARED_MEMORY // 1024} KB; {take_xla}')
     return None
 
 
@@ -112,11 +112,12 @@ def _vectors(t: Tiles, *kinds: jax.Array) -> jax.Array:
 
 
 class _Prepared:
-    """What the kernels take of one call.
+    """What the kernels take of one call, cleaned of tokens that are not finite.
 
-    x, B, C as kernels want them; dt, s (natural logarithm), entry and exit [M, heads, Q], through [M, heads] float32,
-    decays from entry to token, token to exit and entry to exit, zero where no run connects; visible [M, Q, Q] float32,
-    whether q sees s; finite bool [batch, length].
+    t: the Tiles; x, B, C as the kernels want them. Float32 by head: dt, s2 (the sum of dt A in base 2), entry and exit
+    [M, heads, Q], through [M, heads], the decays from entry to token, from token to exit and from entry to exit, zero
+    where no run connects. visible [M, Q, Q] float32: whether q sees s. sees, seen_by: pairs of int32 [M, Q], the first
+    and last token that each sees, or that see it. finite: bool [batch, length].
     """
 
     def __init__(self, reverse, x, dt, A, B, C, run):
@@ -139,17 +140,16 @@ class _Prepared:
         at_entry, at_exit = ((run == first) & enters)[:, None], (run == last)[:, None]
         # Sums that restart at each run, by matmul: differences stay as exact as the run is short.
         a = self.dt * _whole_blocks(t, A, 0)[:, None]
-        self.s = jnp.einsum('mqs,mhs->mhq', self.visible, a, precision=lax.Precision.HIGHEST)
-        s_last = self.s[..., :1] if reverse else self.s[..., -1:]
-        self.entry = jnp.where(at_entry, jnp.exp(self.s), 0)
-        self.exit = jnp.where(at_exit, jnp.exp(jnp.where(at_exit, s_last - self.s, 0)), 0)
+        s = jnp.einsum('mqs,mhs->mhq', self.visible, a, precision=lax.Precision.HIGHEST)
+        s_last = s[..., :1] if reverse else s[..., -1:]
+        self.s2 = s * math.log2(math.e)
+        self.entry = jnp.where(at_entry, jnp.exp(s), 0)
+        self.exit = jnp.where(at_exit, jnp.exp(jnp.where(at_exit, s_last - s, 0)), 0)
         self.through = self.entry[..., 0] if reverse else self.entry[..., -1]
-        # The tokens j that token i sees are lo <= j <= hi; those that see it are from lo to hi of `seen_by`.
         begin, end = jnp.argmax(same, axis=2), CHUNK - 1 - jnp.argmax(same[:, :, ::-1], axis=2)
         here = jnp.broadcast_to(order, begin.shape)
         before, after = (begin.astype(jnp.int32), here), (here, end.astype(jnp.int32))
         self.sees, self.seen_by = (after, before) if reverse else (before, after)
-        self.s2 = self.s * math.log2(math.e)
 
     def channels(self, per_head):
         """[M, heads] -> [M, heads P]."""
@@ -161,9 +161,9 @@ def _forward(reverse, interpret, x, dt, A, B, C, run):
     p = _Prepared(reverse, x, dt, A, B, C, run)
     t = p.t
     poisoned = _chunked(t, reached_from(~p.finite, run, reverse=reverse))
-    states = gpu_forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
-    entries = gpu_forward.carry_states(t, states, p.channels(p.through), reverse=reverse, interpret=interpret)
-    y = gpu_forward.chunk_outputs(
+    states = forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
+    entries = forward.carry_states(t, states, p.channels(p.through), reverse=reverse, interpret=interpret)
+    y = forward.chunk_outputs(
         t, p.x, _vectors(t, p.s2, p.dt, p.entry, p.s2), p.B, p.C, entries,
         jnp.stack([*p.sees, poisoned.astype(jnp.int32)], axis=1), interpret=interpret,
     )
@@ -192,17 +192,17 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     g = _tokens_by_columns(t, g)
 
     entry = _vectors(t, p.entry)
-    dentries = gpu_forward.chunk_states(t, g, entry, p.C, interpret=interpret)
-    dexits = gpu_forward.carry_states(t, dentries, p.channels(p.through), reverse=not reverse, interpret=interpret)
-    dx, dscores, within = gpu_backward.chunk_gradients(
+    dentries = forward.chunk_states(t, g, entry, p.C, interpret=interpret)
+    dexits = forward.carry_states(t, dentries, p.channels(p.through), reverse=not reverse, interpret=interpret)
+    dx, dscores, within = backward.chunk_gradients(
         t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.B, p.C, dexits,
         jnp.stack([*p.seen_by, _chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
     )
     dscores = jnp.sum(dscores, axis=0, dtype=jnp.float32).astype(jnp.bfloat16)
-    dC, out = gpu_backward.key_gradients(
+    dC, out = backward.key_gradients(
         t, dscores, p.B, p.C, g, entry, entries, transposed=True, interpret=interpret
     )
-    dB, into = gpu_backward.key_gradients(
+    dB, into = backward.key_gradients(
         t, dscores, p.C, p.B, p.x, _vectors(t, p.exit * p.dt), dexits, transposed=False, interpret=interpret
     )
 
