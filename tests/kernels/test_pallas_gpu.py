@@ -156,8 +156,8 @@ def test_the_project_s_shape_lowers_for_cuda(reverse):
     assert kernels_in(lowered(32, 16, 64, batch=8, length=8192, reverse=reverse)) == 8
 
 
-def test_lowers_inside_shard_map_with_replication_tracked():
-    mesh = jax.make_mesh((2,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked():
+    mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
     def body(arrays, run, cotangent):
         shared = {'A': jax.lax.pcast(arrays['A'], 'data', to='varying')}
@@ -168,8 +168,8 @@ def test_lowers_inside_shard_map_with_replication_tracked():
     rows = PartitionSpec('data')
     spec = {k: PartitionSpec() if k == 'A' else rows for k in INPUTS}
     mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=(rows, spec)))
-    arrays, x = jax.eval_shape(lambda: inputs_like(2, 70, 4, 16, 1, 16))
-    run = jax.ShapeDtypeStruct((2, 70), jnp.int32)
+    arrays, x = jax.eval_shape(lambda: inputs_like(4, 70, 4, 16, 1, 16))
+    run = jax.ShapeDtypeStruct((4, 70), jnp.int32)
     assert kernels_in(mapped.trace(arrays, run, x).lower(lowering_platforms=('cuda',)).as_text()) == 8
 
 

@@ -16,7 +16,10 @@ INPUTS = ('x', 'dt', 'A', 'B', 'C', 'D')
 PLATFORMS = {'pallas_tpu': 'tpu', 'pallas_gpu': 'gpu'}  # whose kernels are interpreted here
 # Mosaic GPU's interpreter came with JAX 0.11.
 HERE = [name for name in IMPLEMENTATIONS if name != 'pallas_gpu' or jax.__version_info__ >= (0, 11)]
-implementations = pytest.mark.parametrize('implementation', HERE)
+# Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64.
+implementations = pytest.mark.parametrize(
+    'implementation', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'pallas_gpu')) for name in HERE]
+)
 # The smallest that each takes, so that short rows have many chunks.
 CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64, 'pallas_gpu': 64}
 # pallas_gpu computes in bfloat16, the others here in float64.
@@ -240,7 +243,8 @@ def test_vmap_equals_a_loop_over_the_mapped_axis(x64, implementation):
         assert_close(y, run(many[k]), implementation)
 
 
-@implementations
+# Mosaic GPU's interpreter does not run inside shard_map: there test_pallas_gpu.py lowers it instead.
+@pytest.mark.parametrize('implementation', [name for name in HERE if name != 'pallas_gpu'])
 def test_shard_map_over_four_devices_equals_one(x64, implementation):
     """Inside shard_map with replication tracked: values and raw gradients, those of shared A and D summed."""
     arrays, cotangent = inputs(batch=8, length=45)
