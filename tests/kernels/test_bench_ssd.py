@@ -1,0 +1,76 @@
+"""What bench_ssd counts and says; how long anything takes is not tested."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import bench_ssd
+from pallas_kernels.bench.ceilings import Ceilings, Work
+from pallas_kernels.bench.peers import PEERS
+from pallas_kernels.ssd.workloads import Workload
+
+SMALL = Workload(1, 64, 2, 16, 1, 16, 8)
+
+
+def test_work_counted_by_hand():
+    """64 tokens of 2 heads x 16, state 16, bfloat16: x is 4,096 bytes, B 2,048, dt 512."""
+    forward, both = (Work.of(SMALL, 2, backward) for backward in (False, True))
+    assert forward == (2 * 4096 + 2 * 2048 + 512, 2 * 64 * (32 * (16 + 32) + 2 * 32 * 16), 64 * 2 * 34)
+    assert both == (forward.bytes + 3 * 4096 + 4 * 2048 + 2 * 512, 4 * forward.flops, 2 * forward.exps)
+
+
+@pytest.mark.parametrize('ceilings,binds,seconds', [
+    (Ceilings(bytes=10, flops=1e9, exps=1e9), 'bandwidth', 10.0),
+    (Ceilings(bytes=1e9, flops=10, exps=1e9), 'matmul', 20.0),
+    (Ceilings(bytes=1e9, flops=1e9, exps=10), 'exp', 30.0),
+])
+def test_the_ceiling_that_binds_is_the_slowest(ceilings, binds, seconds):
+    assert ceilings.binding(Work(100, 200, 300)) == (binds, seconds)
+
+
+def test_ceilings_are_positive_rates():
+    assert min(Ceilings.measure(jnp.float32, 1)) > 0
+
+
+def test_figures_of_a_workload_and_reasons_where_there_are_none():
+    ceilings = Ceilings(bytes=1e9, flops=1e9, exps=1e9)
+    figures = bench_ssd.measure(SMALL, jnp.float32, ['xla', 'pallas_tpu', 'pallas_gpu'], ceilings, 1)
+    assert set(figures) == {'xla', 'pallas_tpu', 'pallas_gpu', *PEERS}
+    for kind, work in zip(bench_ssd.PASSES, (Work.of(SMALL, 4, False), Work.of(SMALL, 4, True))):
+        f = figures['xla'][kind]
+        assert f['tflops'] * f['seconds'] * 1e12 == pytest.approx(work.flops)
+        assert f['share_of_ceiling'] * f['seconds'] == pytest.approx(max(work) / 1e9)
+    assert figures['jax attention']['forward']['seconds'] > 0
+    assert figures['pallas_tpu'] == {'unavailable': 'pallas_tpu runs on TPUs and this program is for cpu'}
+    assert figures['pallas_gpu'] == {'unavailable': 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'}
+    assert figures['cuDNN attention'] == {'unavailable': 'cuDNN attention needs an NVIDIA GPU'}
+    assert 'Triton' in figures['Mamba-2 Triton']['unavailable']
+
+
+def bench(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-m', 'pallas_kernels.bench_ssd', *args], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize('flag,said', [
+    ('--workload=kuairant', 'error: --workload=kuairant is unknown: there are kuairand, mamba2k'),
+    ('--implementation=cuda', 'error: --implementation=cuda is unknown: there are pallas_tpu, xla, pallas_gpu'),
+    ('--repeats=0', 'error: --repeats=0 must be at least 1'),
+    ('--json=gone/out.json', 'error: --json=gone/out.json cannot be written: there is no such folder'),
+])
+def test_bad_flags_are_named(flag, said):
+    done = bench(flag)
+    assert done.returncode == 1 and done.stdout == '' and said in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_measured(tmp_path):
+    done = bench('--workload=mamba2k', '--implementation=xla', '--dtype=float32', '--repeats=1', f'--json={tmp_path}/out.json')
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / 'out.json').read_text())
+    assert written['workloads']['mamba2k']['xla']['forward+backward']['seconds'] > 0
+    assert f"{written['workloads']['mamba2k']['xla']['forward']['seconds'] * 1e3:10.3f} ms" in done.stdout
