@@ -37,6 +37,7 @@ def forms():
     )
 
 
+@pytest.mark.slow
 def test_both_forms_make_the_same_steps(forms):
     """With masking and dropout on; the second loss has seen the first one's update."""
     examples = train_examples(tiny_dataset())

@@ -37,6 +37,7 @@ def value_and_gradients(implementation):
     return float(value), nnx.to_pure_dict(grads)
 
 
+@pytest.mark.slow
 def test_pallas_tpu_gives_the_same_value_and_gradients_as_xla(x64):
     expected, expected_grads = value_and_gradients('xla')
     with tracing_for('tpu', interpret=True):

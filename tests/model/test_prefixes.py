@@ -46,8 +46,9 @@ def value_and_gradients(graphdef, params, read, cotangent):
 
 
 @pytest.mark.parametrize('change', [
-    dict(), dict(backward_order='aligned'), dict(ngroups=2, norm_embedding=False), dict(d_conv=1), dict(d_conv=2),
-    dict(num_layers=3, beta=0.0),
+    dict(), dict(backward_order='aligned'), pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
+    pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
+    pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
     config = dataclasses.replace(SMALL, **change)

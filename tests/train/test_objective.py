@@ -119,6 +119,7 @@ def test_without_draws_both_forms_have_the_same_loss(model):
     assert mean_loss('one_pass', still, 0.0, 1) == pytest.approx(mean_loss('prefix', still, 0.0, 1), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_with_mask_and_dropout_both_forms_have_the_same_expected_loss():
     """Over 400 draws of each; masking and dropout move the loss by many times the error of the means."""
     one_pass, prefix = (mean_loss(asked, SMALL, 0.3, 400) for asked in ('one_pass', 'prefix'))

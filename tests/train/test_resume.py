@@ -110,7 +110,7 @@ def test_a_finished_run_prints_its_table_again_and_changes_nothing(root, whole):
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file() and p.name != '.lock'}
 
 
-@pytest.mark.parametrize('damage', [False, True])
+@pytest.mark.parametrize('damage', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, whole, damage):
     name = f'killed-{damage}'
     process = start(root, name)
@@ -132,7 +132,7 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
     assert without_speed(records(root / name)) == without_speed(records(whole[0]))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_exit_and_go_on(root, whole, number):
     name = f'stopped-{number}'
     process = start(root, name)
