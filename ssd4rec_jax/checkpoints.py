@@ -186,7 +186,7 @@ def _verify(path: Path) -> None:
     if not isinstance(manifest, dict):
         raise _Damaged(f'{MANIFEST} lists no files')
     if odd := sorted(set(manifest) ^ set(there)):
-        raise _Damaged(f'{odd[0]} is {"missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
+        raise _Damaged(f'{odd[0]} is {f"listed in {MANIFEST} and missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
     for name in there:
         if _fingerprint(path / name) != manifest[name]:
             raise _Damaged(f'{name} is not what {MANIFEST} says was written')

@@ -57,6 +57,7 @@ def test_both_forms_give_the_same_ranks(forms):
     assert len(set(ours.tolist())) > 10
 
 
+@pytest.mark.slow
 def test_figures_of_a_step(forms):
     examples = train_examples(tiny_dataset())
     step = TrainStep(forms.ours, forms.params, CONFIG, examples)

@@ -129,6 +129,7 @@ def test_without_norm_embedding_its_parameters_get_exactly_no_gradient():
 
 
 @pytest.mark.parametrize('ngroups,d_conv,expand,layers', [(2, 4, 2, 1), (4, 2, 4, 3), (1, 1, 1, 2)])
+@pytest.mark.slow
 def test_other_shapes_run_and_every_parameter_gets_a_gradient(ngroups, d_conv, expand, layers):
     config = dataclasses.replace(
         SMALL, ngroups=ngroups, d_conv=d_conv, expand=expand, num_layers=layers, headdim=4, dtype='float32'

@@ -46,7 +46,8 @@ def value_and_gradients(graphdef, params, read, cotangent):
 
 
 @pytest.mark.parametrize('change', [
-    dict(), dict(backward_order='aligned'), pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
+    dict(), pytest.param(dict(backward_order='aligned'), marks=pytest.mark.slow),
+    pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
     pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
     pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
 ], ids=str)

@@ -72,6 +72,7 @@ def test_loss_and_raw_gradients_do_not_depend_on_the_device_count(network, batch
     assert_same_gradients(many_grads, grads)
 
 
+@pytest.mark.slow
 def test_dropout_and_masking_are_on_in_that_comparison(network, batch):
     net, params = network
     mesh = data_mesh(jax.devices()[:1])
@@ -81,6 +82,7 @@ def test_dropout_and_masking_are_on_in_that_comparison(network, batch):
     assert len(losses) == 3
 
 
+@pytest.mark.slow
 def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
     net, params = network
     optimizer = optax.adam(1e-2)
