@@ -13,7 +13,7 @@ from experiments.finished_run import load_run
 from experiments.runtime import enable_compilation_cache
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.evaluate import Ranker
-from ssd4rec_jax.train_state import data_mesh
+from ssd4rec_jax.mesh import device_mesh
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.', required=True)
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'valid'], 'Which held-out items to rank.')
@@ -28,7 +28,7 @@ def main() -> int:
         for make in ({'test': test_examples, 'valid': valid_examples}[_SPLIT.value], test_examples)
     )
     ranker = Ranker(
-        loaded.network, data_mesh(), longest,
+        loaded.network, device_mesh(), longest,
         targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
     )
     metrics = ranker.metrics(loaded.params, split)

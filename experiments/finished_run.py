@@ -7,7 +7,8 @@ from ssd4rec_jax.checkpoints import Checkpoints, Restored
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
 from ssd4rec_jax.errors import CheckpointError, DataError
 from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.train_state import Network, TrainState, data_mesh, init_network, init_state
+from ssd4rec_jax.mesh import device_mesh
+from ssd4rec_jax.train_state import Network, TrainState, abstract_state
 from ssd4rec_jax.workdir import Workdir, write_json
 
 _PREPARED = 'prepared'
@@ -53,8 +54,7 @@ def load_run(path: str) -> FinishedRun:
         raise DataError(
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
-    network, params = init_network(config.model, dataset.num_items, config.train.seed)
-    like = init_state(params, make_optimizer(config.train), data_mesh())
+    network, like = abstract_state(config.model, dataset.num_items, make_optimizer(config.train), device_mesh())
     best = _restore_best(Checkpoints(workdir.checkpoints), like)
     if best.meta['fingerprint'] != dataset.fingerprint:
         raise DataError(f'{prepared} no longer holds the data that {path} was trained on: train again')

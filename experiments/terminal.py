@@ -14,8 +14,8 @@ METRICS = ('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20')
 class Terminal(Reporter):
     """Progress bar with loss and speed, a line an evaluation, notes; plain lines where stdout is no terminal."""
 
-    def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False):
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = None
 
     def note(self, text):

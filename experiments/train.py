@@ -3,6 +3,7 @@
     python -m experiments.train                                  # synthetic, nothing to download
     python -m experiments.train --dataset=kuairand               # downloads, prepares, trains
     python -m experiments.train --dataset=amazon-beauty --data_dir=DIR --workdir=RUN --set=model.num_layers=2
+    python -m experiments.train --dataset=kuairand --distributed   # on every host of a pod: see docs/pods.md
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import distributed
 from experiments.cli import run
 from experiments.config import ExperimentConfig, differences
 from experiments.dataset_flags import DATA_DIR, DATASET, configured, prepared_dataset
@@ -17,6 +19,7 @@ from experiments.finished_run import read_config, write_config
 from experiments.runtime import StopSignals, backend_warning, enable_compilation_cache
 from experiments.terminal import Terminal
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.processes import is_first, several, together
 from ssd4rec_jax.trainer import Trainer
 from ssd4rec_jax.workdir import Workdir
 
@@ -29,21 +32,34 @@ _ADOPT_CONFIG = flags.DEFINE_bool(
 )
 
 
+_MODEL_SHARDS = flags.DEFINE_integer(
+    'model_shards', 1, 'Devices that share one copy of the item table and of its optimiser state.', lower_bound=1
+)
+
+
 def main() -> int:
-    terminal = Terminal()
+    distributed.join()
+    with distributed.failing_together():
+        return _train()
+
+
+def _train() -> int:
+    terminal = Terminal(quiet=not is_first())
     config = configured()
     path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
     if _RESTART.value:
-        _move_aside(path, terminal)
+        together(lambda: _move_aside(path, terminal), first_only=True)
     workdir = Workdir(path)
-    workdir.lock()
-    run_data = _agree_on_config(workdir, config)
+    together(workdir.lock, first_only=True)
+    run_data = together(lambda: _agree_on_config(workdir, config))
     if run_data and (result := workdir.read_json(workdir.result)):
-        _agree_on_data(workdir, config, run_data)
+        together(lambda: _agree_on_data(workdir, config, run_data))
         terminal.note(f'{path} is finished:')
         terminal.result(result)
         return 0
-    dataset, prepared = prepared_dataset(config)
+    if several():  # the first one prepares what the others open
+        together(lambda: prepared_dataset(config), first_only=True)
+    dataset, prepared = together(lambda: prepared_dataset(config))
     terminal.note(f'data: {prepared}\nworkdir: {path}')
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
@@ -51,10 +67,11 @@ def main() -> int:
     stop = StopSignals()
     trainer = Trainer(
         config.model, config.data, config.train, dataset, workdir,
-        reporter=terminal, stop_requested=stop.requested,
+        model_shards=_MODEL_SHARDS.value, reporter=terminal, stop_requested=stop.requested,
     )
-    workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
-    write_config(workdir, config, prepared)
+    if is_first():
+        workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
+        write_config(workdir, config, prepared)
     try:
         result = trainer.run()
     finally:

@@ -24,9 +24,8 @@ from typing import NamedTuple  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding  # noqa: E402
+from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from pallas_kernels import ssd_scan, tracing_for  # noqa: E402
 from pallas_kernels.ssd.tpu.tiling import Tiling  # noqa: E402
@@ -106,22 +105,21 @@ def compile_train_step(devices, *, tokens: int = 8192, items: int = 7111, one_pa
     from ssd4rec_jax.model.config import ModelConfig
     from ssd4rec_jax.optimizer import make_optimizer
     from ssd4rec_jax.train_config import TrainConfig
-    from ssd4rec_jax.train_state import DATA_AXIS, TrainState, by_rows, init_network, make_train_step, replicated
+    from ssd4rec_jax.mesh import by_rows, device_mesh
+    from ssd4rec_jax.train_state import Objective, abstract_state, make_train_step
 
-    mesh = Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    mesh = device_mesh(devices)
     rows, segments = len(devices), tokens // 32
     optimizer = make_optimizer(TrainConfig())
     with tracing_for('tpu'):
         config = ModelConfig(num_layers=1 if one_pass else 2, ssd_implementation='pallas_tpu')
-        network, params = init_network(config, items, seed=0)
-        state = TrainState(params, jax.eval_shape(optimizer.init, params), jnp.int32(0), jnp.float32(0), jnp.int32(0))
-        state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), state)
+        network, state = abstract_state(config, items, optimizer, mesh)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(mesh))
         by_token, by_segment = spec((rows, tokens)), spec((rows, segments))
         targets = by_token if one_pass else by_segment
         batch = PackedBatch(by_token, by_token, by_segment, by_segment, targets, by_segment)
         number = jax.ShapeDtypeStruct((), jnp.uint32)
-        step = make_train_step(network, optimizer, 0.2, mesh, every_prefix=one_pass)
+        step = make_train_step(Objective(network, 0.2, one_pass), optimizer, mesh)
         form = 'one_pass, 1 layer' if one_pass else 'prefix, 2 layers'
         return Program.compile(f'train step ({form}), {rows} devices, a row of {tokens:,} tokens each', step, state, batch, number, number)
 

@@ -1,4 +1,8 @@
-"""Scores over the item catalogue and full-softmax cross-entropy, never more of the scores in memory than MAX_SCORES."""
+"""Scores over the item catalogue and full-softmax cross-entropy, never more of the scores in memory than MAX_SCORES.
+
+The catalogue may be split over devices (vocabulary-parallel): each computes its rows' scores for the readouts of all, and
+maxima, sums and target scores are combined.
+"""
 import functools
 from collections.abc import Callable
 
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ssd4rec_jax.dense import transposed_matmul
+from ssd4rec_jax.table_shard import TableShard
 
 # Elements of a [targets, items + 1] array, 512 MB in float32. Below it the loss computes the scores once; above it
 # it computes them twice, a part of the catalogue at a time.
@@ -35,52 +40,59 @@ def map_scores(f: Callable, readout: jax.Array, table: jax.Array, *args: jax.Arr
 
 
 def softmax_loss_sum(
-    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, max_scores: int = MAX_SCORES
+    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, shard: TableShard | None = None,
+    max_scores: int = MAX_SCORES,
 ) -> jax.Array:
-    """Sum over real targets of -log softmax(readout @ table.T)[target].
+    """Sum over this device's real targets of -log softmax(readout @ table.T)[target].
 
     readout [..., D], table [items + 1, D] (row 0, the mask item, takes part as in the released code), targets
     int32 [...], real bool [...]. The caller divides by the global count of targets. max_scores: elements of the
-    scores that may lie in memory at a time.
+    scores that may lie in memory at a time. shard: how the table is split where `table` is a device's part of it, within
+    a shard_map; each device then gets the gradient of all devices' losses with respect to its part, for which their
+    cotangents have to be the same.
     """
+    shard = shard or TableShard(table.shape[0])
     # A slot without a history may hold anything, NaN included; zeros keep it out of the gradient as well.
     readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout)).reshape(-1, readout.shape[-1])
-    chunk = min(table.shape[0], max(1, max_scores // len(readout)))
-    return _loss_sum(chunk, readout, table, targets.reshape(-1), real.reshape(-1))
+    chunk = min(shard.held, max(1, max_scores // (len(readout) * shard.shards)))
+    return _loss_sum(chunk, shard, readout, table, targets.reshape(-1), real.reshape(-1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss_sum(chunk, readout, table, targets, real):
-    return _loss_sum_fwd(chunk, readout, table, targets, real)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss_sum(chunk, shard, readout, table, targets, real):
+    return _loss_sum_fwd(chunk, shard, readout, table, targets, real)[0]
 
 
-def _loss_sum_fwd(chunk, readout, table, targets, real):
+def _loss_sum_fwd(chunk, shard, own_readout, table, own_targets, own_real):
     """The loss and, since it is linear in its cotangent, both gradients, which are all the backward pass needs."""
-    gradients = _whole_catalogue if chunk == table.shape[0] else functools.partial(_by_chunks, chunk)
-    log_total, target_score, expected_row, dtable = gradients(readout, table, targets, real)
-    loss = jnp.sum(jnp.where(real, log_total - target_score, 0.0))
-    target_rows = jnp.take(table, targets, axis=0, mode='clip')
-    dreadout = expected_row - jnp.where(real[:, None], target_rows, 0.0)
-    dtable = dtable.at[targets].add(jnp.where(real[:, None], -readout.astype(dtable.dtype), 0.0))
-    return loss, (dreadout.astype(readout.dtype), dtable.astype(table.dtype))
+    gradients = _whole_part if chunk == shard.held else functools.partial(_by_chunks, chunk)
+    readout, targets, real = (shard.gather(a) for a in (own_readout, own_targets, own_real))
+    at, here = shard.find(targets)
+    log_total, target_score, expected_row, dtable = gradients(shard, readout, table, jnp.where(here, at, 0), real)
+    loss = jnp.where(real, log_total - shard.sum(jnp.where(here, target_score, 0.0)), 0.0)
+    counted = (real & here)[:, None]
+    target_rows = jnp.take(table, at, axis=0, mode='clip')
+    dreadout = shard.own_sum(expected_row - jnp.where(counted, target_rows, 0.0))
+    dtable = dtable.at[at].add(jnp.where(counted, -readout.astype(dtable.dtype), 0.0), mode='drop')
+    return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype))
 
 
-def _whole_catalogue(readout, table, targets, real):
-    """log sum exp of the scores [n], the targets' scores [n], softmax @ table [n, D], softmax^T @ readout [items + 1, D].
+def _whole_part(shard, readout, table, targets, real):
+    """Of all devices' readouts [n, D] and targets as rows of this device's part:
 
-    The latter two count real targets alone. The scores are computed once.
+    log sum exp of the scores [n], the targets' scores [n], softmax @ table [n, D], softmax^T @ readout [held, D]. The
+    latter two count real targets alone; all but the first are of this device's rows. The scores are computed once.
     """
-    logits = scores(readout, table)
-    top = jnp.max(logits, axis=-1)
+    logits = shard.hide_padding(scores(readout, table))
+    top = jnp.max(logits, axis=-1, initial=_lowest(logits.dtype))
     weights = jnp.exp(logits - top[:, None])
-    total = jnp.sum(weights, axis=-1)
+    log_total, scale = _over_shards(shard, top, jnp.sum(weights, axis=-1), real)
     target_score = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    scale = jnp.where(real, 1.0 / total, 0.0)[:, None]  # turns weights into the softmax of real targets
     expected_row, dtable = _products(weights, scale, readout, table)
-    return top + jnp.log(total), target_score, expected_row, dtable
+    return log_total, target_score, expected_row, dtable
 
 
-def _by_chunks(chunk, readout, table, targets, real):
+def _by_chunks(chunk, shard, readout, table, targets, real):
     """The same from `chunk` items at a time: a first pass for the sums, a second one for the products."""
     wide = jnp.promote_types(readout.dtype, jnp.float32)
     size = table.shape[0]
@@ -91,7 +103,7 @@ def _by_chunks(chunk, readout, table, targets, real):
         at = jnp.minimum(start, size - chunk)
         rows = lax.dynamic_slice_in_dim(table, at, chunk)
         new = at + jnp.arange(chunk) >= start
-        return jnp.where(new, scores(readout, rows), -jnp.inf), rows, at
+        return jnp.where(new, shard.hide_padding(scores(readout, rows), at), -jnp.inf), rows, at
 
     def add_up(carry, start):
         top, total, target_score = carry
@@ -104,8 +116,8 @@ def _by_chunks(chunk, readout, table, targets, real):
 
     # A broadcast of the inputs' own zeros varies over a shard_map's axes as they do.
     zero = jnp.zeros_like(readout[:, 0] * table[0, 0], wide)
-    (top, total, target_score), _ = lax.scan(add_up, (zero - jnp.inf, zero, zero), starts)
-    scale = jnp.where(real, 1.0 / total, 0.0)[:, None]
+    (top, total, target_score), _ = lax.scan(add_up, (zero + _lowest(wide), zero, zero), starts)
+    log_total, scale = _over_shards(shard, top, total, real)
 
     def multiply(carry, start):
         expected_row, dtable = carry
@@ -116,7 +128,21 @@ def _by_chunks(chunk, readout, table, targets, real):
 
     zeros = zero[:, None] * jnp.zeros_like(readout, wide), zero[0] * jnp.zeros_like(table, wide)
     (expected_row, dtable), _ = lax.scan(multiply, zeros, starts)
-    return top + jnp.log(total), target_score, expected_row, dtable
+    return log_total, target_score, expected_row, dtable
+
+
+def _over_shards(shard, top, total, real):
+    """From this device's max [n] and sum of exp(score - max): log sum exp over all devices' scores, and the factor
+    [n, 1] that turns exp(score - its own max) into the softmax of real targets."""
+    highest = shard.max(top)
+    ratio = jnp.exp(top - highest)
+    all_total = shard.sum(total * ratio)
+    return highest + jnp.log(all_total), jnp.where(real, ratio / all_total, 0.0)[:, None]
+
+
+def _lowest(dtype) -> float:
+    """Where maxima begin: of nothing but padding, whose scores are -inf, the maximum is still a number."""
+    return float(jnp.finfo(dtype).min)
 
 
 def _products(weights, scale, readout, table):
@@ -127,7 +153,7 @@ def _products(weights, scale, readout, table):
     return expected_row, dtable
 
 
-def _loss_sum_bwd(chunk, gradients, g):
+def _loss_sum_bwd(chunk, shard, gradients, g):
     dreadout, dtable = gradients
     return g.astype(dreadout.dtype) * dreadout, g.astype(dtable.dtype) * dtable, None, None
 

@@ -21,6 +21,7 @@ from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.early_stopping import EarlyStopping
 from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
+from ssd4rec_jax.mesh import device_mesh, place_rows, replicated, rows_here
 from ssd4rec_jax.metrics_log import MetricsLog
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.implementation import ssd_implementation
@@ -28,12 +29,12 @@ from ssd4rec_jax.model.ssd4rec import compute_dtype
 from ssd4rec_jax.objective import objective_note, training_examples
 from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.processes import Votes, agree, is_first
 from ssd4rec_jax.ranking import ranking_metrics
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.train_config import TrainConfig
 from ssd4rec_jax.train_state import (
-    DATA_AXIS, TrainState, by_rows, data_mesh, init_network, init_state, make_train_step, parameters_sha256,
-    replicated,
+    Objective, TrainState, abstract_state, create_state, make_train_step, parameters_sha256,
 )
 from ssd4rec_jax.workdir import Workdir, write_json
 
@@ -72,14 +73,16 @@ class Progress:
 
 
 class Trainer:
-    """One run of SSD4Rec on a prepared dataset in a workdir.
+    """One run of SSD4Rec on a prepared dataset in a workdir, on all devices of all processes.
 
-    stop_requested is asked after each step; once true the run saves a checkpoint and `run` returns None.
+    Every process of a run makes a Trainer and calls `run`; the first one alone writes metrics and result.
+    model_shards: devices that share the item table. stop_requested is asked after each step; once it is true on any
+    process the run saves a checkpoint and `run` returns None.
     """
 
     def __init__(
         self, model: ModelConfig, data: DataConfig, train: TrainConfig, dataset: SequenceDataset, workdir: Workdir, *,
-        reporter: Reporter = Reporter(), stop_requested: Callable[[], bool] = lambda: False,
+        model_shards: int = 1, reporter: Reporter = Reporter(), stop_requested: Callable[[], bool] = lambda: False,
     ):
         self.config = train
         self.data_config = data
@@ -88,7 +91,11 @@ class Trainer:
         self.workdir = workdir
         self.reporter = reporter
         self.stop_requested = stop_requested
-        self.mesh = data_mesh()
+        self.mesh = device_mesh(model_shards=model_shards)
+        agree({
+            'the data (fingerprint)': dataset.fingerprint, '--model_shards': model_shards,
+            **{f'{section}.{name}': v for section, config in self._configs().items() for name, v in config.items()},
+        })
         self.examples = training_examples(train.objective, model, dataset, data.max_history)
         reporter.note(objective_note(train.objective, model, self.examples, data.max_history))
         if self.examples.cut:
@@ -96,21 +103,22 @@ class Trainer:
                 f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
-        self.network, params = init_network(model, dataset.num_items, train.seed)
         self.optimizer = make_optimizer(train)
         self.schedule = learning_rate_schedule(train)
-        self.state: TrainState = init_state(params, self.optimizer, self.mesh)
+        self.network, self._like = abstract_state(model, dataset.num_items, self.optimizer, self.mesh)
+        self.state: TrainState
         self.checkpoints = Checkpoints(workdir.checkpoints)
         self.metrics_log = MetricsLog(workdir.metrics)
         self.progress = self._restore()
         shape = self.progress.shape
         self.implementation = ssd_implementation(
-            model, compute_dtype(model.dtype), shape.rows // self.mesh.shape[DATA_AXIS], shape.tokens
+            model, compute_dtype(model.dtype), shape.rows // self.mesh.size, shape.tokens
         )
         reporter.note(f'SSD scans run as {self.implementation}')
         self._step_fn = None
         self._plan_told = False
         self._saved_at = time.monotonic()
+        self._votes = Votes(self.mesh)
         self._held_out = {
             'valid': valid_examples(dataset, max_history=data.max_history),
             'test': test_examples(dataset, max_history=data.max_history),
@@ -123,9 +131,12 @@ class Trainer:
     # ---- where the run stands
 
     def _restore(self) -> Progress:
-        restored = self.checkpoints.restore_latest(self.state)
+        restored = self.checkpoints.restore_latest(self._like)
         if restored is None:
-            self.metrics_log.keep(lambda record: False)
+            _, self.state = create_state(
+                self.model_config, self.dataset.num_items, self.config.seed, self.optimizer, self.mesh
+            )
+            self._keep_records(lambda record: False)
             progress = Progress(
                 shape=self._choose_shape(), fingerprint=self.dataset.fingerprint, every_prefix=self.examples.every_prefix
             )
@@ -138,7 +149,7 @@ class Trainer:
                 )
             self.state = restored.state
             # What a killed session logged after this checkpoint is computed, and logged, again.
-            self.metrics_log.keep(lambda r: r['step'] <= restored.step and r['kind'] != 'test')
+            self._keep_records(lambda r: r['step'] <= restored.step and r['kind'] != 'test')
             self.reporter.note(
                 f'going on from step {restored.step} (epoch {progress.epoch + 1}, '
                 f'{progress.step_in_epoch} steps of it done)'
@@ -151,7 +162,7 @@ class Trainer:
                     progress, shape=self._choose_shape(), step_in_epoch=0, every_prefix=self.examples.every_prefix
                 )
                 self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
-        devices = self.mesh.shape[DATA_AXIS]
+        devices = self.mesh.size
         if progress.shape.rows % devices:
             raise ConfigError(
                 f'a step has {progress.shape.rows} rows, which {devices} devices cannot share evenly: set '
@@ -159,11 +170,19 @@ class Trainer:
             )
         return progress
 
+    def _keep_records(self, wanted: Callable[[dict], bool]) -> None:
+        if is_first():
+            self.metrics_log.keep(wanted)
+
+    def _log(self, record: dict) -> None:
+        if is_first():
+            self.metrics_log.write(record)
+
     def _choose_shape(self) -> StepShape:
         return choose_step_shape(
             self.examples.lengths, targets_per_step=self.config.targets_per_step,
             tokens_per_row=self.data_config.tokens_per_row, rows=self.data_config.rows_per_step,
-            row_multiple=self.mesh.shape[DATA_AXIS], every_prefix=self.examples.every_prefix,
+            row_multiple=self.mesh.size, every_prefix=self.examples.every_prefix,
         )
 
     def _configs(self) -> dict:
@@ -230,19 +249,23 @@ class Trainer:
         first_step = int(self.state.step) - done
         window = _Window()
         pending = None
-        for number, batch in enumerate(step_loader(self.examples, plan, start_step=done), start=done + 1):
-            args = (jax.device_put(batch, by_rows(self.mesh)), seed, epoch)
+        targets, tokens = plan.per_step(self.examples.num_targets), plan.per_step(self.examples.lengths)
+        rows = plan.shape.rows
+        loader = step_loader(self.examples, plan, rows=rows_here(self.mesh, rows), start_step=done)
+        for number, batch in enumerate(loader, start=done + 1):
+            args = (place_rows(batch, self.mesh, rows), seed, epoch)
             if self._step_fn is None:
                 self._step_fn = self._compile(*args)
                 window = _Window()
             self.state, loss = self._step_fn(self.state, *args)
             if pending is not None:
                 self._account(plan, first_step, window, *pending)
-            pending = loss, int(np.count_nonzero(batch.targets)), int(np.count_nonzero(batch.segment_ids))
+            pending = loss, int(targets[number - 1]), int(tokens[number - 1])
             if number == plan.num_steps:
                 break  # the epoch's end evaluates and saves
-            stop = self.stop_requested()
-            if stop or time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            due = is_first() and time.monotonic() - self._saved_at >= self.config.checkpoint_seconds
+            stop, save = self._votes.ask(self.stop_requested(), due)
+            if stop or save:
                 self._account(plan, first_step, window, *pending)
                 pending = None
                 self._save()
@@ -254,10 +277,8 @@ class Trainer:
 
     def _compile(self, *args):
         with self.reporter.compiling('the train step'):
-            step = make_train_step(
-                self.network, self.optimizer, self.data_config.mask_ratio, self.mesh,
-                every_prefix=self.examples.every_prefix,
-            )
+            objective = Objective(self.network, self.data_config.mask_ratio, self.examples.every_prefix)
+            step = make_train_step(objective, self.optimizer, self.mesh)
             return step.lower(self.state, *args).compile()
 
     def _account(self, plan: EpochPlan, first_step: int, window: '_Window', loss, targets: int, tokens: int) -> None:
@@ -274,7 +295,7 @@ class Trainer:
         )
         self.reporter.step(loss, window.targets / window.seconds)
         if step % self.config.log_every == 0 or p.step_in_epoch + 1 == plan.num_steps:
-            self.metrics_log.write({
+            self._log({
                 'kind': 'train', 'step': step, 'epoch': p.epoch + 1, 'loss': loss,
                 'learning_rate': float(self.schedule(step - 1)),
                 'targets/s': window.targets / window.seconds, 'tokens/s': window.tokens / window.seconds,
@@ -293,7 +314,7 @@ class Trainer:
             'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
             'packing_fill': plan.fill, 'ssd_implementation': self.implementation, 'best': improved, 'evaluation_seconds': time.monotonic() - started,
         }
-        self.metrics_log.write(record)
+        self._log(record)
         self.reporter.evaluation(record)
         self.progress = dataclasses.replace(self.progress, epoch=epoch, step_in_epoch=0, stopping=stopping)
         self._save()
@@ -303,7 +324,8 @@ class Trainer:
 
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint and write result.json."""
-        params = self.checkpoints.restore_best(self.state).state.params
+        params = self.checkpoints.restore_best(self._like).state.params
+        whole = self.network.whole(params)
         p = self.progress
         seconds = max(p.seconds, 1e-9)
         result = {
@@ -314,17 +336,18 @@ class Trainer:
             'popularity': {
                 split: ranking_metrics(popularity_ranks(self.dataset, split)) for split in ('valid', 'test')
             },
-            'parameters_sha256': parameters_sha256(params),
+            'parameters_sha256': parameters_sha256(whole),
             'best_epoch': p.stopping.best_epoch,
             'epochs': p.epoch,
             'train_seconds': p.seconds,
             'targets/s': p.targets / seconds,
             'tokens/s': p.tokens / seconds,
             'packing_fill': p.tokens / p.slots,
-            'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(params))),
+            'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(whole))),
             'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             'backend': jax.default_backend(),
             'devices': self.mesh.size,
+            'processes': jax.process_count(),
             'versions': {
                 'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
                 'numpy': np.__version__,
@@ -332,9 +355,10 @@ class Trainer:
             'seed': self.config.seed,
         }
         test = {'kind': 'test', 'step': p.stopping.best_step, 'epoch': p.stopping.best_epoch, **result['test']}
-        self.metrics_log.write(test)
+        self._log(test)
         self.reporter.evaluation(test)
-        write_json(self.workdir.result, result)
+        if is_first():
+            write_json(self.workdir.result, result)
         return result
 
 

@@ -16,7 +16,7 @@ from experiments.bench.training import Forms, TrainStep
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.examples import train_examples, valid_examples
 from ssd4rec_jax.evaluate import Ranker
-from ssd4rec_jax.train_state import data_mesh
+from ssd4rec_jax.mesh import device_mesh
 from tests.train.tiny import DATA, MODEL, TRAIN, tiny_dataset
 
 ITEMS = 30
@@ -50,7 +50,7 @@ def test_both_forms_make_the_same_steps(forms):
 def test_both_forms_give_the_same_ranks(forms):
     examples = valid_examples(tiny_dataset())
     plain, ours = (
-        Ranker(network, data_mesh(), examples, targets_per_step=64, tokens_per_row=128).ranks(forms.params, examples)
+        Ranker(network, device_mesh(), examples, targets_per_step=64, tokens_per_row=128).ranks(forms.params, examples)
         for network in (forms.plain, forms.ours)
     )
     np.testing.assert_array_equal(plain, ours)

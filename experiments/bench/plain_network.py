@@ -29,5 +29,13 @@ class PlainNetwork(NamedTuple):
 
     network: Network
 
+    @property
+    def table(self):
+        return self.network.table
+
+    @property
+    def split(self):
+        return self.network.split
+
     def bind(self, params: dict) -> PlainModel:
         return PlainModel(self.network.bind(params))

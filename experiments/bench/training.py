@@ -17,17 +17,10 @@ from ssd4rec_jax.data.packing import EpochPlan, build_step, choose_step_shape, p
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.losses import softmax_loss_sum
+from ssd4rec_jax.mesh import by_rows, device_mesh
 from ssd4rec_jax.objective import one_pass_obstacle, training_examples
 from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.train_state import (
-    Network,
-    TrainState,
-    by_rows,
-    data_mesh,
-    init_network,
-    init_state,
-    make_train_step,
-)
+from ssd4rec_jax.train_state import Network, Objective, TrainState, init_network, init_state, make_train_step
 
 BATCHES = 4  # of an epoch, that timed steps go round
 
@@ -37,17 +30,17 @@ class TrainStep:
 
     def __init__(self, network, params: dict, config: ExperimentConfig, examples: ExampleIndex):
         self.examples = examples
-        self.mesh = data_mesh()
+        self.mesh = device_mesh()
         shape = choose_step_shape(
             examples.lengths, targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
             rows=config.data.rows_per_step, row_multiple=len(jax.devices()), every_prefix=examples.every_prefix,
         )
         self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
         optimizer = make_optimizer(config.train)
-        self.state: TrainState = init_state(jax.tree.map(np.array, params), optimizer, self.mesh)
+        self.state: TrainState = init_state(network, jax.tree.map(np.array, params), optimizer, self.mesh)
         batches = [self.to_device(build_step(examples, self.plan, k)) for k in range(min(BATCHES, self.plan.num_steps))]
         step = make_train_step(
-            network, optimizer, config.data.mask_ratio, self.mesh, every_prefix=examples.every_prefix
+            Objective(network, config.data.mask_ratio, examples.every_prefix), optimizer, self.mesh
         )
         self.compiled = step.lower(self.state, batches[0], np.uint32(0), np.uint32(0)).compile()
         self._batches = itertools.cycle(batches)
@@ -153,7 +146,7 @@ def measure_evaluation(
     examples = {'plain': part, 'ours': whole}
     rankers = {
         name: Ranker(
-            network, data_mesh(), whole, targets_per_step=config.train.targets_per_step,
+            network, device_mesh(), whole, targets_per_step=config.train.targets_per_step,
             tokens_per_row=config.data.tokens_per_row,
         )
         for name, network in (('plain', forms.plain), ('ours', forms.ours))

@@ -175,7 +175,7 @@ def plan_epoch(
 
 
 def build_step(
-    examples: ExampleIndex, plan: EpochPlan, step: int, rows: slice = slice(None)
+    examples: ExampleIndex, plan: EpochPlan, step: int, rows: np.ndarray | slice = slice(None)
 ) -> PackedBatch:
     """The batch of one step, or of some of its rows (a process's share), by one gather."""
     shape = plan.shape

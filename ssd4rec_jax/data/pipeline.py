@@ -2,10 +2,10 @@
 import dataclasses
 
 import grain
+import numpy as np
 
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, build_step
-from ssd4rec_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class PackedSteps:
 
     examples: ExampleIndex
     plan: EpochPlan
-    rows: slice
+    rows: np.ndarray | slice
 
     def __len__(self) -> int:
         return self.plan.num_steps
@@ -24,22 +24,15 @@ class PackedSteps:
 
 
 def step_loader(
-    examples: ExampleIndex, plan: EpochPlan, *, start_step: int = 0, process_index: int = 0,
-    process_count: int = 1, num_threads: int = 2, prefetch: int = 4,
+    examples: ExampleIndex, plan: EpochPlan, *, rows: np.ndarray | slice = slice(None), start_step: int = 0,
+    num_threads: int = 2, prefetch: int = 4,
 ) -> grain.DatasetIterator[PackedBatch]:
     """Iterator over steps start_step, start_step + 1, ... of an epoch, read ahead by threads.
 
-    get_state / set_state are exact at every step, between iterators of the same plan and
-    start_step. Each process gets its own equal share of every step's rows; ConfigError where they
-    cannot be shared out evenly.
+    rows: numbers of those rows of every step that this process holds (see ssd4rec_jax.mesh.rows_here).
+    get_state / set_state are exact at every step, between iterators of the same plan, rows and start_step.
     """
-    if plan.shape.rows % process_count:
-        raise ConfigError(
-            f'{plan.shape.rows} rows a step cannot be split over {process_count} processes: set '
-            f'data.rows_per_step to a multiple of {process_count}'
-        )
-    share = plan.shape.rows // process_count
-    source = PackedSteps(examples, plan, slice(process_index * share, (process_index + 1) * share))
+    source = PackedSteps(examples, plan, rows)
     # A thread beyond the buffer's length would have nothing to do; grain warns of it.
     ahead = max(prefetch, num_threads)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)

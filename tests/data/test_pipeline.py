@@ -6,7 +6,6 @@ from absl import logging
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, build_step, plan_epoch
 from ssd4rec_jax.data.pipeline import PackedSteps, step_loader
-from ssd4rec_jax.errors import ConfigError
 
 SHAPE = StepShape(rows=4, tokens=32, segments=8)
 
@@ -90,24 +89,15 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
 
 @pytest.mark.parametrize('processes', [2, 4])
 def test_shares_of_the_processes_concatenate_to_the_global_steps(epoch, processes):
-    shares = [
-        list(step_loader(*epoch, process_index=p, process_count=processes))
-        for p in range(processes)
-    ]
+    shares = [list(step_loader(*epoch, rows=rows)) for rows in np.split(np.arange(4), processes)]
     for whole, *parts in zip(built(epoch), *shares, strict=True):
         assert_same([PackedBatch(*map(np.concatenate, zip(*parts)))], [whole])
 
 
 def test_processes_may_resume_on_another_process_count(epoch):
-    iterator = step_loader(*epoch, process_index=1, process_count=4)
+    iterator = step_loader(*epoch, rows=np.array([1]))
     for _ in range(6):
         next(iterator)
-    resumed = step_loader(*epoch, process_index=0, process_count=2)
+    resumed = step_loader(*epoch, rows=np.array([0, 1]))
     resumed.set_state(iterator.get_state())
     assert_same(list(resumed), built(epoch, slice(0, 2))[6:])
-
-
-def test_rows_that_do_not_divide_over_processes_are_refused(epoch):
-    sentence = '4 rows a step cannot be split over 3 processes: set data.rows_per_step'
-    with pytest.raises(ConfigError, match=sentence):
-        step_loader(*epoch, process_count=3)

@@ -1,4 +1,4 @@
-"""The data-parallel step gives one device's numbers: loss, raw gradients before the optimiser, parameters."""
+"""A step on any mesh gives one device's numbers: loss, raw gradients before the optimiser, parameters."""
 import functools
 
 import chex
@@ -9,20 +9,24 @@ import pytest
 
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.losses import softmax_loss_sum
+from ssd4rec_jax.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
 from ssd4rec_jax.train_state import (
-    DATA_AXIS, PartitionSpec, by_rows, data_mesh, init_network, init_state, loss_and_gradients, make_train_step,
-    over_rows, train_step,
+    Objective, create_state, init_network, init_state, loss_and_gradients, make_gradients, make_train_step,
+    update,
 )
+from ssd4rec_jax.table_shard import TableShard
 from tests.packed import pack
 
 MASK_RATIO = 0.3
+ITEMS = 40
 SEED, EPOCH = np.uint32(5), np.uint32(2)
 CONFIG = ModelConfig(hidden_size=16, num_layers=2, d_state=8, headdim=8, beta=0.3, dropout_prob=0.3, dtype='float32')
 
 
 @pytest.fixture(scope='module')
 def network():
-    return init_network(CONFIG, 40, seed=0)
+    return init_network(CONFIG, ITEMS, seed=0)
 
 
 @pytest.fixture(scope='module')
@@ -40,14 +44,15 @@ def batch():
     return pack(rows, tokens=64, segments=8, targets=targets)
 
 
-def gradients_on(network, batch, devices):
+def mesh_of(data, model=1):
+    return device_mesh(jax.devices()[:data * model], model)
+
+
+def gradients_on(network, batch, mesh, seed=SEED, epoch=EPOCH, mask_ratio=MASK_RATIO):
     net, params = network
-    mesh = data_mesh(jax.devices()[:devices])
-    body = functools.partial(loss_and_gradients, net, MASK_RATIO, False)
-    mapped = jax.jit(over_rows(
-        body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()
-    ))
-    loss, count, grads = mapped(params, jax.device_put(batch, by_rows(mesh)), SEED, EPOCH)
+    params = net.split(params, mesh)
+    mapped = jax.jit(make_gradients(Objective(net, mask_ratio), mesh, params))
+    loss, count, grads = mapped(params, place_rows(batch, mesh, len(batch.items)), seed, epoch)
     return float(loss), int(count), jax.tree.map(np.asarray, grads)
 
 
@@ -60,40 +65,104 @@ def assert_same_gradients(ours, theirs):
 
 @pytest.fixture(scope='module')
 def on_one_device(network, batch):
-    return gradients_on(network, batch, 1)
+    return gradients_on(network, batch, mesh_of(1))
 
 
-@pytest.mark.parametrize('devices', [4, 8])
-def test_loss_and_raw_gradients_do_not_depend_on_the_device_count(network, batch, on_one_device, devices):
+@pytest.mark.parametrize('data, model', [
+    (4, 1), (8, 1), (4, 2), (2, 4), (1, 8), pytest.param(1, 3, marks=pytest.mark.slow),
+])
+def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one_device, data, model):
+    """41 rows of the table divide by none of 2, 3, 4 and 8."""
+    if data * model == 3:
+        batch = jax.tree.map(lambda a: np.concatenate([a, np.zeros_like(a[:1])]), batch)  # nine rows for three devices
     loss, count, grads = on_one_device
-    many_loss, many_count, many_grads = gradients_on(network, batch, devices)
+    many_loss, many_count, many_grads = gradients_on(network, batch, mesh_of(data, model))
     assert count == many_count == sum(range(7))
     assert many_loss == pytest.approx(loss, rel=1e-5)
-    assert_same_gradients(many_grads, grads)
+    table = many_grads['item_embedding']
+    assert len(table) == -(-41 // model) * model and not table[41:].any()
+    assert_same_gradients({**many_grads, 'item_embedding': table[:41]}, grads)
+
+
+@pytest.mark.parametrize('shards, max_scores', [(8, 2**20), (4, 8 * 4 * 3), (8, 8 * 8)])
+def test_vocabulary_parallel_loss_of_few_items_and_in_chunks(x64, shards, max_scores):
+    """13 items on 8 devices: the last holds padding alone. Against one device's whole softmax."""
+    rng = np.random.default_rng(0)
+    readout, table = rng.normal(size=(8 * shards, 5)), rng.normal(size=(13, 5))
+    targets = rng.integers(1, 13, 8 * shards)
+    real = rng.random(8 * shards) < 0.7
+    shard, mesh = TableShard(13, shards), mesh_of(1, shards)
+
+    def body(readout, part, targets, real):
+        loss, grads = jax.value_and_grad(
+            lambda *args: softmax_loss_sum(*args, targets, real, shard=shard, max_scores=max_scores), (0, 1)
+        )(readout, part)
+        return jax.lax.psum(loss, MODEL_AXIS), grads
+
+    rows = PartitionSpec(MODEL_AXIS)
+    loss, (dreadout, dtable) = jax.jit(over_devices(body, mesh, (rows,) * 4, (PartitionSpec(), (rows, rows))))(
+        readout, shard.pad(table), targets, real
+    )
+    expected, (dreadout_whole, dtable_whole) = jax.value_and_grad(
+        lambda *args: softmax_loss_sum(*args, targets, real), (0, 1)
+    )(readout, table)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    np.testing.assert_allclose(dreadout, dreadout_whole, atol=1e-12)
+    np.testing.assert_allclose(dtable[:13], dtable_whole, atol=1e-12)
+    assert not np.any(dtable[13:])
 
 
 @pytest.mark.slow
 def test_dropout_and_masking_are_on_in_that_comparison(network, batch):
-    net, params = network
-    mesh = data_mesh(jax.devices()[:1])
-    body = functools.partial(loss_and_gradients, net, MASK_RATIO, False)
-    mapped = jax.jit(over_rows(body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()))
-    losses = {float(mapped(params, batch, SEED, np.uint32(epoch))[0]) for epoch in range(3)}
+    losses = {gradients_on(network, batch, mesh_of(1), epoch=np.uint32(epoch))[0] for epoch in range(3)}
     assert len(losses) == 3
+
+
+@pytest.mark.parametrize('data, model', [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
+def test_steps_with_a_split_table_give_one_device_s_parameters(network, batch, data, model):
+    """With clipping by the global norm, which no device could know alone."""
+    net, params = network
+    optimizer = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(1e-2))
+
+    def after_two_steps(mesh):
+        step = make_train_step(Objective(net, MASK_RATIO), optimizer, mesh)
+        state = init_state(net, jax.tree.map(np.array, params), optimizer, mesh)
+        for epoch in range(2):
+            state, _ = step(state, place_rows(batch, mesh, 8), SEED, np.uint32(epoch))
+        return state
+
+    one, many = after_two_steps(mesh_of(1)), after_two_steps(mesh_of(data, model))
+    for leaf, spec in zip(jax.tree.leaves(many), jax.tree.leaves(specs(many)), strict=True):
+        assert leaf.sharding.spec == spec
+    table = many.params['item_embedding']
+    assert table.addressable_shards[0].data.shape == (-(-41 // model), 16)
+    many = many._replace(params={**many.params, 'item_embedding': table[:41]})
+    chex.assert_trees_all_close(*(jax.tree.map(np.asarray, s.params) for s in (many, one)), rtol=1e-4, atol=2e-5)
+
+
+def test_a_state_made_where_it_belongs_is_the_one_made_at_once(network):
+    mesh, optimizer = mesh_of(2, 4), optax.adam(1e-2)
+    _, state = create_state(CONFIG, ITEMS, 0, optimizer, mesh)
+    expected = init_state(network[0], jax.tree.map(np.array, network[1]), optimizer, mesh)
+    chex.assert_trees_all_close(*(jax.tree.map(np.asarray, s) for s in (state, expected)), rtol=1e-6, atol=1e-7)
+    assert [a.sharding for a in jax.tree.leaves(state)] == [a.sharding for a in jax.tree.leaves(expected)]
 
 
 @pytest.mark.slow
 def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
     net, params = network
-    optimizer = optax.adam(1e-2)
-    mesh = data_mesh(jax.devices()[:4])
-    step = make_train_step(net, optimizer, MASK_RATIO, mesh)
-    ours, loss = step(init_state(jax.tree.map(np.array, params), optimizer, mesh), jax.device_put(batch, by_rows(mesh)), SEED, EPOCH)
+    optimizer, mesh = optax.adam(1e-2), mesh_of(4)
+    step = make_train_step(Objective(net, MASK_RATIO), optimizer, mesh)
+    ours, loss = step(init_state(net, jax.tree.map(np.array, params), optimizer, mesh), place_rows(batch, mesh, 8), SEED, EPOCH)
+
+    def body(state, batch):
+        gradients = functools.partial(loss_and_gradients, Objective(net, MASK_RATIO), TableShard(ITEMS + 1), axes=(DATA_AXIS,))
+        loss, count, grads = gradients(state.params, batch, SEED, EPOCH)
+        return update(optimizer, state, loss, count, grads), loss / count
 
     by_device = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
-    body = functools.partial(train_step, net, optimizer, MASK_RATIO, False)
-    mapped = jax.pmap(body, axis_name=DATA_AXIS, in_axes=(None, 0, None, None), devices=jax.devices()[:4])
-    theirs, pmap_loss = mapped(init_state(jax.tree.map(np.array, params), optimizer, data_mesh(jax.devices()[:1])), by_device, SEED, EPOCH)
+    mapped = jax.pmap(body, axis_name=DATA_AXIS, in_axes=(None, 0), devices=jax.devices()[:4])
+    theirs, pmap_loss = mapped(init_state(net, jax.tree.map(np.array, params), optimizer, mesh_of(1)), by_device)
     chex.assert_trees_all_close(pmap_loss, np.full(4, loss), rtol=1e-6)
     for k in range(4):
         replica = jax.tree.map(lambda a, k=k: np.asarray(a[k]), theirs)
@@ -116,8 +185,5 @@ def test_the_loss_is_the_mean_over_targets_of_each_history_alone(x64):
         logits = table @ np.asarray(net.bind(params).readout(one.items, Layout.of(one)))[0, 0]
         expected.append(np.log(np.exp(logits).sum()) - logits[targets[e]])
     packed = pack([[(e, histories[e]) for e in (2, 0)], [(e, histories[e]) for e in (1, 3)]], 9, 4, targets)
-    mesh = data_mesh(jax.devices()[:2])
-    body = functools.partial(loss_and_gradients, net, 0.0, False)
-    mapped = jax.jit(over_rows(body, mesh, replicated_args=(True, False, True, True), out_specs=PartitionSpec()))
-    loss, count, _ = mapped(params, packed, SEED, EPOCH)
-    assert float(loss / count) == pytest.approx(np.mean(expected), rel=1e-9)
+    loss, count, _ = gradients_on((net, params), packed, mesh_of(2), mask_ratio=0.0)
+    assert loss / count == pytest.approx(np.mean(expected), rel=1e-9)

@@ -1,7 +1,6 @@
 """Both forms of the training objective: when each runs, that they predict the same targets at the same expected loss."""
 import collections
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,7 +10,8 @@ from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.objective import objective_note, training_examples
-from ssd4rec_jax.train_state import PartitionSpec, data_mesh, init_network, loss_and_gradients, over_rows
+from ssd4rec_jax.mesh import device_mesh
+from ssd4rec_jax.train_state import Objective, init_network, make_gradients
 from tests.train.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)
@@ -100,11 +100,8 @@ def mean_loss(asked, model, mask_ratio, epochs):
     network, params = init_network(model, 30, seed=0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda w: w + 0.4 * rng.normal(size=w.shape).astype(np.float32), params)
-    body = functools.partial(loss_and_gradients, network, mask_ratio, index.every_prefix)
-    step = jax.jit(over_rows(
-        lambda *args: body(*args)[:2], data_mesh(jax.devices()[:1]), replicated_args=(True, False, True, True),
-        out_specs=PartitionSpec(),
-    ))
+    gradients = make_gradients(Objective(network, mask_ratio, index.every_prefix), device_mesh(jax.devices()[:1]), params)
+    step = jax.jit(lambda *args: gradients(*args)[:2])
     batch = build_step(index, plan, 0)
     losses = [step(params, batch, np.uint32(7), np.uint32(epoch)) for epoch in range(epochs)]
     return np.array([float(loss) / int(count) for loss, count in losses])

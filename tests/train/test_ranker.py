@@ -13,7 +13,8 @@ from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_hidden
 from ssd4rec_jax.recommend import recommend
-from ssd4rec_jax.train_state import data_mesh, init_network
+from ssd4rec_jax.mesh import device_mesh
+from ssd4rec_jax.train_state import init_network
 from tests.packed import pack
 from tests.train.tiny import MODEL, history, tiny_dataset
 
@@ -55,11 +56,13 @@ def expected(network, dataset):
     return {'valid': by_hand(network, dataset, 2), 'test': by_hand(network, dataset, 1)}
 
 
-@pytest.mark.parametrize('devices, targets_per_step', [(1, 1024), (1, 13), (8, 13)])
-def test_every_user_is_ranked_once_however_they_are_packed(network, dataset, expected, devices, targets_per_step):
+@pytest.mark.parametrize('devices, model, targets_per_step', [(1, 1, 1024), (1, 1, 13), (8, 1, 13), (8, 4, 13), (8, 8, 1024)])
+def test_every_user_is_ranked_once_however_they_are_packed(
+    network, dataset, expected, devices, model, targets_per_step
+):
     net, params = network
     ranker = Ranker(
-        net, data_mesh(jax.devices()[:devices]), the_test_examples(dataset), targets_per_step=targets_per_step,
+        net, device_mesh(jax.devices()[:devices], model), the_test_examples(dataset), targets_per_step=targets_per_step,
         tokens_per_row=128,
     )
     assert ranker.ranks(params, the_test_examples(dataset)).tolist() == expected['test']
@@ -80,7 +83,7 @@ def test_scores_that_are_not_finite_are_an_error(network, dataset):
     table = np.array(params['item_embedding'])
     table[7, 0] = np.inf
     ranker = Ranker(
-        net, data_mesh(jax.devices()[:1]), the_test_examples(dataset), targets_per_step=1024, tokens_per_row=128
+        net, device_mesh(jax.devices()[:1]), the_test_examples(dataset), targets_per_step=1024, tokens_per_row=128
     )
     with pytest.raises(TrainingError, match='not finite .user number'):
         ranker.ranks(params | {'item_embedding': table}, the_test_examples(dataset))

@@ -11,7 +11,8 @@ from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
-from ssd4rec_jax.train_state import data_mesh, loss_and_gradients, over_rows, parameters_sha256
+from ssd4rec_jax.mesh import device_mesh
+from ssd4rec_jax.train_state import Objective, make_gradients, parameters_sha256
 from tests.train.adamw import adamw_by_hand
 from tests.train.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
@@ -28,7 +29,7 @@ def steps_of(path) -> list[int]:
 
 
 def use_devices(monkeypatch, count):
-    monkeypatch.setattr(ssd4rec_jax.trainer, 'data_mesh', lambda: data_mesh(jax.devices()[:count]))
+    monkeypatch.setattr(ssd4rec_jax.trainer, 'device_mesh', lambda model_shards: device_mesh(jax.devices()[:count], model_shards))
 
 
 @pytest.fixture(scope='module')
@@ -176,11 +177,8 @@ def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
     )
     trainer = trainer_in(tmp_path, train=config, stop_requested=StopAfter(3))
     params = jax.tree.map(np.array, trainer.state.params)
-    mesh = data_mesh(jax.devices()[:8])
-    gradients = jax.jit(over_rows(
-        lambda *args: loss_and_gradients(trainer.network, DATA.mask_ratio, False, *args), mesh,
-        replicated_args=(True, False, True, True), out_specs=jax.sharding.PartitionSpec(),
-    ))
+    mesh = device_mesh(jax.devices()[:8])
+    gradients = jax.jit(make_gradients(Objective(trainer.network, DATA.mask_ratio), mesh, params))
     examples = train_examples(tiny_dataset())
     plan = plan_epoch(examples.lengths, trainer.progress.shape, seed=config.seed, epoch=0)
     leaves, structure = jax.tree.flatten(params)

@@ -1,0 +1,82 @@
+"""Several processes as one run: how they meet, and how all of them stop when one fails."""
+import contextlib
+import os
+import sys
+import traceback
+
+import jax
+from absl import flags
+
+from ssd4rec_jax.errors import ConfigError, UserError
+
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Run as one of several processes. TPU pods, SLURM and MPI tell JAX the rest; elsewhere the '
+    'three flags below do.',
+)
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, with --distributed.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the run, with --distributed.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'This process, from 0, with --distributed.')
+_CONNECT_SECONDS = flags.DEFINE_integer(
+    'connect_seconds', 300, 'How long a process waits for the others to start, with --distributed.', lower_bound=1
+)
+# A machine that vanishes without a word is missed after this long; a process that dies is noticed at once.
+HEARTBEAT_SECONDS = 10
+
+
+def join() -> None:
+    """Meet the other processes if the flags ask for it. Comes before anything that uses a device."""
+    flags_given = {
+        f'--{flag.name}': flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if flag.value is not None
+    }
+    if not _DISTRIBUTED.value:
+        if flags_given:
+            raise ConfigError(f'{next(iter(flags_given))} needs --distributed')
+        return
+    if flags_given and len(flags_given) < 3:
+        raise ConfigError(
+            'give all of --coordinator_address, --num_processes and --process_id, or none of them on a TPU pod or SLURM; '
+            f'given: {", ".join(flags_given)}'
+        )
+    if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
+        raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
+    try:
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+            initialization_timeout=_CONNECT_SECONDS.value, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f' at {_COORDINATOR.value}' if _COORDINATOR.value else ''
+        raise ConfigError(
+            f'the processes of the run did not meet{where} within --connect_seconds={_CONNECT_SECONDS.value}: '
+            f'{str(error).strip().splitlines()[0][:300]}. Check that process 0 runs there, that its port is open to all, '
+            'and that all --num_processes were started'
+        ) from error
+
+
+@contextlib.contextmanager
+def failing_together():
+    """End this process at once if its part of a run of several fails, so that the others notice and end as well.
+
+    An ordinary exit would first wait for the others, who wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        this = f'process {jax.process_index()} of {jax.process_count()}'
+        if isinstance(error, UserError):
+            print(f'error: {this}: {error}', file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f'{this}: interrupted', file=sys.stderr)
+        else:
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                traceback.print_exc()
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+            print(
+                f'error: {this} stops: {reason}. Most likely another process of the run has failed: see its output. '
+                'The last checkpoint is whole; the same command goes on from it', file=sys.stderr,
+            )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

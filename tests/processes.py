@@ -1,0 +1,41 @@
+"""Several processes of this machine as one run, over loopback."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(count: int, workdir: Path, *flags: str, devices: int, cwd: Path) -> list[subprocess.Popen]:
+    """`experiments.train` as `count` processes with so many CPU devices each (one process: without --distributed)."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+
+    def one(number: int, more: list[str]) -> subprocess.Popen:
+        env = os.environ | {
+            'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}',
+        }
+        command = [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *flags, *more]
+        return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    if count == 1:
+        return [one(0, [])]
+    meet = ['--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}', '--connect_seconds=60']
+    return [one(number, [*meet, f'--process_id={number}']) for number in range(count)]
+
+
+def finished(processes: list[subprocess.Popen], timeout: float = 280) -> list[subprocess.CompletedProcess]:
+    """All processes' outputs and codes once they have ended; none is left running."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs)
+    ]
