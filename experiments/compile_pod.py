@@ -1,0 +1,77 @@
+"""Compile a train step for a TPU pod without one: memory a chip, collectives, operations, and the time they take at published rates.
+
+    python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand
+    python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand-1k --model_shards=16
+
+Needs libtpu (pip install "ssd4rec-jax[tpu]") and no data: the step's shape follows from the configuration and from the
+data set's published size, and what was assumed is printed. Exit code 1 where the step does not fit a chip's memory.
+Times are at the chip's published peak rates, with nothing else counted: a real step takes longer.
+"""
+import importlib.util
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import cli
+from experiments.config import apply_overrides, default_config
+from experiments.pod.chips import chip_of
+from experiments.pod.collectives import collectives
+from experiments.pod.hbm import hbm_bytes
+from experiments.pod.hlo import Module
+from experiments.pod.memory import compile_or_refusal
+from experiments.pod.projection import project
+from experiments.pod.published import assumed_step, published
+from experiments.pod.report import Report
+from experiments.pod.step import pod_devices, trace_step
+from experiments.pod.work import work_of
+from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.workdir import write_json
+
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:16x16', 'TPU topology, such as v5e:2x2, v6e:4x4 or v5p:2x2x1.')
+_DATASET = flags.DEFINE_string('dataset', 'kuairand', 'Data set whose configuration and published size are taken.')
+_MODEL_SHARDS = flags.DEFINE_integer('model_shards', 1, 'Chips that share the item table.', lower_bound=1)
+_TOKENS = flags.DEFINE_integer(
+    'tokens_per_row', 0, 'Tokens of a row, a multiple of 16; 0 as training would choose.', lower_bound=0
+)
+_ROWS = flags.DEFINE_integer('rows_per_device', 0, 'Rows on each chip; 0 as training would choose.', lower_bound=0)
+_SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.num_layers=1.')
+_JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def main() -> int:
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        raise ConfigError(f'--json={_JSON.value} cannot be written: there is no such folder')
+    chip, log = chip_of(_TOPOLOGY.value), published(_DATASET.value)
+    config = apply_overrides(default_config(_DATASET.value), _SET.value)
+    if importlib.util.find_spec('libtpu') is None:
+        raise UserError('compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"')
+    jax.config.update('jax_platforms', 'cpu')  # there is no TPU to ask, and another process may hold libtpu's lock
+    devices = pod_devices(_TOPOLOGY.value)
+    assumed = assumed_step(
+        log, config, len(devices), tokens_per_row=_TOKENS.value, rows_per_device=_ROWS.value
+    )
+    started = time.monotonic()
+    step = trace_step(config, log.items, assumed.shape, devices, _MODEL_SHARDS.value)
+    compiled, memory = compile_or_refusal(step.lowered, chip.usable_hbm)
+    report = Report(
+        _TOPOLOGY.value, _DATASET.value, chip, len(devices), _MODEL_SHARDS.value, assumed, step.coordinates,
+        step.state_bytes, memory, work_of(step.jaxpr), time.monotonic() - started,
+    )
+    if compiled is not None:
+        module = Module.parse(compiled.as_text())
+        found, moved = collectives(module, len(devices)), hbm_bytes(module)
+        report = report._replace(
+            collectives=found, unknown_loops=module.loops().count(None), hbm_bytes=moved,
+            accessed_bytes=compiled.cost_analysis()['bytes accessed'],
+            projection=project(chip, report.work.mxu, moved, found, step.coordinates),
+        )
+    print(report)
+    if _JSON.value:
+        write_json(Path(_JSON.value), report.to_json())
+    return 0 if memory.fits else 1
+
+
+if __name__ == '__main__':
+    cli.run(main)

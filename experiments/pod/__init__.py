@@ -1,0 +1,1 @@
+"""What a train step will cost on a TPU pod, from its compiled program, without the pod."""

@@ -1,0 +1,107 @@
+"""Sizes of logs as published, from which a step's shape follows where the log itself is not at hand."""
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.bench.logs import QUANTILES, SHAPES
+from experiments.config import ExperimentConfig
+from ssd4rec_jax.data.packing import StepShape, choose_step_shape
+from ssd4rec_jax.errors import ConfigError
+
+SAMPLE = 2_000_000  # training examples that stand for all of them
+
+
+class Published(NamedTuple):
+    """A log's users, items and interactions, and whence. prepared: counted after the 5-core; otherwise in the raw log,
+    so that the catalogue is an upper bound. lengths: name in experiments.bench.logs.SHAPES of the log whose history
+    lengths, scaled to this one's mean, stand for this one's.
+    """
+
+    users: int
+    items: int
+    interactions: int
+    prepared: bool
+    lengths: str
+    source: str
+
+
+_KUAIRAND = 'github.com/chongminggao/KuaiRand, README, standard policies'
+LOGS = {
+    'kuairand': Published(23_951, 7_111, 1_134_420, True, 'kuairand', "SSD4Rec's published preparation of KuaiRand-Pure"),
+    'kuairand-1k': Published(1_000, 4_369_953, 11_713_045, False, 'kuairand', _KUAIRAND),
+    'kuairand-27k': Published(27_285, 32_038_725, 322_278_385, False, 'kuairand', _KUAIRAND),
+    'ml-1m': Published(6_040, 3_416, 999_611, True, 'ml-100k', 'grouplens.org ml-1m after the 5-core'),
+    'ml-100k': Published(943, 1_349, 99_287, True, 'ml-100k', 'grouplens.org ml-100k after the 5-core'),
+    'amazon-beauty': Published(22_363, 12_101, 198_502, True, 'beauty', 'snap.stanford.edu Beauty 5-core'),
+    'amazon-video-games': Published(24_303, 10_672, 231_780, True, 'beauty', 'snap.stanford.edu Video Games 5-core'),
+}
+
+
+def published(dataset: str) -> Published:
+    """ConfigError where a data set has no published size."""
+    if dataset not in LOGS:
+        raise ConfigError(f'--dataset={dataset} has no published size to project from; known: {", ".join(LOGS)}')
+    return LOGS[dataset]
+
+
+def history_lengths(log: Published, users: int) -> np.ndarray:
+    """int64 [users]: lengths whose quantiles are those of log.lengths, scaled to the published mean; at least 5."""
+    at = (np.arange(users) + 0.5) / users
+    lengths = np.exp(np.interp(at, QUANTILES, np.log(SHAPES[log.lengths].lengths)))
+    return np.maximum(np.round(lengths * (log.interactions / log.users / lengths.mean())), 5).astype(np.int64)
+
+
+def example_lengths(log: Published, config: ExperimentConfig) -> np.ndarray:
+    """Training examples' history lengths, int64 [at most about SAMPLE], as the configured objective makes them of
+    users that lie evenly among history_lengths."""
+    if config.train.objective == 'one_pass':
+        return history_lengths(log, log.users) - 3
+    users = min(log.users, max(100, SAMPLE * log.users // log.interactions))
+    prefixes = [np.arange(1, n - 2) for n in history_lengths(log, users)]
+    lengths = np.concatenate(prefixes)
+    return np.minimum(lengths, config.data.max_history) if config.data.max_history else lengths
+
+
+class Assumed(NamedTuple):
+    """A step's shape, the targets that it holds on average, and what was assumed, a sentence each."""
+
+    shape: StepShape
+    targets: float
+    sentences: list[str]
+
+
+def assumed_step(
+    log: Published, config: ExperimentConfig, devices: int, *, tokens_per_row: int = 0, rows_per_device: int = 0
+) -> Assumed:
+    """The shape that training would choose on that many devices; rows and tokens as given where they are not 0."""
+    if tokens_per_row % 16:
+        raise ConfigError(f'--tokens_per_row={tokens_per_row} must be a multiple of 16')
+    lengths = example_lengths(log, config)
+    every_prefix = config.train.objective == 'one_pass'
+    rows = rows_per_device * devices or config.data.rows_per_step
+    sentences = [
+        f'catalogue: {log.items:,} items, ' + ('after preparation' if log.prepared else 'of the raw log, before the k-core '
+                                               'leaves out rare ones: an upper bound') + f' ({log.source})',
+        f'histories: {log.users:,} users, {log.interactions / log.users:,.0f} items each on average, as unequal as '
+        f'{log.lengths}\'s; training examples hold {lengths.mean():,.1f} items on average and at most {lengths.max():,}'
+        + (f' (data.max_history={config.data.max_history})' if config.data.max_history else ''),
+    ]
+    wanted, limit = config.train.targets_per_step, config.data.tokens_per_row
+    if tokens_per_row:
+        if lengths.max() > tokens_per_row:
+            sentences.append(f'histories cut to --tokens_per_row={tokens_per_row:,}: training would not cut them')
+        lengths = np.minimum(lengths, tokens_per_row)
+        rows, limit = rows or devices, tokens_per_row
+        wanted = rows * tokens_per_row / (1.0 if every_prefix else lengths.mean())  # what fills rows of that length
+    shape = choose_step_shape(
+        lengths, targets_per_step=wanted, tokens_per_row=limit, rows=rows, row_multiple=devices, every_prefix=every_prefix,
+    )
+    shape = dataclasses.replace(shape, tokens=tokens_per_row or shape.tokens)
+    targets = min(shape.tokens / lengths.mean(), shape.segments) * shape.rows * (lengths.mean() if every_prefix else 1)
+    sentences.append(
+        f'step: {shape.rows:,} rows ({shape.rows // devices} a chip) of {shape.tokens:,} tokens with room for '
+        f'{shape.segments:,} histories each, about {targets:,.0f} targets (train.targets_per_step='
+        f'{config.train.targets_per_step:,})'
+    )
+    return Assumed(shape, float(targets), sentences)

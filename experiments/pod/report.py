@@ -1,0 +1,114 @@
+"""A projected step as JSON-ready figures and as text."""
+from typing import NamedTuple
+
+from experiments.pod.chips import Chip
+from experiments.pod.collectives import Collective
+from experiments.pod.memory import Memory, size
+from experiments.pod.projection import Projection, seconds
+from experiments.pod.published import Assumed
+from experiments.pod.work import Work
+
+HBM_NOTE = (
+    'operands and results, of every scheduled operation and Pallas kernel, that the compiler did not place in VMEM; a loop '
+    'as often as it goes round'
+)
+
+
+class Report(NamedTuple):
+    """All that is known of a step. What only the compiled program tells is None where it did not fit."""
+
+    topology: str
+    dataset: str
+    chip: Chip
+    devices: int
+    model_shards: int
+    assumed: Assumed
+    coordinates: list[tuple[int, ...]]
+    state_bytes: int
+    memory: Memory
+    work: Work
+    compile_seconds: float
+    collectives: list[Collective] | None = None
+    unknown_loops: int | None = None
+    hbm_bytes: int | None = None
+    accessed_bytes: float | None = None
+    projection: Projection | None = None
+
+    def to_json(self) -> dict:
+        """Bytes and operations are a step, a chip; seconds a step."""
+        figures = {
+            'topology': self.topology, 'dataset': self.dataset, 'devices': self.devices,
+            'model_shards': self.model_shards, 'chip': self.chip._asdict(), 'assumed': self.assumed.sentences,
+            'shape': vars(self.assumed.shape), 'targets': self.assumed.targets,
+            'memory': {**self.memory._asdict(), 'fits': self.memory.fits, 'state': self.state_bytes},
+            'work': self.work._asdict(), 'compile_seconds': self.compile_seconds,
+        }
+        if self.projection is None:
+            return figures
+        return figures | {
+            'collectives': [
+                {**c._asdict(), 'group': len(c.group), 'over': self._over(c.group), 'seconds': seconds(self.chip, c, self.coordinates)}
+                for c in self.collectives
+            ],
+            'unknown_loops': self.unknown_loops, 'hbm_bytes': self.hbm_bytes, 'hbm_bytes_are': HBM_NOTE,
+            'accessed_bytes': self.accessed_bytes,
+            'projected': {
+                **self.projection._asdict(), 'overlapped': self.projection.overlapped,
+                'in_turn': self.projection.in_turn,
+            },
+        }
+
+    def __str__(self) -> str:
+        return '\n'.join([*self._head(), *self._memory(), *(self._costs() if self.projection else ())])
+
+    def _head(self):
+        yield f'{self.dataset} on {self.topology}: {self.devices} chips, {self.model_shards} along model'
+        yield from (f'  assumed {sentence}' for sentence in self.assumed.sentences)
+        yield f'  compiled in {self.compile_seconds:.0f} s'
+
+    def _memory(self):
+        m = self.memory
+        yield 'memory a chip'
+        yield f'  parameters and optimiser state {size(self.state_bytes)}'
+        if m.refused is None:
+            yield (
+                f'  arguments {size(m.arguments)}, outputs {size(m.outputs)} of which {size(m.aliased)} in their place, '
+                f'temporaries {size(m.temporaries)}, code {size(m.code)}'
+            )
+        else:
+            yield f'  the compiler: {m.refused}'
+        yield f'  {m.verdict}'
+
+    def _over(self, group) -> str:
+        """Mesh axes that a group of the program's devices, numbered along `model` first, lies along."""
+        data, model = ({n // self.model_shards for n in group}, {n % self.model_shards for n in group})
+        axes = [name for name, along in (('data', data), ('model', model)) if len(along) > 1]
+        return 'along ' + ' and '.join(axes)
+
+    def _costs(self):
+        w, p = self.work, self.projection
+        yield 'collectives a step, a chip'
+        for c in self.collectives:
+            loop = ', in a loop of unknown length: one round counted' if c.in_unknown_loop else ''
+            yield (
+                f'  {c.kind} of {len(c.group)} {self._over(c.group)}: {c.count} x, payload {size(c.payload_bytes)}, on the wire '
+                f'{size(c.wire_bytes)}, {seconds(self.chip, c, self.coordinates) * 1e3:.3f} ms{loop}'
+            )
+        if not self.collectives:
+            yield '  none'
+        yield 'operations a step, a chip (counted in the traced step, Pallas kernels included)'
+        yield f'  matrix products {w.matmul / 1e9:,.2f} GFLOP, as bf16 passes {w.mxu / 1e9:,.2f}{_once(w.unknown_loops)}'
+        yield f'  elementwise {w.elementwise / 1e9:,.3f} G, transcendental {w.transcendental / 1e9:,.3f} G (no published rate: not timed)'
+        yield f'HBM traffic a step, a chip: {size(self.hbm_bytes)}{_once(self.unknown_loops)}'
+        yield f'  ({HBM_NOTE})'
+        yield f"  the compiler's own 'bytes accessed', VMEM included and loop bodies once: {size(self.accessed_bytes)}"
+        yield f'projected at the published rates of {self.chip.name} ({self.chip.source})'
+        yield f'  compute {p.compute * 1e3:.3f} ms, HBM {p.hbm * 1e3:.3f} ms, ICI {p.ici * 1e3:.3f} ms'
+        yield (
+            f'  a step takes {p.overlapped * 1e3:.3f} ms if they overlap, {p.in_turn * 1e3:.3f} ms if not; a real one longer: at most '
+            f'{self.assumed.targets / p.overlapped:,.0f} and {self.assumed.targets / p.in_turn:,.0f} targets/s'
+        )
+
+
+def _once(unknown_loops: int) -> str:
+    return f'; {unknown_loops} loops of unknown length counted once' if unknown_loops else ''
