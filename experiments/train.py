@@ -19,7 +19,7 @@ from experiments.finished_run import read_config, write_config
 from experiments.runtime import StopSignals, backend_warning, enable_compilation_cache
 from experiments.terminal import Terminal
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.processes import is_first, several, together
+from ssd4rec_jax.processes import is_first, on_first, several, together
 from ssd4rec_jax.trainer import Trainer
 from ssd4rec_jax.workdir import Workdir
 
@@ -48,9 +48,9 @@ def _train() -> int:
     config = configured()
     path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
     if _RESTART.value:
-        together(lambda: _move_aside(path, terminal), first_only=True)
+        on_first(lambda: _move_aside(path, terminal))
     workdir = Workdir(path)
-    together(workdir.lock, first_only=True)
+    on_first(workdir.lock)
     run_data = together(lambda: _agree_on_config(workdir, config))
     if run_data and (result := workdir.read_json(workdir.result)):
         together(lambda: _agree_on_data(workdir, config, run_data))
@@ -58,7 +58,7 @@ def _train() -> int:
         terminal.result(result)
         return 0
     if several():  # the first one prepares what the others open
-        together(lambda: prepared_dataset(config), first_only=True)
+        on_first(lambda: str(prepared_dataset(config)[1]))
     dataset, prepared = together(lambda: prepared_dataset(config))
     terminal.note(f'data: {prepared}\nworkdir: {path}')
     if warning := backend_warning():

@@ -7,13 +7,14 @@
 orbax restores flipped bytes of array data without an error, so each file is checked against the manifest before a
 restore. A damaged checkpoint is renamed to 1200.damaged, never deleted, and the one before it is taken.
 """
+import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ssd4rec_jax.errors import CheckpointError
+from ssd4rec_jax.manifest import Damaged, first_line, sync_folder, verify, write_manifest
+from ssd4rec_jax.processes import is_first, on_first, together
 
-ARRAYS, META, MANIFEST = 'arrays', 'meta.json', 'manifest.json'
+ARRAYS, META = 'arrays', 'meta.json'
+MAX_PADDING = 4096  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,64 +39,108 @@ class Restored:
     meta: dict
 
 
-class _Damaged(Exception):
-    """A checkpoint's files are not what its manifest says."""
-
-
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, which all its processes write and read together, on a folder that all see.
 
-    Kept are the newest `keep` and each one that a kept one's meta['best_step'] names.
+    Kept are the newest `keep` and each one that a kept one's meta['best_step'] names. rows: of item tables; their
+    arrays may be padded with rows of zeros to another length than the one stored (see ssd4rec_jax.table_shard).
+    seconds_waited: how long callers have waited for checkpoints to be written, so far.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2):
+    def __init__(self, directory: str | Path, keep: int = 2, rows: int | None = None):
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.rows = rows
+        self.seconds_waited = 0.0
+        self._checkpointer = ocp.StandardCheckpointer()
+        self._thread = ThreadPoolExecutor(1, 'checkpoint')  # ended, not killed, when the process ends
+        self._under_way: Future | None = None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, ascending; the newest may still prove damaged."""
-        if not self.directory.exists():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        self.wait()
+        return self._steps()
 
-    def save(self, step: int, state: Any, meta: dict) -> Path:
-        """Write a checkpoint of a pytree of arrays; on failure nothing of it is left and the older ones stay."""
-        partial = self.directory / f'.partial-{step}-{os.getpid()}'
-        final = self.directory / str(step)
+    def save(self, step: int, state: Any, meta: dict) -> None:
+        """Begin a checkpoint of a pytree of arrays, which may change as soon as this returns.
+
+        The rest happens while the caller goes on; an error comes with the next call, CheckpointError. On failure nothing
+        of the checkpoint is left and the older ones stay.
+        """
+        self.wait()
+        started = time.monotonic()
+        partial = self.directory / f'.partial-{step}'
+
+        def begin():
+            with self._explained(step, partial):
+                self._remove_partial()
+                partial.mkdir(parents=True)
+
+        on_first(begin)
+        with self._explained(step, partial):
+            self._checkpointer.save(partial / ARRAYS, _by_name(state))
+        self._under_way = self._thread.submit(self._complete, step, partial, meta)
+        self.seconds_waited += time.monotonic() - started
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was begun is whole; CheckpointError if it could not be written."""
+        if self._under_way is None:
+            return
+        started = time.monotonic()
+        under_way, self._under_way = self._under_way, None
         try:
-            self._remove_partial()
-            self.directory.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(partial / ARRAYS, _by_name(state))
+            together(under_way.result)
+        finally:
+            self.seconds_waited += time.monotonic() - started
+
+    def _complete(self, step: int, partial: Path, meta: dict) -> None:
+        """What follows the copy of the arrays, in a thread: no collective of devices may be in here."""
+        final = self.directory / str(step)
+        with self._explained(step, partial):
+            self._checkpointer.wait_until_finished()  # on every process
+            if not is_first():
+                return
             (partial / META).write_text(json.dumps(meta, allow_nan=False))
-            manifest = {name: _fingerprint(partial / name) for name in _files(partial)}
-            # No spaces: every byte of the manifest means something, so that none can change unnoticed.
-            (partial / MANIFEST).write_text(json.dumps(manifest, separators=(',', ':')))
-            _sync(partial)
+            write_manifest(partial)
             if final.exists():  # the same step again, after its checkpoint could not be used
                 final.rename(_unused(final.with_name(f'{step}.replaced')))
             partial.rename(final)
-            _sync_folder(self.directory)
+            sync_folder(self.directory)
+        self._retire()
+
+    @contextlib.contextmanager
+    def _explained(self, step: int, partial: Path):
+        try:
+            yield
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f'checkpoint {final} cannot be written ({_reason(error)}); '
+                f'checkpoint {self.directory / str(step)} cannot be written ({_reason(error)}); '
                 f'{_free(self.directory)} are free there. Older checkpoints are untouched'
             ) from error
-        self._retire()
-        return final
 
     def restore_latest(self, like: Any) -> Restored | None:
         """The newest sound checkpoint, None where there is none at all; CheckpointError if none is sound.
 
-        like: pytree of arrays with the structure, shapes, dtypes and shardings to restore.
+        like: pytree of arrays (or jax.ShapeDtypeStruct) with the structure, shapes, dtypes and shardings to restore.
         """
-        found = self.steps()
+        self.wait()
+        step = on_first(self._newest_sound)
+        return None if step is None else self._restore(step, like)
+
+    def restore_best(self, like: Any) -> Restored:
+        """The checkpoint that the newest sound one names as the best; CheckpointError if there is none."""
+        self.wait()
+        return self._restore(on_first(self._best), like)
+
+    def _newest_sound(self) -> int | None:
+        """Its step; damaged ones are set aside on the way."""
+        found = self._steps()
         for step in reversed(found):
             try:
-                return self._restore(step, like)
-            except _Damaged as damage:
+                verify(self.directory / str(step))
+                return step
+            except Damaged as damage:
                 aside = _unused(self.directory / f'{step}.damaged')
                 (self.directory / str(step)).rename(aside)
                 logging.warning('checkpoint %s is damaged (%s): kept as %s, going on with the one before',
@@ -101,47 +149,60 @@ class Checkpoints:
             raise CheckpointError(f'no checkpoint in {self.directory} is sound; the damaged ones were kept aside')
         return None
 
-    def restore_best(self, like: Any) -> Restored:
-        """The checkpoint that the newest sound one names as the best; CheckpointError if there is none."""
-        latest = self.restore_latest(like)
-        best = latest.meta.get('best_step') if latest else None
+    def _best(self) -> int:
+        latest = self._newest_sound()
+        best = None if latest is None else self._meta(latest).get('best_step')
         if not best:
             raise CheckpointError(f'{self.directory} holds no evaluated checkpoint yet: train at least one epoch')
         try:
-            return latest if latest.step == best else self._restore(best, like)
-        except (_Damaged, FileNotFoundError) as damage:
+            verify(self.directory / str(best))
+        except Damaged as damage:
             raise CheckpointError(f'the best checkpoint {self.directory / str(best)} is damaged: {damage}') from damage
+        return best
+
+    def _meta(self, step: int) -> dict:
+        return json.loads((self.directory / str(step) / META).read_text())
 
     def _restore(self, step: int, like: Any) -> Restored:
         path = self.directory / str(step)
-        _verify(path)
-        flat = _by_name(like)
-        target = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None))
-            for name, leaf in flat.items()
-        }
-        with ocp.StandardCheckpointer() as checkpointer:
+        wanted = _by_name(like)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             # orbax would cast another dtype without a word, and names no array that has another shape.
-            stored = _kinds(checkpointer.metadata(path / ARRAYS).item_metadata.tree)
-            wanted = _kinds(flat)
+            stored = checkpointer.metadata(path / ARRAYS).item_metadata.tree
             for name in [*wanted, *stored]:
-                if stored.get(name) != wanted.get(name):
+                there, here = stored.get(name), wanted.get(name)
+                if _kind(there) != _kind(here) and not self._differ_in_padding(there, here):
                     raise CheckpointError(
-                        f'checkpoint {path} belongs to another config: {name} is '
-                        f'{stored.get(name, "absent")} there and {wanted.get(name, "absent")} here'
+                        f'checkpoint {path} belongs to another config: {name} is {_kind(there)} there and {_kind(here)} here'
                     )
-            arrays = checkpointer.restore(path / ARRAYS, target)
-        leaves = [arrays[name] for name in flat]
-        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return Restored(step, state, json.loads((path / META).read_text()))
+            how = {
+                name: ocp.ArrayRestoreArgs(
+                    dtype=leaf.dtype, sharding=getattr(leaf, 'sharding', None), global_shape=leaf.shape, strict=False
+                ) for name, leaf in wanted.items()
+            }
+            arrays = checkpointer.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=how))
+        state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+        return Restored(step, state, self._meta(step))
+
+    def _differ_in_padding(self, there, here) -> bool:
+        """Whether two arrays are the same item table, padded for other numbers of devices."""
+        if self.rows is None or there is None or here is None or there.dtype != here.dtype:
+            return False
+        lengths = {array.shape[0] if array.shape else 0 for array in (there, here)}
+        return there.shape[1:] == here.shape[1:] and self.rows <= min(lengths) and max(lengths) < self.rows + MAX_PADDING
+
+    def _steps(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def _retire(self) -> None:
-        newest = self.steps()[-self.keep:]
+        newest = self._steps()[-self.keep:]
         try:
-            named = {json.loads((self.directory / str(s) / META).read_text()).get('best_step') for s in newest}
+            named = {self._meta(step).get('best_step') for step in newest}
         except (OSError, ValueError):
             return  # a damaged one may name the best; restore_latest will set it aside
-        for step in self.steps():
+        for step in self._steps():
             if step not in newest and step not in named:
                 doomed = (self.directory / str(step)).rename(self.directory / f'.partial-{step}-retired')
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -161,51 +222,9 @@ def _by_name(tree: Any) -> dict[str, Any]:
     }
 
 
-def _kinds(flat: dict[str, Any]) -> dict[str, str]:
-    """{name: 'float32[3, 4]'} of arrays or of their metadata."""
-    return {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in flat.items()}
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Relative paths of all files below a folder, ascending."""
-    return iter(sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file()))
-
-
-def _fingerprint(path: Path) -> list:
-    with open(path, 'rb') as file:
-        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, 'sha256').hexdigest()]
-
-
-def _verify(path: Path) -> None:
-    """_Damaged unless the folder holds exactly the files of its manifest, byte for byte."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise _Damaged(f'{MANIFEST}: {_first_line(error)}') from error
-    there = [name for name in _files(path) if name != MANIFEST]
-    if not isinstance(manifest, dict):
-        raise _Damaged(f'{MANIFEST} lists no files')
-    if odd := sorted(set(manifest) ^ set(there)):
-        raise _Damaged(f'{odd[0]} is {f"listed in {MANIFEST} and missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
-    for name in there:
-        if _fingerprint(path / name) != manifest[name]:
-            raise _Damaged(f'{name} is not what {MANIFEST} says was written')
-
-
-def _sync(folder: Path) -> None:
-    """Have a folder's files on the disk before its rename is."""
-    for name in _files(folder):
-        with open(folder / name, 'rb') as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _kind(array) -> str:
+    """'float32[3, 4]' of an array or of its metadata."""
+    return 'absent' if array is None else f'{array.dtype}{list(array.shape)}'
 
 
 def _unused(path: Path) -> Path:
@@ -225,8 +244,4 @@ def _free(folder: Path) -> str:
 def _reason(error: BaseException) -> str:
     """Why a write failed; orbax wraps the system's reason in a page of its own words."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    return os.strerror(int(code[1])) if code else first_line(error)

@@ -35,19 +35,15 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(array.astype(np.int32)).sum(0, dtype=array.dtype)
 
 
-def together(step: Callable[[], Any], *, first_only: bool = False) -> Any:
-    """step() on every process, or on the first alone; a UserError on one becomes one on all, with its message.
-
-    Returns what step returned here, None where it did not run.
-    """
+def together(step: Callable[[], Any]) -> Any:
+    """What step() returns, run on every process; a UserError on one becomes one on all, with its message."""
     if not several():
         return step()
     value, error = None, None
-    if is_first() or not first_only:
-        try:
-            value = step()
-        except UserError as failure:
-            error = failure
+    try:
+        value = step()
+    except UserError as failure:
+        error = failure
     messages = _exchange(str(error) if error else '')
     if error:
         raise error
@@ -55,6 +51,14 @@ def together(step: Callable[[], Any], *, first_only: bool = False) -> Any:
         if message:
             raise UserError(f'process {number} of {len(messages)}: {message}')
     return value
+
+
+def on_first(step: Callable[[], Any]) -> Any:
+    """What step() returns (a short JSON value), run on the first process alone; a UserError there is one on all."""
+    if not several():
+        return step()
+    value = together(step if is_first() else lambda: None)
+    return json.loads(_exchange(json.dumps(value))[0])
 
 
 def agree(settings: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ class Trainer:
         self.schedule = learning_rate_schedule(train)
         self.network, self._like = abstract_state(model, dataset.num_items, self.optimizer, self.mesh)
         self.state: TrainState
-        self.checkpoints = Checkpoints(workdir.checkpoints)
+        self.checkpoints = Checkpoints(workdir.checkpoints, rows=dataset.num_items + 1)
         self.metrics_log = MetricsLog(workdir.metrics)
         self.progress = self._restore()
         shape = self.progress.shape
@@ -270,6 +270,7 @@ class Trainer:
                 pending = None
                 self._save()
             if stop:
+                self.checkpoints.wait()
                 return False
         if pending is not None:
             self._account(plan, first_step, window, *pending)
@@ -348,6 +349,7 @@ class Trainer:
             'backend': jax.default_backend(),
             'devices': self.mesh.size,
             'processes': jax.process_count(),
+            'checkpoint_wait_seconds': self.checkpoints.seconds_waited,
             'versions': {
                 'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
                 'numpy': np.__version__,
