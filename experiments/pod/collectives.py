@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.pod.hlo import Module, shape_bytes
+from experiments.pod.hlo import Instruction, Module, shape_bytes
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
          'collective-broadcast')
@@ -33,13 +33,20 @@ class Collective(NamedTuple):
 def collectives(module: Module, devices: int) -> list[Collective]:
     """Those of one kind and group added up, the largest on the wire first; those of one device alone left out.
 
-    An asynchronous one counts where it starts. One in a loop counts as often as the loop goes round.
+    An asynchronous one counts where it starts, one that TPUs spread over several fusions once. One in a loop counts as
+    often as the loop goes round.
     """
     found: dict[tuple, Collective] = {}
+    spread = set()
     for instruction, within, rounds, unknown in module.executed():
         kind = instruction.opcode.removesuffix('-start')
         if kind not in KINDS:
             continue
+        if goes_on_in_fusions(instruction):
+            name = re.findall(r'(?:channel_id=|chain_id=")\d+', instruction.attributes)
+            if (kind, *name) in spread:
+                continue
+            spread.add((kind, *name))
         group = replica_groups(instruction.attributes, devices)[0]
         n = len(group)
         if n < 2:
@@ -56,6 +63,11 @@ def collectives(module: Module, devices: int) -> list[Collective]:
             wire_bytes=before.wire_bytes + rounds * wire_bytes(kind, payload, n),
         )
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
+
+
+def goes_on_in_fusions(instruction: Instruction) -> bool:
+    """Whether a collective is one of the repetitions of an asynchronous one in each fusion that runs meanwhile."""
+    return 'async_collective_fusion_config' in instruction.attributes
 
 
 def wire_bytes(kind: str, payload: int, n: int) -> float:

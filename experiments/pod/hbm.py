@@ -1,6 +1,7 @@
 """Bytes that a compiled TPU program moves from and to a chip's main memory, read from its HLO text."""
 import re
 
+from experiments.pod.collectives import goes_on_in_fusions
 from experiments.pod.hlo import Instruction, Module, shape_bytes, split_tuple
 
 # Of these nothing moves, or what they call is counted for itself.
@@ -12,6 +13,7 @@ _FREE = frozenset(
 _RESULT_PART = {
     'copy-start': 0, 'all-gather-start': 1, 'collective-permute-start': 1, 'slice-start': 1, 'dynamic-slice-start': 1,
 }
+_START, _DONE = 'AsyncCollectiveStart', 'AsyncCollectiveDone'
 _READS_A_PART = ('dynamic-slice', 'slice', 'gather')
 _WRITES_A_PART = ('dynamic-update-slice', 'scatter')
 
@@ -56,12 +58,16 @@ def _operand(instruction, inner, number, shape, module) -> int:
 
 
 def _read_in(fused: list[Instruction], number: int, whole: int) -> int:
-    """Bytes of parameter `number` that a fused computation reads: all, unless each use of it takes or replaces a part."""
+    """Bytes of parameter `number` that a fused computation reads: all, unless each use of it takes or replaces a part or
+    hands it on. What an asynchronous collective moves counts where it starts."""
     parameter = next(i for i in fused if i.opcode == 'parameter' and i.arguments == str(number))
+    starts = any(_START in i.attributes for i in fused)
     total, names = 0, [parameter.name]
     while names:
         name = names.pop()
         for use in (i for i in fused if name in i.operands):
+            if use.opcode == 'tuple' or _DONE in use.attributes or (goes_on_in_fusions(use) and not starts):
+                continue  # handed on
             if use.opcode == 'bitcast':
                 names.append(use.name)
             elif use.opcode in _READS_A_PART and use.operands[0] == name:
@@ -81,6 +87,8 @@ def _result(instruction, inner, module) -> int:
         by_name = {i.name: i for i in fused}
         roots = [by_name[name] for name in root.operands]
     shapes = split_tuple(instruction.shape)
+    if _START in root.attributes:
+        return _in_hbm(shapes[1])  # the first repeats the operand, the rest are flags
     return sum(_written(r, shape, fused, module) for r, shape in zip(roots, shapes))
 
 
@@ -95,6 +103,8 @@ def _written(root, shape, fused, module) -> int:
     by_name = {i.name: i for i in fused}
     while root.opcode == 'bitcast' and root.operands[0] in by_name:
         root = by_name[root.operands[0]]
+    if fused and (root.opcode == 'parameter' or _DONE in root.attributes or goes_on_in_fusions(root)):
+        return 0  # handed on, or another's
     if whole and root.opcode in _WRITES_A_PART:
         return min(whole, _update(root, module))
     return whole

@@ -2,6 +2,7 @@
 import pytest
 
 from experiments.pod.collectives import Collective, collectives, replica_groups, wire_bytes
+from experiments.pod.hbm import hbm_bytes
 from experiments.pod.hlo import Module
 
 
@@ -88,6 +89,34 @@ def test_an_all_reduce_that_is_sliced_inside_a_fusion_is_a_reduce_scatter():
 """
     line = '%f = f32[32,256]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1'
     assert collectives(module(line, before=before), 2) == [Collective('reduce-scatter', (0, 1), 1, P, P / 2)]
+
+
+# An all-gather that goes on while another fusion runs: each repeats it.
+SPREAD = ''.join(f"""%{name} (x: f32[64,256], y: f32[128,256]) -> f32[128,256] {{
+  %x.{number} = f32[64,256]{{1,0}} parameter(0)
+  %y.{number} = f32[128,256]{{1,0}} parameter(1)
+  %all-gather.{number} = f32[128,256]{{1,0}} all-gather(%x.{number}), channel_id=1, replica_groups={{{{0,1}}}}, \
+dimensions={{0}}, frontend_attributes={{chain_id="0"}}, backend_config={{"async_collective_fusion_config":{{}}}}
+  ROOT {root}
+}}
+
+""" for number, (name, root) in enumerate([
+    ('start', '%c.0 = (f32[64,256]{1,0}, f32[128,256]{1,0}, u32[]{:S(2)}) custom-call(%all-gather.0), '
+              'custom_call_target="AsyncCollectiveStart"'),
+    ('meanwhile', '%t.1 = (f32[64,256]{1,0}, f32[128,256]{1,0}) tuple(%x.1, %all-gather.1)'),
+    ('done', '%c.2 = f32[128,256]{1,0} custom-call(%x.2, %y.2, %all-gather.2), custom_call_target="AsyncCollectiveDone"'),
+]))
+
+
+def test_an_asynchronous_one_spread_over_fusions_counts_once():
+    m = module(
+        '%s = (f32[64,256]{1,0}, f32[128,256]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%start',
+        '%x = f32[64,256]{1,0} get-tuple-element(%s), index=0', '%y = f32[128,256]{1,0} get-tuple-element(%s), index=1',
+        '%f = (f32[64,256]{1,0}, f32[128,256]{1,0}) fusion(%x, %y), kind=kOutput, calls=%meanwhile',
+        '%d = f32[128,256]{1,0} fusion(%x, %y), kind=kCustom, calls=%done', before=SPREAD,
+    )
+    assert collectives(m, 2) == [Collective('all-gather', (0, 1), 1, 2 * P, P)]
+    assert hbm_bytes(m) == P + 2 * P  # read and written where it starts
 
 
 @pytest.mark.parametrize('attributes, expected', [
