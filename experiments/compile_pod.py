@@ -7,6 +7,7 @@ Needs libtpu (pip install "ssd4rec-jax[tpu]") and no data: the step's shape foll
 data set's published size, and what was assumed is printed. Exit code 1 where the step does not fit a chip's memory.
 Times are at the chip's published peak rates, with nothing else counted: a real step takes longer.
 """
+import importlib.metadata
 import importlib.util
 import time
 from pathlib import Path
@@ -69,7 +70,8 @@ def main() -> int:
         )
     print(report)
     if _JSON.value:
-        write_json(Path(_JSON.value), report.to_json())
+        versions = {'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu')}
+        write_json(Path(_JSON.value), report.to_json() | versions)
     return 0 if memory.fits else 1
 
 
