@@ -2,6 +2,7 @@
 import contextlib
 import os
 import sys
+import threading
 import traceback
 
 import jax
@@ -21,6 +22,10 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 # A machine that vanishes without a word is missed after this long; a process that dies is noticed at once.
 HEARTBEAT_SECONDS = 10
+_ADVICE = (
+    'Check that process 0 was started on the host of --coordinator_address, that its port is open to the others, and that '
+    'all of --num_processes were started (none of the three flags is needed on a TPU pod or under SLURM)'
+)
 
 
 def join() -> None:
@@ -39,18 +44,28 @@ def join() -> None:
         )
     if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
         raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
+    # JAX itself aborts with a core's dump when its own time is over, so that a sentence has to come before that.
+    patience = threading.Timer(_CONNECT_SECONDS.value, _give_up)
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-            initialization_timeout=_CONNECT_SECONDS.value, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=2 * _CONNECT_SECONDS.value + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        where = f' at {_COORDINATOR.value}' if _COORDINATOR.value else ''
-        raise ConfigError(
-            f'the processes of the run did not meet{where} within --connect_seconds={_CONNECT_SECONDS.value}: '
-            f'{str(error).strip().splitlines()[0][:300]}. Check that process 0 runs there, that its port is open to all, '
-            'and that all --num_processes were started'
-        ) from error
+        raise ConfigError(f'--distributed: {str(error).strip().splitlines()[0][:300]}. {_ADVICE}') from error
+    finally:
+        patience.cancel()
+
+
+def _give_up() -> None:
+    where = f' at --coordinator_address={_COORDINATOR.value}' if _COORDINATOR.value else ''
+    print(
+        f'error: the processes of the run did not all meet{where} within --connect_seconds={_CONNECT_SECONDS.value}. {_ADVICE}',
+        file=sys.stderr, flush=True,
+    )
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start(count: int, workdir: Path, *flags: str, devices: int, cwd: Path) -> list[subprocess.Popen]:
-    """`experiments.train` as `count` processes with so many CPU devices each (one process: without --distributed)."""
+def start(
+    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = 60, of_last: list[str] = (),
+) -> list[subprocess.Popen]:
+    """`experiments.train` as `count` processes with so many CPU devices each (one process: without --distributed).
+
+    of_last: flags that the last process alone is given.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
 
-    def one(number: int, more: list[str]) -> subprocess.Popen:
+    def one(more: list[str]) -> subprocess.Popen:
         env = os.environ | {
             'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
             'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}',
@@ -23,9 +28,11 @@ def start(count: int, workdir: Path, *flags: str, devices: int, cwd: Path) -> li
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     if count == 1:
-        return [one(0, [])]
-    meet = ['--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}', '--connect_seconds=60']
-    return [one(number, [*meet, f'--process_id={number}']) for number in range(count)]
+        return [one([])]
+    meet = ['--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}', f'--connect_seconds={connect_seconds}']
+    each = [[*meet, f'--process_id={number}'] for number in range(count)]
+    each[-1] += of_last
+    return [one(more) for more in each]
 
 
 def finished(processes: list[subprocess.Popen], timeout: float = 280) -> list[subprocess.CompletedProcess]:
