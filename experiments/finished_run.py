@@ -8,7 +8,8 @@ from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
 from ssd4rec_jax.errors import CheckpointError, DataError
 from ssd4rec_jax.optimizer import make_optimizer
 from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.train_state import Network, TrainState, abstract_state
+from ssd4rec_jax.network import Network
+from ssd4rec_jax.train_state import TrainState, abstract_state
 from ssd4rec_jax.workdir import Workdir, write_json
 
 _PREPARED = 'prepared'

@@ -20,7 +20,7 @@ from ssd4rec_jax.losses import scores, softmax_loss_sum
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.released_weights import from_torch_layout, path_of, to_params
-from ssd4rec_jax.train_state import init_network
+from ssd4rec_jax.network import init_network
 
 _GOLDEN = flags.DEFINE_string('golden', None, 'Golden .npz file of the released model (see tests/golden).', required=True)
 _TOLERANCE = flags.DEFINE_float('tolerance', 1e-9, 'Largest relative difference allowed.')

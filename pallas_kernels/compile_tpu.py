@@ -106,7 +106,8 @@ def compile_train_step(devices, *, tokens: int = 8192, items: int = 7111, one_pa
     from ssd4rec_jax.optimizer import make_optimizer
     from ssd4rec_jax.train_config import TrainConfig
     from ssd4rec_jax.mesh import by_rows, device_mesh
-    from ssd4rec_jax.train_state import Objective, abstract_state, make_train_step
+    from ssd4rec_jax.gradients import Objective
+    from ssd4rec_jax.train_state import abstract_state, make_train_step
 
     mesh = device_mesh(devices)
     rows, segments = len(devices), tokens // 32

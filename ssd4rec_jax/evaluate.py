@@ -16,8 +16,8 @@ from ssd4rec_jax.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.ranking import ranking_metrics, ranks
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.processes import sum_over_processes
-from ssd4rec_jax.table_shard import TableShard
-from ssd4rec_jax.train_state import Network, item_numbers
+from ssd4rec_jax.network import Network
+from ssd4rec_jax.table_shard import TableShard, item_numbers
 
 
 class Ranker:
@@ -91,7 +91,7 @@ def _rank_body(network: Network, shard: TableShard, params, table, batch):
     embedding, items = None, batch.items
     if shard.shards > 1:
         embedding = params[ITEM_TABLE]
-        ids, items = item_numbers(items, shard)
+        ids, items = item_numbers(shard, items)
         params = {**params, ITEM_TABLE: shard.fetch(embedding, ids)}
     model = network.bind(params)
     readout = model.readout(items, Layout.of(batch), table=table)

@@ -7,7 +7,7 @@ from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.losses import map_scores
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.train_state import Network
+from ssd4rec_jax.network import Network
 
 HISTORIES_PER_STEP, TOKENS_PER_ROW = 256, 8192
 

@@ -4,6 +4,7 @@ With one shard everything here is the identity, so that the code that uses it kn
 a shard_map (see ssd4rec_jax.mesh): rows are looked up where they lie and summed over the axis `model`, in which all
 but one of the terms are zero.
 """
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -81,3 +82,15 @@ class TableShard(NamedTuple):
     def own_sum(self, x: jax.Array) -> jax.Array:
         """own(sum(x)) [n, ...] of x [shards * n, ...], moved once."""
         return lax.psum_scatter(x, MODEL_AXIS, scatter_dimension=0, tiled=True) if self.shards > 1 else x
+
+
+def item_numbers(shard: TableShard, *items: jax.Array) -> tuple[jax.Array, ...]:
+    """(ids int32 [n], ascending from 0, that occur in the int arrays; each of those as numbers of ids).
+
+    n is fixed by the shapes: the rest of ids lies beyond the table. Item 0, the mask, has number 0.
+    """
+    flat = jnp.concatenate([jnp.zeros_like(items[0], shape=1), *(a.ravel() for a in items)])
+    size = min(len(flat), shard.rows)
+    ids, numbers = jnp.unique(flat, size=size, fill_value=shard.padded, return_inverse=True)
+    ends = list(itertools.accumulate((a.size for a in items), initial=1))
+    return ids, *(numbers.ravel()[start:start + a.size].reshape(a.shape) for start, a in zip(ends, items))

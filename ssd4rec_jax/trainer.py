@@ -33,9 +33,9 @@ from ssd4rec_jax.processes import Votes, agree, is_first
 from ssd4rec_jax.ranking import ranking_metrics
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.train_config import TrainConfig
-from ssd4rec_jax.train_state import (
-    Objective, TrainState, abstract_state, create_state, make_train_step, parameters_sha256,
-)
+from ssd4rec_jax.gradients import Objective
+from ssd4rec_jax.network import parameters_sha256
+from ssd4rec_jax.train_state import TrainState, abstract_state, create_state, make_train_step
 from ssd4rec_jax.workdir import Workdir, write_json
 
 STOPPING_METRIC = 'NDCG@10'

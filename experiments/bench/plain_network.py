@@ -5,7 +5,7 @@ from flax import nnx
 
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
-from ssd4rec_jax.train_state import Network
+from ssd4rec_jax.network import Network
 
 
 class PlainModel(NamedTuple):

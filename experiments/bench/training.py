@@ -20,7 +20,9 @@ from ssd4rec_jax.losses import softmax_loss_sum
 from ssd4rec_jax.mesh import by_rows, device_mesh
 from ssd4rec_jax.objective import one_pass_obstacle, training_examples
 from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.train_state import Network, Objective, TrainState, init_network, init_state, make_train_step
+from ssd4rec_jax.gradients import Objective
+from ssd4rec_jax.network import Network, init_network
+from ssd4rec_jax.train_state import TrainState, init_state, make_train_step
 
 BATCHES = 4  # of an epoch, that timed steps go round
 

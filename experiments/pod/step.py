@@ -14,7 +14,8 @@ from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.mesh import by_rows, device_mesh
 from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.train_state import Objective, TrainState, abstract_state, make_train_step
+from ssd4rec_jax.gradients import Objective
+from ssd4rec_jax.train_state import TrainState, abstract_state, make_train_step
 
 
 class TracedStep(NamedTuple):

@@ -11,10 +11,9 @@ from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.losses import softmax_loss_sum
 from ssd4rec_jax.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
-from ssd4rec_jax.train_state import (
-    Objective, create_state, init_network, init_state, loss_and_gradients, make_gradients, make_train_step,
-    update,
-)
+from ssd4rec_jax.gradients import Objective, loss_and_gradients, make_gradients
+from ssd4rec_jax.network import init_network
+from ssd4rec_jax.train_state import create_state, init_state, make_train_step, update
 from ssd4rec_jax.table_shard import TableShard
 from tests.packed import pack
 

@@ -11,7 +11,8 @@ from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.objective import objective_note, training_examples
 from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.train_state import Objective, init_network, make_gradients
+from ssd4rec_jax.gradients import Objective, make_gradients
+from ssd4rec_jax.network import init_network
 from tests.train.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)

@@ -14,7 +14,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_hidden
 from ssd4rec_jax.recommend import recommend
 from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.train_state import init_network
+from ssd4rec_jax.network import init_network
 from tests.packed import pack
 from tests.train.tiny import MODEL, history, tiny_dataset
 

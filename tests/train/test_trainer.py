@@ -12,7 +12,8 @@ from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.evaluate import Ranker
 from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.train_state import Objective, make_gradients, parameters_sha256
+from ssd4rec_jax.gradients import Objective, make_gradients
+from ssd4rec_jax.network import parameters_sha256
 from tests.train.adamw import adamw_by_hand
 from tests.train.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
