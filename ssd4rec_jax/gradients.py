@@ -15,7 +15,7 @@ from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.ssd4rec import mask_items
 from ssd4rec_jax.network import Network
-from ssd4rec_jax.sampled_softmax import draw_negatives, sampled_loss_sum
+from ssd4rec_jax.sampled_softmax import draw_negatives, sampled_losses
 from ssd4rec_jax.table_shard import TableShard, item_numbers
 
 
@@ -85,9 +85,10 @@ def sampled_loss_and_gradients(
     def loss_of(weights, batch):
         readout, table = _readout(objective, weights.params, batch, seed, epoch)
         # A target's number is 0 where there is none: then it is that of item 0, which is never a target.
-        return sampled_loss_sum(
+        losses = sampled_losses(
             readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance
         )
+        return jnp.sum(losses)
 
     weights = _Weights({**varying, ITEM_TABLE: rows}, None)
     loss, grads = _over_rows(loss_of, weights, batch._replace(items=items, targets=targets), AXES)

@@ -17,11 +17,11 @@ def draw_negatives(seed, step, count: int, rows: int) -> jax.Array:
     return jax.random.randint(jax.random.fold_in(jax.random.key(seed), step), (count,), 0, rows, jnp.int32)
 
 
-def sampled_loss_sum(
+def sampled_losses(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, negatives: jax.Array,
     expected: float, probability: jax.Array,
 ) -> jax.Array:
-    """Sum over real targets of -log of the target's share in the sample.
+    """-log of each target's share in its sample, float32 [rows, slots]; 0 where there is no target.
 
     readout [rows, slots, D], table [n, D] of the rows that occur, targets [rows, slots] and negatives [k] as numbers of
     those rows, real bool [rows, slots]. expected: how often any item is expected among the negatives. probability
@@ -37,6 +37,6 @@ def sampled_loss_sum(
         logits = jnp.where(drawn & (candidates != targets[:, None]), logits, -jnp.inf)
         own = jnp.einsum('sd,sd->s', readout, table[targets].astype(readout.dtype), preferred_element_type=logits.dtype)
         total = jax.nn.logsumexp(jnp.concatenate([own[:, None], logits], axis=1), axis=1)
-        return jnp.sum(jnp.where(real, total - own, 0.0))
+        return jnp.where(real, total - own, 0.0)
 
-    return jnp.sum(jax.vmap(of_row)(readout, targets, real))
+    return jax.vmap(of_row)(readout, targets, real)

@@ -126,7 +126,7 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, 
     assert time.monotonic() - killed < 30
     assert survivor.returncode not in (0, None) and 'error: ' in error, error[-2000:]
     processes[victim].communicate()
-    succeeded(finished(begin(root, workdir, 2, 2)))
+    succeeded(finished(begin(root, workdir, 2, 2, '--set=train.checkpoint_seconds=0.5')))
     assert_same_run(root, workdir, single)
 
 
