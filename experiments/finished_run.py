@@ -55,7 +55,8 @@ def load_run(path: str) -> FinishedRun:
         raise DataError(
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
-    network, like = abstract_state(config.model, dataset.num_items, make_optimizer(config.train), device_mesh())
+    optimizer = make_optimizer(config.train, dataset.num_items)
+    network, like = abstract_state(config.model, dataset.num_items, optimizer, device_mesh())
     best = _restore_best(Checkpoints(workdir.checkpoints), like)
     if best.meta['fingerprint'] != dataset.fingerprint:
         raise DataError(f'{prepared} no longer holds the data that {path} was trained on: train again')

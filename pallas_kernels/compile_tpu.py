@@ -111,7 +111,7 @@ def compile_train_step(devices, *, tokens: int = 8192, items: int = 7111, one_pa
 
     mesh = device_mesh(devices)
     rows, segments = len(devices), tokens // 32
-    optimizer = make_optimizer(TrainConfig())
+    optimizer = make_optimizer(TrainConfig(), items)
     with tracing_for('tpu'):
         config = ModelConfig(num_layers=1 if one_pass else 2, ssd_implementation='pallas_tpu')
         network, state = abstract_state(config, items, optimizer, mesh)

@@ -35,6 +35,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def by_item(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array with an entry a row of the item table, padding included."""
+    return NamedSharding(mesh, PartitionSpec(MODEL_AXIS))
+
+
 def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
     """The row numbers int64 [n] of a batch of `rows` that this process's devices hold, ascending."""
     held = by_rows(mesh).addressable_devices_indices_map((rows,)).values()

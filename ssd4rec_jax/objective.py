@@ -3,6 +3,7 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, train_examples, train_histories
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.train_config import TrainConfig
 
 
 def training_examples(asked: str, model: ModelConfig, dataset: SequenceDataset, max_history: int) -> ExampleIndex:
@@ -30,6 +31,18 @@ def objective_note(asked: str, model: ModelConfig, examples: ExampleIndex, max_h
     if asked == 'auto' and one_pass_obstacle(model, examples.cut, max_history) is None:
         note += ' (train.objective=one_pass is exact here too: less work a target, more gradient noise)'
     return note
+
+
+def loss_note(train: TrainConfig, num_items: int) -> str:
+    """A sentence that says which softmax runs."""
+    negatives = train.negatives(num_items)
+    if not negatives:
+        return f'loss: full softmax over {num_items:,} items'
+    why = ' (train.loss=full would score them all)' if train.loss == 'auto' else ''
+    return (
+        f'loss: softmax sampled from {num_items:,} items{why}, {negatives:,} uniform negatives a step and the other targets '
+        'of a row, logQ-corrected; item table by row-wise Adagrad'
+    )
 
 
 def one_pass_obstacle(model: ModelConfig, cut: int, max_history: int) -> str | None:

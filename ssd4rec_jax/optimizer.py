@@ -1,6 +1,7 @@
-"""The optimiser that a TrainConfig names, from optax."""
+"""The optimiser that a TrainConfig names: optax's, and row-wise Adagrad for the table of a sampled softmax."""
 import optax
 
+from ssd4rec_jax.row_updates import SparseTableOptimizer
 from ssd4rec_jax.train_config import TrainConfig
 
 
@@ -13,11 +14,16 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     return optax.constant_schedule(config.learning_rate)
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam (torch's defaults, as published) or AdamW, with optional global-norm clipping before it."""
+def make_optimizer(config: TrainConfig, num_items: int) -> optax.GradientTransformation | SparseTableOptimizer:
+    """Adam (torch's defaults, as published) or AdamW, with optional global-norm clipping before it.
+
+    Of all parameters with the full softmax, of all but the item table with the sampled one.
+    """
     schedule = learning_rate_schedule(config)
     if config.optimizer == 'adamw':
         update = optax.adamw(schedule, weight_decay=config.weight_decay)
     else:
         update = optax.adam(schedule)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    if config.clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return SparseTableOptimizer(update, config.table_learning_rate) if config.negatives(num_items) else update

@@ -4,8 +4,13 @@ import dataclasses
 from ssd4rec_jax.errors import ConfigError
 
 OBJECTIVES = ('auto', 'prefix', 'one_pass')
+LOSSES = ('auto', 'full', 'sampled')
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
+
+# Items above which loss 'auto' samples: the full softmax of a step of 1,024 targets at D 256 is then 3 TFLOP, and
+# Adam rewrites 3 GB.
+SAMPLED_ABOVE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +18,11 @@ class TrainConfig:
     """Settings of the training loop; defaults are the published ones.
 
     objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.objective).
+    loss: 'full' softmax over the catalogue, 'sampled' (see ssd4rec_jax.sampled_softmax), or 'auto', which samples above
+      SAMPLED_ABOVE items. With 'sampled' the item table is updated by row-wise Adagrad (see ssd4rec_jax.row_updates);
+      learning_rate, optimizer, schedule, weight_decay and clip_norm are then of all other parameters.
+    num_negatives: items drawn uniformly a step for the sampled softmax.
+    table_learning_rate: of row-wise Adagrad.
     targets_per_step: prediction targets a step holds on average.
     patience: stop at evaluation number patience + 1 in a row that is worse than the best.
     clip_norm: global gradient norm above which gradients are scaled down; 0 never does.
@@ -22,6 +32,9 @@ class TrainConfig:
     """
 
     objective: str = 'auto'
+    loss: str = 'auto'
+    num_negatives: int = 8192
+    table_learning_rate: float = 0.05
     targets_per_step: int = 1024
     max_epochs: int = 300
     learning_rate: float = 1e-3
@@ -37,22 +50,20 @@ class TrainConfig:
     log_every: int = 50
 
     def __post_init__(self):
-        for name in ('targets_per_step', 'max_epochs', 'log_every'):
+        for name in ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'):
             if getattr(self, name) < 1:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be at least 1')
         for name in ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'):
             if getattr(self, name) < 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must not be negative')
-        if not self.learning_rate > 0:
-            raise ConfigError(f'train.learning_rate={self.learning_rate} must be positive')
-        if not self.checkpoint_seconds > 0:
-            raise ConfigError(f'train.checkpoint_seconds={self.checkpoint_seconds} must be positive')
-        if self.objective not in OBJECTIVES:
-            raise ConfigError(f'train.objective={self.objective!r} must be one of {", ".join(OBJECTIVES)}')
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f'train.optimizer={self.optimizer!r} must be one of {", ".join(OPTIMIZERS)}')
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f'train.schedule={self.schedule!r} must be one of {", ".join(SCHEDULES)}')
+        for name in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds'):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
+        for name, known in (
+            ('objective', OBJECTIVES), ('loss', LOSSES), ('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'train.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
         if self.weight_decay and self.optimizer == 'adam':
             raise ConfigError('train.weight_decay needs train.optimizer=adamw; plain Adam has none')
         if self.schedule == 'warmup_cosine' and self.decay_steps <= self.warmup_steps:
@@ -60,3 +71,8 @@ class TrainConfig:
                 f'train.schedule=warmup_cosine needs train.decay_steps={self.decay_steps} above '
                 f'train.warmup_steps={self.warmup_steps}'
             )
+
+    def negatives(self, num_items: int) -> int:
+        """Uniform negatives a step on a catalogue of this size; 0 where the softmax is the full one."""
+        sampled = self.loss == 'sampled' or (self.loss == 'auto' and num_items > SAMPLED_ABOVE)
+        return self.num_negatives if sampled else 0

@@ -9,8 +9,9 @@ from jax import lax
 from jax.sharding import Mesh
 
 from ssd4rec_jax.data.packing import PackedBatch
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.gradients import Objective, make_gradients, make_sampled_gradients
-from ssd4rec_jax.mesh import ITEM_TABLE, shardings
+from ssd4rec_jax.mesh import ITEM_TABLE, by_item, shardings
 from ssd4rec_jax.network import Network, init_network
 from ssd4rec_jax.row_updates import SparseTableOptimizer, update_rows
 
@@ -46,8 +47,7 @@ def update(optimizer: optax.GradientTransformation, state: TrainState, loss, cou
 def make_train_step(objective: Objective, optimizer, mesh: Mesh):
     """jit of (state, batch, seed, epoch) -> (state, mean loss of the step's targets); the state's buffers are reused.
 
-    With a SparseTableOptimizer the loss is the sampled softmax's, and a fifth argument is each item's probability to be a
-    target, float32 with the table's rows and place.
+    With a SparseTableOptimizer the loss is the sampled softmax's, and place_probability gives a fifth argument.
     """
 
     def dense(state: TrainState, batch: PackedBatch, seed, epoch):
@@ -75,6 +75,13 @@ def make_train_step(objective: Objective, optimizer, mesh: Mesh):
     return jax.jit(sparse if isinstance(optimizer, SparseTableOptimizer) else dense, donate_argnums=0)
 
 
+def place_probability(counts: np.ndarray, network: Network, mesh: Mesh) -> jax.Array:
+    """Each item's probability to be a target, float32 with the table's rows and place, from counts int64 [items + 1]."""
+    padded = np.zeros(network.table(mesh).padded, np.float32)
+    padded[:len(counts)] = counts / counts.sum()
+    return jax.make_array_from_callback(padded.shape, by_item(mesh), lambda part: padded[part])
+
+
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0's state."""
     return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.float32(0), jnp.int32(0))
@@ -98,6 +105,11 @@ def create_state(config, num_items: int, seed: int, optimizer, mesh: Mesh) -> tu
 
 def abstract_state(config, num_items: int, optimizer, mesh: Mesh) -> tuple[Network, TrainState]:
     """The model's structure, and the shapes and places of a state's arrays (jax.ShapeDtypeStruct)."""
+    if config.table_dtype == 'bfloat16' and not isinstance(optimizer, SparseTableOptimizer):
+        raise ConfigError(
+            f'model.table_dtype=bfloat16 needs train.loss=sampled: the full softmax (of {num_items:,} items) updates its '
+            'table in float32'
+        )
     networks = []
 
     def create():

@@ -26,7 +26,7 @@ from ssd4rec_jax.metrics_log import MetricsLog
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.model.ssd4rec import compute_dtype
-from ssd4rec_jax.objective import objective_note, training_examples
+from ssd4rec_jax.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.processes import Votes, agree, is_first
@@ -35,7 +35,7 @@ from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.train_config import TrainConfig
 from ssd4rec_jax.gradients import Objective
 from ssd4rec_jax.network import parameters_sha256
-from ssd4rec_jax.train_state import TrainState, abstract_state, create_state, make_train_step
+from ssd4rec_jax.train_state import TrainState, abstract_state, create_state, make_train_step, place_probability
 from ssd4rec_jax.workdir import Workdir, write_json
 
 STOPPING_METRIC = 'NDCG@10'
@@ -98,12 +98,13 @@ class Trainer:
         })
         self.examples = training_examples(train.objective, model, dataset, data.max_history)
         reporter.note(objective_note(train.objective, model, self.examples, data.max_history))
+        reporter.note(loss_note(train, dataset.num_items))
         if self.examples.cut:
             reporter.note(
                 f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
-        self.optimizer = make_optimizer(train)
+        self.optimizer = make_optimizer(train, dataset.num_items)
         self.schedule = learning_rate_schedule(train)
         self.network, self._like = abstract_state(model, dataset.num_items, self.optimizer, self.mesh)
         self.state: TrainState
@@ -116,6 +117,7 @@ class Trainer:
         )
         reporter.note(f'SSD scans run as {self.implementation}')
         self._step_fn = None
+        self._constants = self._step_constants()
         self._plan_told = False
         self._saved_at = time.monotonic()
         self._votes = Votes(self.mesh)
@@ -253,7 +255,7 @@ class Trainer:
         rows = plan.shape.rows
         loader = step_loader(self.examples, plan, rows=rows_here(self.mesh, rows), start_step=done)
         for number, batch in enumerate(loader, start=done + 1):
-            args = (place_rows(batch, self.mesh, rows), seed, epoch)
+            args = (place_rows(batch, self.mesh, rows), seed, epoch, *self._constants)
             if self._step_fn is None:
                 self._step_fn = self._compile(*args)
                 window = _Window()
@@ -278,9 +280,19 @@ class Trainer:
 
     def _compile(self, *args):
         with self.reporter.compiling('the train step'):
-            objective = Objective(self.network, self.data_config.mask_ratio, self.examples.every_prefix)
+            objective = Objective(
+                self.network, self.data_config.mask_ratio, self.examples.every_prefix,
+                self.config.negatives(self.dataset.num_items),
+            )
             step = make_train_step(objective, self.optimizer, self.mesh)
             return step.lower(self.state, *args).compile()
+
+    def _step_constants(self) -> list[jax.Array]:
+        """What a step takes beside state, batch, seed and epoch."""
+        if not self.config.negatives(self.dataset.num_items):
+            return []
+        counts = self.examples.target_counts(self.dataset.num_items)
+        return [place_probability(counts, self.network, self.mesh)]
 
     def _account(self, plan: EpochPlan, first_step: int, window: '_Window', loss, targets: int, tokens: int) -> None:
         """Wait for a step, check its loss, move the progress on and log it where a line is due."""
@@ -332,6 +344,7 @@ class Trainer:
         result = {
             'dataset': self.dataset.name,
             'objective': 'one_pass' if self.examples.every_prefix else 'prefix',
+            'loss': 'sampled' if self.config.negatives(self.dataset.num_items) else 'full',
             'ssd_implementation': self.implementation,
             **{split: self._metrics(split, params) for split in ('valid', 'test')},
             'popularity': {

@@ -22,7 +22,7 @@ from ssd4rec_jax.objective import one_pass_obstacle, training_examples
 from ssd4rec_jax.optimizer import make_optimizer
 from ssd4rec_jax.gradients import Objective
 from ssd4rec_jax.network import Network, init_network
-from ssd4rec_jax.train_state import TrainState, init_state, make_train_step
+from ssd4rec_jax.train_state import TrainState, init_state, make_train_step, place_probability
 
 BATCHES = 4  # of an epoch, that timed steps go round
 
@@ -38,13 +38,16 @@ class TrainStep:
             rows=config.data.rows_per_step, row_multiple=len(jax.devices()), every_prefix=examples.every_prefix,
         )
         self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
-        optimizer = make_optimizer(config.train)
+        optimizer = make_optimizer(config.train, network.num_items)
         self.state: TrainState = init_state(network, jax.tree.map(np.array, params), optimizer, self.mesh)
         batches = [self.to_device(build_step(examples, self.plan, k)) for k in range(min(BATCHES, self.plan.num_steps))]
-        step = make_train_step(
-            Objective(network, config.data.mask_ratio, examples.every_prefix), optimizer, self.mesh
-        )
-        self.compiled = step.lower(self.state, batches[0], np.uint32(0), np.uint32(0)).compile()
+        negatives = config.train.negatives(network.num_items)
+        objective = Objective(network, config.data.mask_ratio, examples.every_prefix, negatives)
+        self._args = np.uint32(0), np.uint32(0)
+        if negatives:
+            self._args += (place_probability(examples.target_counts(network.num_items), network, self.mesh),)
+        step = make_train_step(objective, optimizer, self.mesh)
+        self.compiled = step.lower(self.state, batches[0], *self._args).compile()
         self._batches = itertools.cycle(batches)
         self.readouts = batches[0].targets.size
 
@@ -53,7 +56,7 @@ class TrainStep:
 
     def run(self, batch) -> jax.Array:
         """The loss, of a step that may not have ended."""
-        self.state, loss = self.compiled(self.state, batch, np.uint32(0), np.uint32(0))
+        self.state, loss = self.compiled(self.state, batch, *self._args)
         return loss
 
     def __call__(self) -> float:

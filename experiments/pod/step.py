@@ -12,7 +12,7 @@ from pallas_kernels import tracing_for
 from pallas_kernels.compile_tpu import topology_devices
 from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.mesh import by_rows, device_mesh
+from ssd4rec_jax.mesh import by_item, by_rows, device_mesh
 from ssd4rec_jax.optimizer import make_optimizer
 from ssd4rec_jax.gradients import Objective
 from ssd4rec_jax.train_state import TrainState, abstract_state, make_train_step
@@ -55,7 +55,7 @@ def trace_step(
     if shape.rows % len(devices):
         raise ConfigError(f'data.rows_per_step={shape.rows} must be a multiple of the {len(devices)} devices')
     mesh = device_mesh(devices, model_shards)
-    optimizer = make_optimizer(config.train)
+    optimizer, negatives = make_optimizer(config.train, num_items), config.train.negatives(num_items)
     every_prefix = config.train.objective == 'one_pass'
     with tracing_for('tpu'):
         network, state = abstract_state(config.model, num_items, optimizer, mesh)
@@ -66,7 +66,9 @@ def trace_step(
             targets=by_token if every_prefix else by_segment, example_ids=by_segment,
         )
         number = jax.ShapeDtypeStruct((), jnp.uint32)
-        step = make_train_step(Objective(network, config.data.mask_ratio, every_prefix), optimizer, mesh)
-        traced = step.trace(state, batch, number, number)
+        held = jax.ShapeDtypeStruct((network.table(mesh).padded,), jnp.float32, sharding=by_item(mesh))
+        probability = [held] if negatives else []
+        step = make_train_step(Objective(network, config.data.mask_ratio, every_prefix, negatives), optimizer, mesh)
+        traced = step.trace(state, batch, number, number, *probability)
         lowered = traced.lower()
     return TracedStep(traced.jaxpr, lowered, state, [tuple(getattr(d, 'coords', (d.id,))) for d in mesh.devices.flat])

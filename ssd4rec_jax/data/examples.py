@@ -37,6 +37,15 @@ class ExampleIndex:
         """int64 [examples], items to predict of each."""
         return self.lengths if self.every_prefix else np.ones(len(self), np.int64)
 
+    def target_counts(self, num_items: int) -> np.ndarray:
+        """int64 [num_items + 1], how often each item is a target."""
+        if not self.every_prefix:
+            return np.bincount(self.target, minlength=num_items + 1)
+        ends = np.zeros(len(self.items) + 1, np.int8)
+        np.add.at(ends, self.start, 1)
+        np.add.at(ends, self.stop, -1)
+        return np.bincount(self.target[np.cumsum(ends[:-1], dtype=np.int8) > 0], minlength=num_items + 1)
+
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
     """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next, as RecBole does."""

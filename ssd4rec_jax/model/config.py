@@ -4,6 +4,7 @@ import dataclasses
 from ssd4rec_jax.errors import ConfigError
 
 BACKWARD_ORDERS = ('reversed', 'aligned')
+TABLE_DTYPES = ('float32', 'bfloat16')
 DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
 
 
@@ -16,6 +17,8 @@ class ModelConfig:
     beta: weight of the backward direction; 0 makes the model forward-only and leaves the direction out.
     dtype: of activations and matmuls; parameters stay float32. 'auto' is bfloat16 on GPU and TPU,
       float32 on CPU. 'float64' is for parity checks and needs JAX_ENABLE_X64.
+    table_dtype: the item table is stored in; with 'bfloat16' it takes half the memory, and only train.loss=sampled trains
+      it (each update is rounded up or down at random, so that small ones are not lost).
     ssd_implementation: of pallas_kernels.ssd_scan; 'auto' takes the first that can serve the platform, dtype and shape.
     """
 
@@ -31,6 +34,7 @@ class ModelConfig:
     norm_embedding: bool = True
     backward_order: str = 'reversed'
     dtype: str = 'auto'
+    table_dtype: str = 'float32'
     ssd_implementation: str = 'auto'
 
     def __post_init__(self):
@@ -54,8 +58,9 @@ class ModelConfig:
             raise ConfigError(
                 f'model.backward_order={self.backward_order!r} must be one of {", ".join(BACKWARD_ORDERS)}'
             )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f'model.dtype={self.dtype!r} must be one of {", ".join(DTYPES)}')
+        for name, known in (('dtype', DTYPES), ('table_dtype', TABLE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'model.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
 
     @property
     def prefixes_share_a_pass(self) -> bool:

@@ -29,17 +29,18 @@ class SSD4Rec(nnx.Module):
     """The released SSD4Rec network (paper sections 3.2 to 3.5).
 
     num_items: items of the catalogue; the table has one row more, row 0 for the mask token and padding.
-    Parameters are float32 (float64 with dtype float64), activations `config.dtype`.
+    Parameters are float32 (float64 with dtype float64; the item table as table_dtype says), activations `config.dtype`.
     The embedding LayerNorm's parameters exist with norm_embedding off too, as in the released code.
     """
 
     def __init__(self, config: ModelConfig, num_items: int, *, rngs: nnx.Rngs):
         dtype = compute_dtype(config.dtype)
         kwargs = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
+        table_dtype = jnp.bfloat16 if config.table_dtype == 'bfloat16' else kwargs['param_dtype']
         self.config = config
         self.dtype = dtype
         self.item_embedding = nnx.Param(
-            LINEAR_INIT(rngs.params(), (num_items + 1, config.hidden_size), kwargs['param_dtype'])
+            LINEAR_INIT(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
         )
         self.norm = layer_norm(config, **kwargs)
         self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
