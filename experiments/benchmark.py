@@ -4,7 +4,8 @@
 
 beauty, kuairand, ml-100k: train steps, evaluation and the loader on a random log of that data set's size. long: train
 steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and in chunks of the catalogue. Times are
-medians of calls that take turns; figures from different runs do not compare.
+medians of calls that take turns; figures from different runs do not compare. kuairand27k: time and peak memory of
+preparing a log of that form, once.
 """
 import datetime
 import platform
@@ -15,6 +16,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench.large_log import measure_preparation
 from experiments.bench.loader import measure_loader
 from experiments.bench.logs import SHAPES, random_log
 from experiments.bench.long import measure_long
@@ -33,6 +35,7 @@ CONFIGS = {
     'ml-100k': ('ml-100k', ['model.num_layers=1']),
     'long': ('kuairand', ['model.hidden_size=64']),
     'softmax': ('kuairand', []),
+    'kuairand27k': ('kuairand-27k', []),
 }
 
 _PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
@@ -55,6 +58,9 @@ def main() -> int:
     if _PRESET.value == 'softmax':
         figures = {'softmax': measure_softmax(_REPEATS.value)}
         console.print(_softmax_table(figures['softmax']))
+    elif _PRESET.value == 'kuairand27k':
+        figures = {'preparation': measure_preparation()}
+        console.print(_preparation_table(figures['preparation']))
     elif _PRESET.value == 'long':
         figures = {'long': measure_long(config, _REPEATS.value)}
         console.print(_long_table(figures['long']))
@@ -120,6 +126,20 @@ def _loader_table(loader: dict) -> Table:
         table.add_row(
             title, f'{f["examples_per_second"]:,.0f}', f'{f["tokens_per_second"]:,.0f}', f'{f["fill"]:.2%}',
             _times(f['examples_per_second'], loader['grain_first_fit']['examples_per_second']),
+        )
+    return table
+
+
+def _preparation_table(preparation: dict) -> Table:
+    table = Table(
+        'rows', 'files', 'time', 'a million rows', 'peak memory', title='preparation',
+        caption=f'{preparation["bytes_a_row"]:.1f} bytes a row: {preparation["true_rows"]:,} rows would take '
+                f'{_mib(preparation["planned_bytes"])}',
+    )
+    for log in preparation['logs']:
+        table.add_row(
+            f'{log["rows"]:,}', _mib(log['file_bytes']), f'{log["seconds"]:,.1f} s',
+            f'{log["seconds_per_million_rows"]:.2f} s', _mib(log['peak_bytes']),
         )
     return table
 

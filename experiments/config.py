@@ -10,7 +10,8 @@ from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.train_config import TrainConfig
 
 DATASETS = (
-    'synthetic', 'kuairand', 'kuairand-1k', 'ml-1m', 'ml-100k', 'amazon-beauty', 'amazon-video-games', 'interactions',
+    'synthetic', 'kuairand', 'kuairand-1k', 'kuairand-27k', 'ml-1m', 'ml-100k', 'amazon-beauty', 'amazon-video-games',
+    'interactions',
 )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 class Interactions:
     """A raw log, one array a column, rows in file order. Ratings are not read: the protocol ignores them.
 
-    users, items: [rows] original ids, int64 where the format's ids are numbers, else objects of type str.
+    users, items: [rows] original ids, int32 (int64 where they do not fit) where the format's ids are numbers, else
+      objects of type str.
     times: [rows] int64; float64 only where the file has fractional times. Never negative.
     source: the file or files it came from, as messages name them.
     """

@@ -60,14 +60,26 @@ def read_interactions(files: tuple[RawFile, ...], format: TableFormat | JsonLine
         if not any(map(len, rows)):
             raise DataError(f'{file}: holds no rows: give the whole log')
         frames += rows
-    log = pl.concat(frames, how='vertical_relaxed', rechunk=True)
-    del frames
-    times = log['time'].to_numpy()
+    users, items, times = (_joined(frames, name) for name in ('user', 'item', 'time'))
     if times.dtype != np.int64 and np.all(times == np.floor(times)):
         times = times.astype(np.int64)
-    return Interactions(
-        users=log['user'].to_numpy(), items=log['item'].to_numpy(), times=times, source=', '.join(map(str, files))
-    )
+    return Interactions(users=users, items=items, times=times, source=', '.join(map(str, files)))
+
+
+def _joined(frames: list[pl.DataFrame], name: str) -> np.ndarray:
+    """One column of all frames, out of which it is taken: no more than one of a log's columns lies in memory twice."""
+    return pl.concat(
+        [frame.drop_in_place(name).to_frame() for frame in frames], how='vertical_relaxed', rechunk=True
+    )[name].to_numpy()
+
+
+def _narrow(frame: pl.DataFrame) -> pl.DataFrame:
+    """Integer ids in 32 bits where they fit: a log of hundreds of millions of rows takes a third less."""
+    fit = [
+        name for name in ('user', 'item')
+        if frame[name].dtype == pl.Int64 and frame[name].is_between(-2**31, 2**31 - 1).all()
+    ]
+    return frame.with_columns(pl.col(fit).cast(pl.Int32))
 
 
 def _read_table(file: RawFile, format: TableFormat) -> list[pl.DataFrame]:
@@ -78,7 +90,7 @@ def _read_table(file: RawFile, format: TableFormat) -> list[pl.DataFrame]:
             columns = _header(file, format, header)
             first_line += 1
         if block.strip(b'\r\n'):
-            frames.append(_parse_table_block(file, format, columns, block, first_line))
+            frames.append(_narrow(_parse_table_block(file, format, columns, block, first_line)))
         first_line += block.count(b'\n')
     if not columns:
         raise DataError(f'{file}: is empty: give the whole log')

@@ -85,6 +85,14 @@ OFFICIAL = {
         md5='6b0b9c8222d67fcd4c676218edca3f1f', folder='KuaiRand-1K/data',
         files=('log_standard_4_08_to_4_21_1k.csv', 'log_standard_4_22_to_5_08_1k.csv'), format=_KUAIRAND,
     ),
+    'kuairand-27k': Official(
+        address='https://zenodo.org/records/10439422/files/KuaiRand-27K.tar.gz',
+        md5='3e3c799a24e2d23a4d2c757fbf9adf59', folder='KuaiRand-27K/data',
+        files=tuple(
+            f'log_standard_{days}_27k_part{part}.csv' for days in ('4_08_to_4_21', '4_22_to_5_08') for part in (1, 2)
+        ),
+        format=_KUAIRAND,
+    ),
     'ml-1m': Official(
         address='https://files.grouplens.org/datasets/movielens/ml-1m.zip',
         md5='c4d9eecfca2ab87c1945afe126590906', folder='ml-1m', files=('ratings.dat',), format=_movielens('::'),
