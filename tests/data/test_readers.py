@@ -87,6 +87,19 @@ def test_kuairand_1k_reads_the_earlier_log_first_wherever_it_lies_in_the_archive
     assert users == [7, 3, 7, 1] and items == [0, 12, 0, 2] and times[-1] == 1650556800001
 
 
+def test_kuairand_27k_reads_the_parts_in_order(tmp_path):
+    for number, file in enumerate(OFFICIAL['kuairand-27k'].files):
+        # The last part has an id that 32 bits do not hold.
+        row = f'{number},{2**31 if number == 3 else 5 + number},0,0,{1649433600000 + number},' + ','.join('0' * 14)
+        write(tmp_path / 'KuaiRand-27K' / 'data' / file, KUAIRAND_HEADER + row + '\n')
+    log = find_source('kuairand-27k', tmp_path).read()
+    assert columns(log) == ([0, 1, 2, 3], [5, 6, 7, 2**31], [1649433600000 + n for n in range(4)])
+    assert log.users.dtype == np.int32 and log.items.dtype == np.int64
+    (tmp_path / 'KuaiRand-27K' / 'data' / 'log_standard_4_08_to_4_21_27k_part2.csv').unlink()
+    with pytest.raises(DataError, match='log_standard_4_08_to_4_21_27k_part2.csv is missing'):
+        find_source('kuairand-27k', tmp_path)
+
+
 def test_movielens_1m(tmp_path):
     with zipfile.ZipFile(tmp_path / 'ml-1m.zip', 'w') as archive:
         archive.writestr('ml-1m/movies.dat', 'not::a::log\n')

@@ -92,6 +92,19 @@ def test_original_id_0_is_a_real_item_and_duplicates_are_kept():
     assert dataset.item_ids.tolist() == [0]
 
 
+@pytest.mark.parametrize('shift', [-40, 2**40])
+def test_ids_that_are_negative_or_far_apart_are_prepared_alike(shift):
+    rows = random_rows(1, as_text=False)
+    near, far = (
+        build_sequences(make_log([(user + by, item * 3 + by, time) for user, item, time in rows]), DataConfig(), name='x')
+        for by in (0, shift)
+    )
+    np.testing.assert_array_equal(far.items, near.items)
+    np.testing.assert_array_equal(far.user_ids, near.user_ids + shift)
+    np.testing.assert_array_equal(far.item_ids, near.item_ids + shift)
+    assert far.item_ids.dtype == near.item_ids.dtype == np.int64
+
+
 def test_the_core_is_iterated_to_its_end():
     # Removing item 9 (one row) leaves user 2 with one row, whose removal leaves item 5 with one, and so on.
     users = np.array([0, 0, 1, 1, 2, 2, 3, 3, 0, 1])
