@@ -1,7 +1,7 @@
 """Compile a train step for a TPU pod without one: memory a chip, collectives, operations, and the time they take at published rates.
 
     python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand
-    python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand-1k --model_shards=16
+    python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand-27k --model_shards=16
 
 Needs libtpu (pip install "ssd4rec-jax[tpu]") and no data: the step's shape follows from the configuration and from the
 data set's published size, and what was assumed is printed. Exit code 1 where the step does not fit a chip's memory.

@@ -15,7 +15,7 @@ def test_the_log_has_the_rows_asked_for_in_the_official_files(tmp_path, monkeypa
 
 
 def test_the_plan_for_the_true_size_lies_on_the_line_through_both_logs(monkeypatch):
-    peaks = {1000: 300e6, 4000: 390e6}
+    peaks = {2000: 330e6, 4000: 390e6}
     monkeypatch.setattr(large_log, '_prepare', lambda rows: {'rows': rows, 'peak_bytes': peaks[rows]})
     figures = large_log.measure_preparation(4000)
     assert figures['bytes_a_row'] == 30_000

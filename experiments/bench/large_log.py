@@ -48,11 +48,11 @@ def write_log(folder: Path, rows: int, seed: int = 0) -> int:
 
 
 def measure_preparation(rows: int = 20_000_000) -> dict:
-    """Figures of the prepare command on logs of `rows` rows and of a quarter of them, each in a process of its own.
+    """Figures of the prepare command on logs of `rows` rows and of half of them, each in a process of its own.
 
     planned_bytes: peak memory at KuaiRand-27K's rows, on the line through both peaks.
     """
-    logs = [_prepare(n) for n in (rows // 4, rows)]
+    logs = [_prepare(n) for n in (rows // 2, rows)]
     a_row = (logs[1]['peak_bytes'] - logs[0]['peak_bytes']) / (logs[1]['rows'] - logs[0]['rows'])
     true = LOGS[DATASET].interactions
     return {

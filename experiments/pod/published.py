@@ -8,6 +8,7 @@ from experiments.bench.logs import QUANTILES, SHAPES
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.packing import StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.objective import loss_note
 
 SAMPLE = 2_000_000  # training examples that stand for all of them
 
@@ -104,4 +105,5 @@ def assumed_step(
         f'{shape.segments:,} histories each, about {targets:,.0f} targets (train.targets_per_step='
         f'{config.train.targets_per_step:,})'
     )
+    sentences.append(loss_note(config.train, log.items))
     return Assumed(shape, float(targets), sentences)

@@ -13,7 +13,7 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.errors import DataError
 
-BLOCK_ROWS = 1 << 23
+BLOCK_ROWS = 1 << 22
 # Integer ids from 0 to below this or a quarter of the rows are their own codes.
 _DENSE_IDS = 1 << 24
 
