@@ -80,8 +80,8 @@ def wire_bytes(kind: str, payload: int, n: int) -> float:
 
 
 def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
-    """Groups of device numbers from `replica_groups={{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` or, empty or
-    not there, all devices; a permute's `source_target_pairs` are one group. ValueError for another form.
+    """Groups of device numbers from `replica_groups={{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`,
+    `mesh['a'=2,'b'=2] {'b'}` or, empty or not there, all devices; a permute's `source_target_pairs` are one group. ValueError for another form.
     """
     pairs = re.search(r'source_target_pairs=\{((?:\{[\d,]*\},?)*)\}', attributes)
     if pairs:
@@ -91,6 +91,14 @@ def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
         shape, dims, order = ([int(n) for n in part.split(',')] if part else None for part in iota.groups())
         numbers = np.arange(math.prod(dims)).reshape(dims)
         return [tuple(row) for row in numbers.transpose(order).reshape(shape).tolist()]
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{((?:'\w+',? ?)*)\}", attributes)
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}
+        along = re.findall(r"'(\w+)'", mesh.group(2))
+        axes = sorted(sizes, key=lambda name: (name in along, along.index(name) if name in along else 0))
+        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        rows = numbers.transpose([list(sizes).index(name) for name in axes])
+        return [tuple(row) for row in rows.reshape(-1, math.prod(sizes[name] for name in along)).tolist()]
     listed = re.search(r'replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}', attributes)
     if listed is None and 'replica_groups=' in attributes:
         raise ValueError(f'replica groups in a form that is not known here: {attributes[:200]}')

@@ -127,6 +127,10 @@ def test_an_asynchronous_one_spread_over_fusions_counts_once():
     ('replica_groups={}', [(0, 1, 2, 3)]),
     ('to_apply=%add', [(0, 1, 2, 3)]),
     ('source_target_pairs={{0,1},{1,2},{2,0}}', [(0, 1, 2)]),
+    ("replica_groups=mesh['axis_0'=4] {'axis_0'}, use_global_device_ids=true", [(0, 1, 2, 3)]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [(0, 1), (2, 3)]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [(0, 2), (1, 3)]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b','a'}", [(0, 2, 1, 3)]),
 ])
 def test_replica_groups(attributes, expected):
     assert replica_groups(attributes, 4) == expected
@@ -134,7 +138,7 @@ def test_replica_groups(attributes, expected):
 
 def test_unknown_groups_are_refused():
     with pytest.raises(ValueError, match='not known here'):
-        replica_groups("replica_groups=mesh['a'=2]{'a'}", 4)
+        replica_groups("replica_groups=mesh['a'=2], device_ids=([2]) {'a'}", 4)
 
 
 def test_wire_bytes():
