@@ -5,7 +5,7 @@
 beauty, kuairand, ml-100k: train steps, evaluation and the loader on a random log of that data set's size. long: train
 steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and in chunks of the catalogue. Times are
 medians of calls that take turns; figures from different runs do not compare. kuairand27k: time and peak memory of
-preparing a log of that form, once.
+preparing a log of that form, once. catalogue: whole runs with 50,000 and 5,000,000 items, one after another.
 """
 import datetime
 import platform
@@ -16,6 +16,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.bench.catalogue import measure_catalogues
 from experiments.bench.large_log import measure_preparation
 from experiments.bench.loader import measure_loader
 from experiments.bench.logs import SHAPES, random_log
@@ -36,6 +37,7 @@ CONFIGS = {
     'long': ('kuairand', ['model.hidden_size=64']),
     'softmax': ('kuairand', []),
     'kuairand27k': ('kuairand-27k', []),
+    'catalogue': ('kuairand', []),
 }
 
 _PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
@@ -61,6 +63,9 @@ def main() -> int:
     elif _PRESET.value == 'kuairand27k':
         figures = {'preparation': measure_preparation()}
         console.print(_preparation_table(figures['preparation']))
+    elif _PRESET.value == 'catalogue':
+        figures = {'catalogue': measure_catalogues(config)}
+        console.print(_catalogue_table(figures['catalogue']))
     elif _PRESET.value == 'long':
         figures = {'long': measure_long(config, _REPEATS.value)}
         console.print(_long_table(figures['long']))
@@ -140,6 +145,19 @@ def _preparation_table(preparation: dict) -> Table:
         table.add_row(
             f'{log["rows"]:,}', _mib(log['file_bytes']), f'{log["seconds"]:,.1f} s',
             f'{log["seconds_per_million_rows"]:.2f} s', _mib(log['peak_bytes']),
+        )
+    return table
+
+
+def _catalogue_table(runs: list[dict]) -> Table:
+    table = Table(
+        'items', 'loss', 'steps', 'step', 'compilation', 'evaluation', 'checkpoint waits', 'peak memory', title='runs of one epoch'
+    )
+    for run_ in runs:
+        table.add_row(
+            f'{run_["items"]:,}', run_['loss'], f'{run_["steps"]:,}', f'{run_["step_seconds"]:.2f} s',
+            f'{run_["compile_seconds"]:.0f} s', f'{run_["evaluation_seconds"]:.1f} s', f'{run_["checkpoint_wait_seconds"]:.1f} s',
+            _mib(run_['peak_bytes']),
         )
     return table
 

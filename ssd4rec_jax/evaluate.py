@@ -55,6 +55,7 @@ class Ranker:
             for batch in step_loader(examples, plan, rows=rows_here(self.mesh, self.shape.rows)):
                 device_batch = place_rows(batch, self.mesh, self.shape.rows)
                 if self._compiled is None:
+                    self.reporter.note(self._cost(params, examples))
                     with self.reporter.compiling('the evaluation step'):
                         self._compiled = self._jitted.lower(params, table, device_batch).compile()
                 rank, finite = (local_rows(a) for a in self._compiled(params, table, device_batch))
@@ -70,6 +71,13 @@ class Ranker:
         if not found.all():
             raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
         return found
+
+    def _cost(self, params: dict, examples: ExampleIndex) -> str:
+        operations = 2 * len(examples) * self._network.num_items * params[ITEM_TABLE].shape[1]
+        return (
+            f'evaluation: {len(examples):,} histories, each ranked exactly among {self._network.num_items:,} items, '
+            f'{operations / 1e12:,.3g} TFLOP of scores on {self.mesh.size} device(s)'
+        )
 
     def _projects_table(self, params: dict) -> bool:
         """Whether every item's projection is made once, for all batches."""

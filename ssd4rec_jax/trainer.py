@@ -336,8 +336,10 @@ class Trainer:
         return self._ranker.metrics(params, self._held_out[split])
 
     def _finish(self) -> dict:
-        """Rank both splits with the best checkpoint and write result.json."""
-        params = self.checkpoints.restore_best(self._like).state.params
+        """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
+        del self.state  # there may be no room for two
+        self.state = self.checkpoints.restore_best(self._like).state
+        params = self.state.params
         whole = self.network.whole(params)
         p = self.progress
         seconds = max(p.seconds, 1e-9)

@@ -1,0 +1,69 @@
+"""Whole training runs that differ in the size of the catalogue alone, each in a process of its own."""
+import contextlib
+import dataclasses
+import multiprocessing
+import resource
+import tempfile
+import time
+
+import numpy as np
+
+from experiments.config import ExperimentConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.trainer import Trainer
+from ssd4rec_jax.workdir import Workdir
+
+RUNS = (50_000, 'full'), (50_000, 'sampled'), (5_000_000, 'sampled')
+USERS, LENGTH = 512, 30
+
+
+def generated(items: int, users: int = USERS, length: int = LENGTH) -> SequenceDataset:
+    """Histories of a Zipf-like catalogue, most of whose items nobody has."""
+    rng = np.random.default_rng(0)
+    histories = 1 + (items * rng.random(users * length) ** 3).astype(np.int32)
+    return SequenceDataset(
+        name='generated', items=histories, offsets=np.arange(users + 1) * length, user_ids=np.arange(users),
+        item_ids=np.arange(items), fingerprint=f'generated {items} {users} {length}',
+    )
+
+
+def measure_catalogues(config: ExperimentConfig, runs=RUNS) -> list[dict]:
+    """One epoch with evaluation, checkpoints and result of each (items, loss)."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_epochs=1, log_every=1))
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        return [pool.apply(_run, (config, items, loss)) for items, loss in runs]
+
+
+def _run(config: ExperimentConfig, items: int, loss: str) -> dict:
+    compiling = _Compiling()
+    train = dataclasses.replace(config.train, loss=loss)
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(folder)
+        workdir.lock()
+        trainer = Trainer(config.model, config.data, train, generated(items), workdir, reporter=compiling)
+        result = trainer.run()
+        records = trainer.metrics_log.read()
+    evaluation = next(record for record in records if record['kind'] == 'valid')
+    steps = [record for record in records if record['kind'] == 'train']
+    return {
+        'items': items, 'loss': result['loss'], 'parameters': result['parameters'], 'steps': len(steps),
+        'step_seconds': result['train_seconds'] / len(steps), 'compile_seconds': compiling.seconds,
+        'evaluation_seconds': evaluation['evaluation_seconds'],
+        'checkpoint_wait_seconds': result['checkpoint_wait_seconds'],
+        'first_loss': steps[0]['loss'], 'last_loss': steps[-1]['loss'],
+        'peak_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+class _Compiling(Reporter):
+    """Adds up the seconds of compilation."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def compiling(self, what):
+        started = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - started
