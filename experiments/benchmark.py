@@ -6,6 +6,7 @@ beauty, kuairand, ml-100k: train steps, evaluation and the loader on a random lo
 steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and in chunks of the catalogue. Times are
 medians of calls that take turns; figures from different runs do not compare. kuairand27k: time and peak memory of
 preparing a log of that form, once. catalogue: whole runs with 50,000 and 5,000,000 items, one after another.
+weak_scaling: bytes that 1, 2, 4 and 8 simulated devices send in a step.
 """
 import datetime
 import platform
@@ -22,6 +23,7 @@ from experiments.bench.loader import measure_loader
 from experiments.bench.logs import SHAPES, random_log
 from experiments.bench.long import measure_long
 from experiments.bench.softmax import measure_softmax
+from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
 from experiments.bench.training import Forms, measure_evaluation, measure_steps
 from experiments.cli import run
 from experiments.config import ExperimentConfig, apply_overrides, default_config
@@ -38,6 +40,7 @@ CONFIGS = {
     'softmax': ('kuairand', []),
     'kuairand27k': ('kuairand-27k', []),
     'catalogue': ('kuairand', []),
+    'weak_scaling': ('kuairand', []),
 }
 
 _PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
@@ -55,6 +58,9 @@ def main() -> int:
     config = apply_overrides(default_config(name), [*changes, *_SET.value])
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 120)  # a narrower table cuts its figures
+    if _PRESET.value == 'weak_scaling':
+        jax.config.update('jax_platforms', 'cpu')
+        jax.config.update('jax_num_cpu_devices', max(DEVICES))
     device = jax.devices()[0]
     console.print(f'{_PRESET.value} on {len(jax.devices())} x {device.device_kind}, JAX {jax.__version__}')
     if _PRESET.value == 'softmax':
@@ -66,6 +72,9 @@ def main() -> int:
     elif _PRESET.value == 'catalogue':
         figures = {'catalogue': measure_catalogues(config)}
         console.print(_catalogue_table(figures['catalogue']))
+    elif _PRESET.value == 'weak_scaling':
+        figures = {'weak_scaling': measure_weak_scaling(config)}
+        console.print(_weak_scaling_table(figures['weak_scaling']))
     elif _PRESET.value == 'long':
         figures = {'long': measure_long(config, _REPEATS.value)}
         console.print(_long_table(figures['long']))
@@ -158,6 +167,17 @@ def _catalogue_table(runs: list[dict]) -> Table:
             f'{run_["items"]:,}', run_['loss'], f'{run_["steps"]:,}', f'{run_["step_seconds"]:.2f} s',
             f'{run_["compile_seconds"]:.0f} s', f'{run_["evaluation_seconds"]:.1f} s', f'{run_["checkpoint_wait_seconds"]:.1f} s',
             _mib(run_['peak_bytes']),
+        )
+    return table
+
+
+def _weak_scaling_table(steps: list[dict]) -> Table:
+    table = Table('loss', 'items', 'devices', 'along model', 'sent by each', 'of which', 'state on each', title='a step')
+    for step in steps:
+        kinds = ', '.join(f'{kind} {_mib(sent)}' for kind, sent in sorted(step['by_kind'].items()))
+        table.add_row(
+            step['loss'], f'{step["items"]:,}', str(step['devices']), str(step['model_shards']), _mib(step['sent_bytes']),
+            kinds, _mib(step['state_bytes']),
         )
     return table
 

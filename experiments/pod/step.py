@@ -48,7 +48,7 @@ def pod_devices(topology: str) -> list:
 def trace_step(
     config: ExperimentConfig, num_items: int, shape: StepShape, devices: list, model_shards: int
 ) -> TracedStep:
-    """The step that a run with this configuration makes on these devices, traced for TPUs, rows split over all of them.
+    """The step that a run with this configuration makes on these devices, traced for their platform, rows split over all of them.
 
     ConfigError where the rows or the mesh cannot be split over the devices.
     """
@@ -57,7 +57,7 @@ def trace_step(
     mesh = device_mesh(devices, model_shards)
     optimizer, negatives = make_optimizer(config.train, num_items), config.train.negatives(num_items)
     every_prefix = config.train.objective == 'one_pass'
-    with tracing_for('tpu'):
+    with tracing_for(devices[0].platform):
         network, state = abstract_state(config.model, num_items, optimizer, mesh)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(mesh))
         by_token, by_segment = spec((shape.rows, shape.tokens)), spec((shape.rows, shape.segments))
