@@ -104,6 +104,7 @@ class Trainer:
                 f'data.max_history={data.max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
+        self._negatives = train.negatives(dataset.num_items)
         self.optimizer = make_optimizer(train, dataset.num_items)
         self.schedule = learning_rate_schedule(train)
         self.network, self._like = abstract_state(model, dataset.num_items, self.optimizer, self.mesh)
@@ -281,15 +282,14 @@ class Trainer:
     def _compile(self, *args):
         with self.reporter.compiling('the train step'):
             objective = Objective(
-                self.network, self.data_config.mask_ratio, self.examples.every_prefix,
-                self.config.negatives(self.dataset.num_items),
+                self.network, self.data_config.mask_ratio, self.examples.every_prefix, self._negatives
             )
             step = make_train_step(objective, self.optimizer, self.mesh)
             return step.lower(self.state, *args).compile()
 
     def _step_constants(self) -> list[jax.Array]:
         """What a step takes beside state, batch, seed and epoch."""
-        if not self.config.negatives(self.dataset.num_items):
+        if not self._negatives:
             return []
         counts = self.examples.target_counts(self.dataset.num_items)
         return [place_probability(counts, self.network, self.mesh)]
@@ -346,7 +346,7 @@ class Trainer:
         result = {
             'dataset': self.dataset.name,
             'objective': 'one_pass' if self.examples.every_prefix else 'prefix',
-            'loss': 'sampled' if self.config.negatives(self.dataset.num_items) else 'full',
+            'loss': 'sampled' if self._negatives else 'full',
             'ssd_implementation': self.implementation,
             **{split: self._metrics(split, params) for split in ('valid', 'test')},
             'popularity': {
