@@ -35,7 +35,7 @@ class Objective(NamedTuple):
 class RowGradients(NamedTuple):
     """Gradients of some rows of the item table: ids int32 [n], gradients float32 [n, D]; ids beyond the table mean none.
 
-    Of several devices one after the other, so that an id may come again.
+    A device's ids ascend without repetition; of several devices one after the other, so that an id may come again.
     """
 
     ids: jax.Array

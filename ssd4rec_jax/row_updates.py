@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ssd4rec_jax.gradients import RowGradients
 from ssd4rec_jax.mesh import ITEM_TABLE, MODEL_AXIS, over_devices
+from ssd4rec_jax.row_exchange import first_rows, is_under_way, send_round
 from ssd4rec_jax.table_shard import TableShard
 
 EPSILON = 1e-10
@@ -33,11 +34,31 @@ class SparseTableOptimizer(NamedTuple):
 def update_rows(
     mesh: Mesh, shard: TableShard, table: jax.Array, squares: jax.Array, rows: RowGradients, rate: float, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(table, squares) after w -= rate g / sqrt(s) with s += mean(g^2), in the rows that have gradients."""
+    """(table, squares) after w -= rate g / sqrt(s) with s += mean(g^2), in the rows that have gradients.
+
+    rows: of all devices, [devices * n], of which each one's ids ascend without repetition.
+    """
+    if shard.shards == 1:
+        return _update(mesh, shard, table, squares, rows, rate, key)
+
+    def another_round(state):
+        cursor, table, squares, key = state
+        key, own = jax.random.split(key)
+        cursor, got = send_round(mesh, shard, cursor, rows)
+        return cursor, *_update(mesh, shard, table, squares, got, rate, own), key
+
+    state = lax.while_loop(
+        lambda state: is_under_way(shard, state[0]), another_round, (first_rows(shard), table, squares, key)
+    )
+    return state[1], state[2]
+
+
+def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, rate: float, key):
+    """The same with the gradients that each part of the table needs: whole, or part by part in their first axis."""
     part, whole = PartitionSpec(MODEL_AXIS), PartitionSpec()
 
     def body(table, squares, rows, key):
-        ids, grads = rows
+        ids, grads = rows.ids.ravel(), rows.gradients.reshape(-1, table.shape[-1])
         if mesh.size > 1:
             # Devices that share rows have asked for them each.
             ids, number = jnp.unique(ids, size=len(ids), fill_value=shard.padded, return_inverse=True)
@@ -48,7 +69,8 @@ def update_rows(
         new_rows = rounded(jnp.take(table, at, axis=0, mode='clip') - step, table.dtype, key)
         return table.at[at].set(new_rows, mode='drop'), squares.at[at].set(new_squares, mode='drop')
 
-    return over_devices(body, mesh, (part, part, whole, whole), (part, part))(table, squares, rows, key)
+    of_rows = whole if shard.shards == 1 else part
+    return over_devices(body, mesh, (part, part, of_rows, whole), (part, part))(table, squares, rows, key)
 
 
 def rounded(x: jax.Array, dtype, key: jax.Array) -> jax.Array:

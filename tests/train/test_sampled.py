@@ -103,6 +103,32 @@ def test_row_wise_adagrad_by_hand_leaves_other_rows_alone():
         np.testing.assert_allclose(new_table[row], table[row] - 0.1 * g / np.sqrt(expected), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('data, model', [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize('skewed', [False, True])
+def test_gradients_of_many_devices_add_up_before_they_update(data, model, skewed):
+    """skewed: nearly all rows lie on one device, which takes them in several rounds."""
+    rng = np.random.default_rng(4)
+    rows = 64 * 8 - 3
+    shard = TableShard(rows, model)
+    table, squares = rng.normal(size=(rows, WIDTH)).astype(np.float32), rng.random(rows).astype(np.float32)
+    ids, grads = np.full((8, 24), shard.padded, np.int32), rng.normal(size=(8, 24, WIDTH)).astype(np.float32)
+    total = np.zeros((rows, WIDTH))
+    for device in range(8):
+        n = 24 - device  # the rest lies beyond the table
+        ids[device, :n] = np.sort(rng.choice(30 if skewed else rows, n, replace=False)) if device != 3 else rows - n + np.arange(n)
+        np.add.at(total, ids[device, :n], grads[device, :n])
+    mesh = device_mesh(jax.devices()[:8], model)
+    args = {'item_embedding': (shard.pad(table), shard.pad(squares))}
+    args = jax.device_put(args, shardings(args, mesh))['item_embedding']
+    given = place_rows(RowGradients(ids.ravel(), grads.reshape(-1, WIDTH)), mesh, ids.size)
+    new_table, new_squares = jax.jit(lambda *args: update_rows(mesh, shard, *args, 0.1, jax.random.key(0)))(*args, given)
+    expected = squares + np.mean(total**2, axis=1)
+    np.testing.assert_allclose(new_squares[:rows], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        new_table[:rows], table - 0.1 * total / np.sqrt(expected)[:, None], rtol=1e-5, atol=1e-5
+    )
+
+
 def test_rounding_to_bfloat16_is_right_in_the_mean():
     """1 + 2^-11 lies a sixteenth of the way from 1 to the next bfloat16; -3 is one."""
     x = jnp.tile(jnp.array([[1 + 2**-11, -3.0]]), (20_000, 1))
