@@ -34,7 +34,7 @@ class TrainConfig:
     objective: str = 'auto'
     loss: str = 'auto'
     num_negatives: int = 8192
-    table_learning_rate: float = 0.05
+    table_learning_rate: float = 0.1
     targets_per_step: int = 1024
     max_epochs: int = 300
     learning_rate: float = 1e-3

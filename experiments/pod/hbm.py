@@ -54,12 +54,13 @@ def _operand(instruction, inner, number, shape, module) -> int:
         return whole
     if not whole:
         return 0
-    return min(whole, _read_in(module.computations[inner], number, whole))
+    return min(whole, _read_in(module, inner, number, whole))
 
 
-def _read_in(fused: list[Instruction], number: int, whole: int) -> int:
+def _read_in(module: Module, computation: str, number: int, whole: int) -> int:
     """Bytes of parameter `number` that a fused computation reads: all, unless each use of it takes or replaces a part or
     hands it on. What an asynchronous collective moves counts where it starts."""
+    fused = module.computations[computation]
     parameter = next(i for i in fused if i.opcode == 'parameter' and i.arguments == str(number))
     starts = any(_START in i.attributes for i in fused)
     total, names = 0, [parameter.name]
@@ -70,6 +71,9 @@ def _read_in(fused: list[Instruction], number: int, whole: int) -> int:
                 continue  # handed on
             if use.opcode == 'bitcast':
                 names.append(use.name)
+            elif use.opcode == 'fusion':  # one within this one
+                inner = module.called(use, 'calls')
+                total += sum(_read_in(module, inner, k, whole) for k, n in enumerate(use.operands) if n == name)
             elif use.opcode in _READS_A_PART and use.operands[0] == name:
                 total += shape_bytes(use.shape)
             elif not (use.opcode in _WRITES_A_PART and use.operands[0] == name):
@@ -80,8 +84,9 @@ def _read_in(fused: list[Instruction], number: int, whole: int) -> int:
 def _result(instruction, inner, module) -> int:
     if inner is None:
         return _written(instruction, _value(instruction), [], module)
-    fused = module.computations[inner]
-    root = next((i for i in fused if i.root), fused[-1])
+    fused, root = _root(module, inner)
+    while root.opcode == 'fusion':
+        fused, root = _root(module, module.called(root, 'calls'))
     roots = [root]
     if root.opcode == 'tuple':
         by_name = {i.name: i for i in fused}
@@ -90,6 +95,11 @@ def _result(instruction, inner, module) -> int:
     if _START in root.attributes:
         return _in_hbm(shapes[1])  # the first repeats the operand, the rest are flags
     return sum(_written(r, shape, fused, module) for r, shape in zip(roots, shapes))
+
+
+def _root(module: Module, computation: str) -> tuple[list[Instruction], Instruction]:
+    fused = module.computations[computation]
+    return fused, next((i for i in fused if i.root), fused[-1])
 
 
 def _value(instruction) -> str:

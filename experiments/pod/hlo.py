@@ -90,7 +90,10 @@ class Module(NamedTuple):
         for line in tuple(lines):  # the comparison may lie in a fusion
             lines += self.computations.get(self.called(line, 'calls'), ())
         limits = [int(i.arguments) for i in lines if i.opcode == 'constant' and i.shape.startswith(('s32[]', 'u32[]'))]
-        less = [i for i in lines if i.opcode == 'compare' and 'direction=LT' in i.attributes]
+        less = [
+            i for i in lines
+            if i.opcode == 'compare' and 'direction=LT' in i.attributes and i.shape.startswith('pred[]')
+        ]
         return limits[0] if len(limits) == len(less) == 1 else None
 
     def loops(self) -> list[int | None]:

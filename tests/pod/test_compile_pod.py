@@ -102,3 +102,20 @@ def test_a_pod_of_256(tmp_path, shards):
     assert f'256 chips, {shards} along model' in text and figures['shape']['rows'] == 256
     sizes = {c['group'] for c in figures['collectives']}
     assert sizes == ({256} if shards == 1 else {16, 256})
+
+
+@pytest.mark.slow
+def test_a_catalogue_of_32_million_items_on_a_pod_of_256(tmp_path):
+    text, figures = report_of(
+        tmp_path, '--topology=v5e:16x16', '--dataset=kuairand-27k', '--model_shards=16', '--tokens_per_row=128',
+        '--rows_per_device=1', '--set=model.ssd_implementation=xla', '--set=train.num_negatives=256',
+    )
+    assert 'softmax sampled from 32,038,725 items, 256 uniform negatives a step' in text
+    # A sixteenth of the table in bfloat16, one float32 a row, and the network with Adam's moments.
+    table = -(-32_038_726 // 16) * (256 * 2 + 4)
+    assert table < figures['memory']['state'] < 1.04 * table
+    # Nothing else has its size, and what chips send one another are rows that the step touches.
+    rows = 128 + 256 + figures['shape']['segments'] + 1
+    assert figures['memory']['needed'] < 1.5 * table
+    sent = {c['kind']: c['payload_bytes'] for c in figures['collectives'] if c['over'] == 'along data'}
+    assert sent['all-gather'] < 1.1 * 16 * (rows + 16) * (256 + 1) * 4

@@ -100,6 +100,27 @@ def test_rounds_are_unknown_where_the_condition_is_another():
     assert [unknown for i, _, _, unknown in module.executed() if i.name == 'w'] == [True]
 
 
+def test_a_condition_on_an_array_tells_no_rounds():
+    text = TEXT.replace('%less = pred[]{:T(512)} compare', '%less = pred[16]{0:T(512)} compare')
+    assert Module.parse(text).loops() == [None]
+
+
+def test_a_fusion_within_a_fusion_moves_what_it_moves_alone():
+    wrapped = TEXT.replace('%put = f32[1000,128]{1,0:T(8,128)} fusion(%p, %q, %twice), kind=kCustom, calls=%put_rows',
+                           '%put = f32[1000,128]{1,0:T(8,128)} fusion(%q, %twice, %p), kind=kCustom, calls=%outer')
+    outer = '''%outer (ids.2: s32[16,1], rows.2: f32[16,128], table.2: f32[1000,128]) -> f32[1000,128] {
+  %ids.2 = s32[16,1]{1,0:T(8,128)} parameter(0)
+  %rows.2 = f32[16,128]{1,0:T(8,128)} parameter(1)
+  %table.2 = f32[1000,128]{1,0:T(8,128)} parameter(2)
+  ROOT %inner = f32[1000,128]{1,0:T(8,128)} fusion(%table.2, %ids.2, %rows.2), kind=kCustom, calls=%put_rows
+}
+
+%body (state'''
+    wrapped = wrapped.replace('%body (state', outer, 1)
+    assert 'calls=%outer' in wrapped
+    assert hbm_bytes(Module.parse(wrapped)) == hbm_bytes(Module.parse(TEXT))
+
+
 def test_bytes_moved_from_and_to_hbm():
     rows, ids, vector = 16 * 128 * 4, 16 * 4, 64 * 4
     gathered = rows + ids  # read; what is taken goes to VMEM
