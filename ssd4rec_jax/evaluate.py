@@ -76,7 +76,7 @@ class Ranker:
         operations = 2 * len(examples) * self._network.num_items * params[ITEM_TABLE].shape[1]
         return (
             f'evaluation: {len(examples):,} histories, each ranked exactly among {self._network.num_items:,} items, '
-            f'{operations / 1e12:,.3g} TFLOP of scores on {self.mesh.size} device(s)'
+            f'{operations:.1e} FLOP of scores on {self.mesh.size} device(s)'
         )
 
     def _projects_table(self, params: dict) -> bool:
