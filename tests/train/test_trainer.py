@@ -92,7 +92,9 @@ def test_a_run_goes_on_with_another_device_count(whole, tmp_path, monkeypatch, f
 def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
     use_devices(monkeypatch, 1)
     three = dataclasses.replace(DATA, rows_per_step=3)
-    trainer_in(tmp_path, data=three)._save()  # step 0, which spares a compilation
+    whole = trainer_in(tmp_path, data=three)
+    whole._save()  # step 0, which spares a compilation
+    whole.checkpoints.wait()
     use_devices(monkeypatch, 2)
     with pytest.raises(ConfigError, match='3 rows, which 2 devices cannot share evenly: set data.rows_per_step'):
         trainer_in(tmp_path, data=three)
@@ -105,6 +107,7 @@ def test_a_config_that_packs_in_another_way_starts_the_epoch_anew(tmp_path, chan
     half = trainer_in(tmp_path)
     half.progress = dataclasses.replace(half.progress, epoch=3, step_in_epoch=2)
     half._save()
+    half.checkpoints.wait()
     tokens = half.progress.shape.tokens
     del half
     said = Notes()
