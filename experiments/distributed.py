@@ -3,6 +3,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import traceback
 
 import jax
@@ -22,6 +23,8 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 # A machine that vanishes without a word is missed after this long; a process that dies is noticed at once.
 HEARTBEAT_SECONDS = 10
+# The first process to leave ends the others at once, who may be about to say the same of their own config or data.
+GRACE_SECONDS = 5
 _ADVICE = (
     'Check that process 0 was started on the host of --coordinator_address, that its port is open to the others, and that '
     'all of --num_processes were started (none of the three flags is needed on a TPU pod or under SLURM)'
@@ -81,7 +84,8 @@ def failing_together():
             raise
         this = f'process {jax.process_index()} of {jax.process_count()}'
         if isinstance(error, UserError):
-            print(f'error: {this}: {error}', file=sys.stderr)
+            print(f'error: {this}: {error}', file=sys.stderr, flush=True)
+            time.sleep(GRACE_SECONDS)
         elif isinstance(error, KeyboardInterrupt):
             print(f'{this}: interrupted', file=sys.stderr)
         else:

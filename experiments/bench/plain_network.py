@@ -30,6 +30,10 @@ class PlainNetwork(NamedTuple):
     network: Network
 
     @property
+    def num_items(self) -> int:
+        return self.network.num_items
+
+    @property
     def table(self):
         return self.network.table
 
