@@ -16,7 +16,7 @@ from pallas_kernels.ssd.xla import ssd_scan_xla
 from pallas_kernels.target import target
 
 # Tokens a chunk and chunks a scan step of `xla`, by platform; CPU measured (WORKSPACE.md), others from Mamba-2's.
-XLA_TILING = {'cpu': (32, 16), 'gpu': (128, 16), 'tpu': (128, 16)}
+XLA_TILING = {'cpu': (32, 8), 'gpu': (128, 16), 'tpu': (128, 16)}
 
 
 class Call(NamedTuple):

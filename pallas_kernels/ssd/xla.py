@@ -26,22 +26,23 @@ from pallas_kernels.ssd.segments import reached_from
 class _Block(NamedTuple):
     """Some chunks of the inputs. b batch, k chunk, q token, g group, r head of the group, p headdim, n state.
 
-    x [b,k,q,g,r,p], dt [b,k,q,g,r], B and C [b,k,q,g,n], run [b,k,q], enters [b,k]: whether the run of the
-    chunk's first token (in scan direction) began in an earlier chunk.
+    x [b,k,q,g,r,p], dt [b,k,q,g,r], B and C [b,k,q,g,n]. starts [b,k,q]: 1 where a run begins at a token of the chunk
+    but its leftmost, else 0; in dt's dtype. enters [b,k]: whether the run of the chunk's first token (in scan
+    direction) began in an earlier chunk.
     """
 
     x: jax.Array
     dt: jax.Array
     B: jax.Array
     C: jax.Array
-    run: jax.Array
+    starts: jax.Array
     enters: jax.Array
 
 
 class _Decays(NamedTuple):
     """Decays of a block's chunks, float32 or wider, zero where no segment connects.
 
-    within [b,k,g,r,q,s]: from token s to token q. entry [b,k,q,g,r]: from the chunk's entry to token q.
+    within [b,k,g,r,q,s]: from token s to another token q. entry [b,k,q,g,r]: from the chunk's entry to token q.
     exit [b,k,q,g,r]: from token q to the chunk's exit. through [b,k,g,r]: from entry to exit.
     visible [b,k,q,s]: whether q sees s; float, for the sums over dt * A.
     """
@@ -58,11 +59,13 @@ def _einsum(formula, *operands, wide):
 
 
 def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
-    run = block.run
-    q = run.shape[-1]
-    order = jnp.arange(q)
+    order = jnp.arange(block.starts.shape[-1])
+    # Runs are counted by a matmul, not handed in: XLA's CPU backend does not vectorise the exponentials below where
+    # they are fused with a slice of the scan's inputs, and takes ten times as long.
+    run = jnp.einsum('qs,bks->bkq', (order[:, None] >= order).astype(A.dtype), block.starts)
     in_order = order[:, None] <= order if reverse else order[:, None] >= order
     visible = in_order & (run[..., :, None] == run[..., None, :])
+    others = visible & (order[:, None] != order)
     first, last = (run[..., -1:], run[..., :1]) if reverse else (run[..., :1], run[..., -1:])
     at_entry = (run == first) & block.enters[..., None]
     at_exit = run == last
@@ -72,8 +75,7 @@ def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
     s_last = s[:, :, :1] if reverse else s[:, :, -1:]
     by_head = jnp.moveaxis(s, 2, -1)
     difference = by_head[..., :, None] - by_head[..., None, :]
-    allowed = visible[:, :, None, None]
-    within = jnp.where(allowed, jnp.exp(jnp.where(allowed, difference, 0)), 0)
+    within = jnp.exp(jnp.where(others[:, :, None, None], difference, -jnp.inf))
     entry = jnp.where(at_entry[..., None, None], jnp.exp(s), 0)
     to_exit = at_exit[..., None, None]
     exit_ = jnp.where(to_exit, jnp.exp(jnp.where(to_exit, s_last - s, 0)), 0)
@@ -94,14 +96,18 @@ def _carry(states, through, h, reverse):
 
 
 def _between_tokens(block: _Block, wide) -> jax.Array:
-    """C B^T of each group [b,k,g,q,s], zero on the diagonal."""
-    scores = _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
-    return jnp.where(jnp.eye(scores.shape[-1], dtype=bool), 0, scores)
+    """C B^T of each group [b,k,g,q,s]."""
+    return _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
 
 
 def _own(block: _Block, wide) -> jax.Array:
     """Its diagonal, [b,k,q,g,1,1]."""
     return _einsum('bkqgn,bkqgn->bkqg', block.C, block.B, wide=wide)[..., None, None]
+
+
+def _diagonal(own: jax.Array) -> jax.Array:
+    """A token's own terms [b,k,g,q] as matrices [b,k,g,q,s]."""
+    return jnp.eye(own.shape[-1], dtype=own.dtype) * own[..., None]
 
 
 def _forward_block(A, reverse, h, block: _Block):
@@ -112,7 +118,7 @@ def _forward_block(A, reverse, h, block: _Block):
     states = _einsum('bksgn,bksgrp->bkgnrp', block.B, (d.exit[..., None] * u).astype(narrow), wide=wide)
     h, entries = _carry(states, d.through, h, reverse)
     weights = (_between_tokens(block, wide)[:, :, :, None] * d.within).astype(narrow)
-    y = _einsum('bkgrqs,bksgrp->bkqgrp', weights, u.astype(narrow), wide=wide)
+    y = _einsum('bksgrp,bkgrqs->bkqgrp', u.astype(narrow), weights, wide=wide)
     carried = _einsum('bkqgn,bkgnrp->bkqgrp', block.C, entries.astype(narrow), wide=wide)
     from_others = y + d.entry[..., None] * carried
     return h, (from_others, from_others + _own(block, wide) * u.astype(narrow).astype(wide), entries)
@@ -136,10 +142,11 @@ def _backward_block(A, reverse, dh, inputs):
 
     weights = (_between_tokens(block, wide)[:, :, :, None] * d.within).astype(narrow)
     dweights = _einsum('bkqgrp,bksgrp->bkgrqs', g_narrow, u_narrow, wide=wide)
-    dscores = jnp.sum(dweights * d.within, axis=3).astype(narrow)
+    dscores = _einsum('bkgrqs,bkgrqs->bkgqs', dweights, d.within, wide=wide)
+    dscores = (dscores + _diagonal(_einsum('bkqgrp,bkqgrp->bkgq', g_narrow, u_narrow, wide=wide))).astype(narrow)
     dh_narrow = dh_exit.astype(narrow)
     du_exit = d.exit[..., None] * _einsum('bksgn,bkgnrp->bksgrp', block.B, dh_narrow, wide=wide)
-    du = _einsum('bkgrqs,bkqgrp->bksgrp', weights, g_narrow, wide=wide) + du_exit
+    du = _einsum('bkqgrp,bkgrqs->bksgrp', g_narrow, weights, wide=wide) + du_exit
     dC = _einsum('bkgqs,bksgn->bkqgn', dscores, block.B, wide=wide)
     dC += _einsum('bkqgrp,bkgnrp->bkqgn', g_entry, entries.astype(narrow), wide=wide)
     dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
@@ -152,7 +159,7 @@ def _backward_block(A, reverse, dh, inputs):
     last = 0 if reverse else -1
     ds = ds.at[:, :, last].add(at_last)
     da = jnp.einsum('bkqs,bkqgr->bksgr', d.visible, ds, precision=lax.Precision.HIGHEST)
-    ddt = A * da + jnp.sum(du * block.x.astype(wide), axis=-1)
+    ddt = A * da + _einsum('bkqgrp,bkqgrp->bkqgr', du, block.x.astype(wide), wide=wide)
     dx = block.dt[..., None] * du
     dA = jnp.sum(block.dt * da, axis=(0, 1, 2))
     return dh_before, (dx.astype(narrow), ddt, dB.astype(narrow), dC.astype(narrow), dA)
@@ -197,7 +204,8 @@ def _blocks_of(x, dt, B, C, run, tiling: _Tiling, reverse: bool) -> _Block:
     else:
         enters = jnp.pad(by_chunk[:, 1:, 0] == by_chunk[:, :-1, -1], ((0, 0), (1, 0)))
     enters = jnp.moveaxis(enters.reshape(-1, tiling.blocks, tiling.chunks), 1, 0)
-    return _Block(*(tiling.cut(a) for a in (x, dt, B, C)), run, enters)
+    starts = jnp.pad(run[..., 1:] != run[..., :-1], ((0, 0),) * (run.ndim - 1) + ((1, 0),)).astype(dt.dtype)
+    return _Block(*(tiling.cut(a) for a in (x, dt, B, C)), starts, enters)
 
 
 def _grouped(x, dt, A, groups):
