@@ -190,7 +190,8 @@ class BidirectionalMamba2(nnx.Module):
         """w (C . B) x per head, [rows, n, heads, headdim] in w's dtype: w [rows, n, heads], B and C [rows, n, groups, state]."""
         c = self.config
         score = jnp.repeat(jnp.sum(B.astype(w.dtype) * C.astype(w.dtype), axis=-1), c.num_heads // c.ngroups, -1)
-        return (w * score)[..., None] * x.astype(w.dtype)
+        # einsum: the gradient of the weights is then a dot (see ssd_readout).
+        return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _conv(self, x, layout, channels, *, reverse):
         """silu of the short convolution of some of its channels."""
