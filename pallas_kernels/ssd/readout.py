@@ -33,9 +33,9 @@ def ssd_readout(
     # One slot more a row, for tokens of no segment; rows get slots of their own in the flat sum.
     flat_slot = slot + (slots + 1) * jnp.arange(batch, dtype=slot.dtype)[:, None]
     query = jnp.pad(C, ((0, 0), (0, 1), (0, 0), (0, 0))).reshape(batch * (slots + 1), groups, state)[flat_slot]
-    score = jnp.sum(query.astype(wide) * B.astype(wide), axis=-1)
+    score = jnp.einsum('blgn,blgn->blg', query.astype(wide), B.astype(wide))
     weight = jnp.exp(_decay_to_end(dt * A, slot, reverse)) * dt * jnp.repeat(score, heads // groups, axis=-1)
-    # einsum: the gradient of the weights is then a dot, which XLA's CPU backend sums seven times as fast.
+    # einsum: the gradient of the weights is then a dot too, which XLA's CPU backend sums several times as fast.
     terms = jnp.einsum('blh,blhp->blhp', weight, x.astype(wide)).reshape(-1, heads * headdim)
     sums = jax.ops.segment_sum(
         terms, flat_slot.reshape(-1), num_segments=batch * (slots + 1), indices_are_sorted=True

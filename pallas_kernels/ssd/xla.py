@@ -71,9 +71,9 @@ def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
     at_exit = run == last
     mask = visible.astype(A.dtype)
     # Sums that restart at each segment, by matmul: differences stay as exact as the segment is short.
-    s = jnp.einsum('bkqs,bksgr->bkqgr', mask, block.dt * A, precision=lax.Precision.HIGHEST)
+    by_head = jnp.einsum('bksgr,bkqs->bkgrq', block.dt * A, mask, precision=lax.Precision.HIGHEST)
+    s = jnp.moveaxis(by_head, -1, 2)
     s_last = s[:, :, :1] if reverse else s[:, :, -1:]
-    by_head = jnp.moveaxis(s, 2, -1)
     difference = by_head[..., :, None] - by_head[..., None, :]
     within = jnp.exp(jnp.where(others[:, :, None, None], difference, -jnp.inf))
     entry = jnp.where(at_entry[..., None, None], jnp.exp(s), 0)

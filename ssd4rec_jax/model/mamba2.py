@@ -189,8 +189,9 @@ class BidirectionalMamba2(nnx.Module):
     def _weighted(self, w, C, B, x):
         """w (C . B) x per head, [rows, n, heads, headdim] in w's dtype: w [rows, n, heads], B and C [rows, n, groups, state]."""
         c = self.config
-        score = jnp.repeat(jnp.sum(B.astype(w.dtype) * C.astype(w.dtype), axis=-1), c.num_heads // c.ngroups, -1)
-        # einsum: the gradient of the weights is then a dot (see ssd_readout).
+        score = jnp.repeat(
+            jnp.einsum('blgn,blgn->blg', B.astype(w.dtype), C.astype(w.dtype)), c.num_heads // c.ngroups, axis=-1
+        )
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _conv(self, x, layout, channels, *, reverse):
