@@ -1,6 +1,7 @@
 """Several processes as one run: how they meet, and how all of them stop when one fails."""
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -50,6 +51,8 @@ def join() -> None:
         )
     if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
         raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
+    if flags_given and not re.fullmatch(r'.+:\d+', _COORDINATOR.value):
+        raise ConfigError(f'--coordinator_address={_COORDINATOR.value} must be HOST:PORT')
     # JAX itself aborts with a core's dump when its own time is over, so that a sentence has to come before that.
     patience = threading.Timer(_CONNECT_SECONDS.value, _give_up)
     patience.daemon = True
