@@ -162,11 +162,16 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, 
 @pytest.mark.parametrize('odd, message', [
     ('--set=train.learning_rate=0.5', 'disagree on train.learning_rate: 0.001 on process 0, 0.5 on process 1'),
     ('--set=data.rows_per_step=3', 'disagree on data.rows_per_step: 4 on process 0, 3 on process 1'),
-    pytest.param('--model_shards=3', 'disagree on --model_shards: 1 on process 0, 3 on process 1', marks=pytest.mark.slow),
+    pytest.param(
+        '--model_shards=3', 'disagree on --model_shards: 1 on process 0, 3 on process 1', marks=pytest.mark.slow
+    ),
     ('--restart', 'disagree on --restart: false on process 0, true on process 1'),
     ('--workdir=elsewhere', 'disagree on --workdir: "'),
     pytest.param('--data_dir=other.csv', 'disagree on the data (fingerprint): "', marks=pytest.mark.slow),
-    pytest.param('--set=train.learning_rat=1', "--set=train.learning_rat=1: there is no key 'train.learning_rat'", marks=pytest.mark.slow),
+    pytest.param(
+        '--set=train.learning_rat=1', "--set=train.learning_rat=1: there is no key 'train.learning_rat'",
+        marks=pytest.mark.slow,
+    ),
 ])
 def test_processes_that_disagree_all_say_so(root, odd, message):
     (root / 'other.csv').write_text((root / 'log.csv').read_text().replace(',33,', ',32,'))
@@ -222,7 +227,10 @@ def test_a_process_that_meets_nobody_says_where_it_looked(root, number):
     (['--process_id=1'], '--process_id needs --distributed'),
     (['--distributed', '--num_processes=2'], 'give all of --coordinator_address, --num_processes and --process_id'),
     (['--distributed', '--num_processes=2', '--process_id=2', '--coordinator_address=a:1'], '--process_id=2 must be from 0 to 1'),
-    (['--distributed', '--num_processes=2', '--process_id=1', '--coordinator_address=a'], '--coordinator_address=a must be HOST:PORT'),
+    (
+        ['--distributed', '--num_processes=2', '--process_id=1', '--coordinator_address=a'],
+        '--coordinator_address=a must be HOST:PORT',
+    ),
     (['--distributed'], '--distributed: coordinator_address should be defined'),
 ])
 def test_flags_that_do_not_fit_together(root, flags, message):
