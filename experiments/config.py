@@ -89,11 +89,12 @@ def from_dict(stored: dict) -> ExperimentConfig:
 
 def differences(there: ExperimentConfig, here: ExperimentConfig) -> list[str]:
     """'key: value there, value here' for each setting that differs."""
-    a, b = _flat(there), _flat(here)
+    a, b = flat(there), flat(here)
     return [f'{key}: {a[key]} there, {b[key]} here' for key in a if a[key] != b[key]]
 
 
-def _flat(config: ExperimentConfig) -> dict:
+def flat(config: ExperimentConfig) -> dict:
+    """{'section.key': value} of all settings."""
     flat = {'dataset': config.dataset}
     for section in SECTIONS:
         flat |= {f'{section}.{k}': v for k, v in dataclasses.asdict(getattr(config, section)).items()}

@@ -1,6 +1,7 @@
 """Several processes as one run: how they meet, and how all of them stop when one fails."""
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ import traceback
 
 import jax
 from absl import flags
+from orbax.checkpoint import multihost
 
 from ssd4rec_jax.errors import ConfigError, UserError
 
@@ -23,8 +25,10 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 # A machine that vanishes without a word is missed after this long; a process that dies is noticed at once.
 HEARTBEAT_SECONDS = 10
-# The first process to leave ends the others at once, who may be about to say the same of their own config or data.
-GRACE_SECONDS = 5
+# An error of config or data is mostly every process's, so that one that leaves at once would end the others unheard.
+ALIKE_SECONDS = 10
+# Process 0 leaves last: without the coordinator that it hosts JAX aborts the others, whatever they are saying.
+LAST_SECONDS = 3
 _ADVICE = (
     'Check that process 0 was started on the host of --coordinator_address, that its port is open to the others, and that '
     'all of --num_processes were started (none of the three flags is needed on a TPU pod or under SLURM)'
@@ -47,6 +51,8 @@ def join() -> None:
         )
     if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
         raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
+    if flags_given and not re.fullmatch(r'.+:\d+', _COORDINATOR.value):
+        raise ConfigError(f'--coordinator_address={_COORDINATOR.value} must be HOST:PORT')
     # JAX itself aborts with a core's dump when its own time is over, so that a sentence has to come before that.
     patience = threading.Timer(_CONNECT_SECONDS.value, _give_up)
     patience.daemon = True
@@ -85,7 +91,7 @@ def failing_together():
         this = f'process {jax.process_index()} of {jax.process_count()}'
         if isinstance(error, UserError):
             print(f'error: {this}: {error}', file=sys.stderr, flush=True)
-            time.sleep(GRACE_SECONDS)
+            _wait_for_the_others()
         elif isinstance(error, KeyboardInterrupt):
             print(f'{this}: interrupted', file=sys.stderr)
         else:
@@ -98,4 +104,12 @@ def failing_together():
             )
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(LAST_SECONDS)
         os._exit(1)
+
+
+def _wait_for_the_others() -> None:
+    """Return once every process of the run is here, or after ALIKE_SECONDS if some go on or have gone."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        multihost.get_barrier_sync_fn()(key='failed', timeout_ms=1000 * ALIKE_SECONDS)

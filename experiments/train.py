@@ -13,13 +13,13 @@ from absl import flags
 
 from experiments import distributed
 from experiments.cli import run
-from experiments.config import ExperimentConfig, differences
+from experiments.config import ExperimentConfig, differences, flat
 from experiments.dataset_flags import DATA_DIR, DATASET, configured, prepared_dataset
 from experiments.finished_run import read_config, write_config
 from experiments.runtime import StopSignals, backend_warning, enable_compilation_cache
 from experiments.terminal import Terminal
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.processes import is_first, on_first, several, together
+from ssd4rec_jax.processes import agree, is_first, on_first, several, together
 from ssd4rec_jax.trainer import Trainer
 from ssd4rec_jax.workdir import Workdir
 
@@ -45,12 +45,18 @@ def main() -> int:
 
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
-    config = configured()
+    config = together(configured)
     path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
+    # Before anything is done for which the processes have to be of one mind.
+    agree({
+        '--workdir': str(path), '--restart': _RESTART.value, '--adopt_config': _ADOPT_CONFIG.value,
+        '--model_shards': _MODEL_SHARDS.value, **flat(config),
+    })
     if _RESTART.value:
         on_first(lambda: _move_aside(path, terminal))
     workdir = Workdir(path)
     on_first(workdir.lock)
+    together(workdir.check_seen)
     run_data = together(lambda: _agree_on_config(workdir, config))
     if run_data and (result := workdir.read_json(workdir.result)):
         together(lambda: _agree_on_data(workdir, config, run_data))
@@ -69,9 +75,7 @@ def _train() -> int:
         config.model, config.data, config.train, dataset, workdir,
         model_shards=_MODEL_SHARDS.value, reporter=terminal, stop_requested=stop.requested,
     )
-    if is_first():
-        workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
-        write_config(workdir, config, prepared)
+    on_first(lambda: _begin(workdir, config, prepared))
     try:
         result = trainer.run()
     finally:
@@ -81,6 +85,11 @@ def _train() -> int:
         return stop.exit_code
     terminal.result(result)
     return 0
+
+
+def _begin(workdir: Workdir, config: ExperimentConfig, prepared: Path) -> None:
+    workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
+    write_config(workdir, config, prepared)
 
 
 def _agree_on_config(workdir: Workdir, config: ExperimentConfig) -> Path | None:

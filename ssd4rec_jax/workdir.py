@@ -32,6 +32,13 @@ class Workdir:
                 f'another process is training in {self.path}: wait for it or name another --workdir'
             ) from error
 
+    def check_seen(self) -> None:
+        """UserError where the folder that the run's first process has locked is not to be seen from this one."""
+        if not (self.path / '.lock').exists():
+            raise UserError(
+                f'the workdir {self.path} of process 0 is not seen here: --workdir has to lie on a file system of all hosts'
+            )
+
     def read_json(self, path: Path) -> dict | None:
         """The object in one of the run's JSON files, None where the file does not exist."""
         try:

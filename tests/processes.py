@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[1]
 
 def start(
     count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = 60, of_last: list[str] = (),
+    program: tuple[str, ...] = ('-m', 'experiments.train'),
 ) -> list[subprocess.Popen]:
     """`experiments.train` as `count` processes with so many CPU devices each (one process: without --distributed).
 
-    of_last: flags that the last process alone is given.
+    of_last: flags that the last process alone is given. program: Python's arguments for another program of those flags.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -24,7 +25,7 @@ def start(
             'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
             'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}',
         }
-        command = [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *flags, *more]
+        command = [sys.executable, *program, f'--workdir={workdir}', *flags, *more]
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     if count == 1:

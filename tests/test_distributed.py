@@ -2,6 +2,7 @@
 import json
 import signal
 import subprocess
+import textwrap
 import time
 
 import numpy as np
@@ -18,12 +19,12 @@ SETTINGS = (
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """A folder with a log of 50 users and 31 items; no count of devices here divides the 32 rows of 33 items' table."""
+    """A folder with a log of 50 users and 34 items; no count of devices here divides the 35 rows of their table."""
     root = tmp_path_factory.mktemp('processes')
     rng = np.random.default_rng(0)
     lines = ['user,item,time']
     for user in range(50):
-        lines += [f'{user},{rng.integers(0, 33)},{time}' for time in range(rng.integers(8, 14))]
+        lines += [f'{user},{rng.integers(0, 34)},{time}' for time in range(rng.integers(8, 14))]
     (root / 'log.csv').write_text('\n'.join(lines))
     return root
 
@@ -114,6 +115,34 @@ def test_sigterm_to_one_saves_on_all_and_another_process_count_goes_on(root, sin
 
 
 @pytest.mark.slow
+def test_each_example_of_an_epoch_is_seen_once_by_4_then_1_then_2_then_4_processes(root, single, monkeypatch):
+    """Counted where batches go onto the devices; three stops in the first epoch."""
+    steps = []
+    for number, (count, devices, shards) in enumerate([(4, 1, 2), (1, 2, 1), (2, 2, 4), (4, 1, 1)]):
+        folder = root / f'examples{number}'
+        folder.mkdir()
+        monkeypatch.setenv('RECORD_IN', str(folder))
+        monkeypatch.setenv('STOP_AFTER', '4' if number < 3 else '0')
+        done = finished(begin(
+            root, 'once', count, devices, f'--model_shards={shards}', program=('-m', 'tests.recorded_train')
+        ))
+        expected = 128 + signal.SIGTERM if number < 3 else 0
+        assert [process.returncode for process in done] == [expected] * count, done[0].stderr[-2000:]
+        by_process = [[json.loads(line) for line in file.read_text().splitlines()] for file in folder.iterdir()]
+        assert len(by_process) == count
+        steps += [sum(rows, []) for rows in zip(*by_process, strict=True)]
+        if number == 2:
+            assert len(steps) < 15, 'the last session begins in the first epoch as well'
+    users = [line.split(',')[0] for line in (root / 'log.csv').read_text().splitlines()[1:]]
+    examples = len(users) - 3 * len(set(users))  # of n items n - 3 prefixes have a target to train on
+    epochs = [record['epoch'] for record in records(root, 'once') if record['kind'] == 'train']
+    for epoch in (1, 2):
+        seen = [ids for at, ids in zip(epochs, steps, strict=True) if at == epoch]
+        assert sorted(sum(seen, [])) == list(range(examples))
+    assert_same_run(root, 'once', single)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, victim):
     workdir = f'killed{victim}'
@@ -133,8 +162,19 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, 
 @pytest.mark.parametrize('odd, message', [
     ('--set=train.learning_rate=0.5', 'disagree on train.learning_rate: 0.001 on process 0, 0.5 on process 1'),
     ('--set=data.rows_per_step=3', 'disagree on data.rows_per_step: 4 on process 0, 3 on process 1'),
+    pytest.param(
+        '--model_shards=3', 'disagree on --model_shards: 1 on process 0, 3 on process 1', marks=pytest.mark.slow
+    ),
+    ('--restart', 'disagree on --restart: false on process 0, true on process 1'),
+    ('--workdir=elsewhere', 'disagree on --workdir: "'),
+    pytest.param('--data_dir=other.csv', 'disagree on the data (fingerprint): "', marks=pytest.mark.slow),
+    pytest.param(
+        '--set=train.learning_rat=1', "--set=train.learning_rat=1: there is no key 'train.learning_rat'",
+        marks=pytest.mark.slow,
+    ),
 ])
 def test_processes_that_disagree_all_say_so(root, odd, message):
+    (root / 'other.csv').write_text((root / 'log.csv').read_text().replace(',33,', ',32,'))
     for process in finished(begin(root, 'odd', 2, 1, of_last=[odd])):
         assert process.returncode == 1 and message in process.stderr, process.stderr[-2000:]
 
@@ -146,6 +186,31 @@ def test_rows_or_tables_that_cannot_be_split_are_refused_by_all(root):
     ):
         for process in finished(begin(root, 'uneven', 2, 1, flag)):
             assert process.returncode == 1 and message in process.stderr, process.stderr[-2000:]
+
+
+@pytest.mark.parametrize('late', [0, 1])
+def test_a_process_that_comes_late_to_an_error_still_says_it(root, late):
+    """Process 0 hosts the coordinator, without which JAX aborts the others."""
+    code = f"""
+        import time
+        import jax
+        from absl import flags
+        from experiments import distributed
+        from experiments.cli import run
+        from ssd4rec_jax.errors import UserError
+
+        def main():
+            distributed.join()
+            with distributed.failing_together():
+                time.sleep(2 if jax.process_index() == {late} else 0)
+                raise UserError('what both meet')
+
+        flags.DEFINE_string('workdir', None, '')
+        run(main)
+    """
+    for process in finished(start(2, root, devices=1, cwd=root, program=('-c', textwrap.dedent(code)))):
+        assert process.returncode == 1, process.stderr[-2000:]
+        assert 'what both meet' in process.stderr and 'Fatal' not in process.stderr
 
 
 @pytest.mark.parametrize('number', [0, 1])
@@ -162,6 +227,11 @@ def test_a_process_that_meets_nobody_says_where_it_looked(root, number):
     (['--process_id=1'], '--process_id needs --distributed'),
     (['--distributed', '--num_processes=2'], 'give all of --coordinator_address, --num_processes and --process_id'),
     (['--distributed', '--num_processes=2', '--process_id=2', '--coordinator_address=a:1'], '--process_id=2 must be from 0 to 1'),
+    (
+        ['--distributed', '--num_processes=2', '--process_id=1', '--coordinator_address=a'],
+        '--coordinator_address=a must be HOST:PORT',
+    ),
+    (['--distributed'], '--distributed: coordinator_address should be defined'),
 ])
 def test_flags_that_do_not_fit_together(root, flags, message):
     done = finished(begin(root, 'flags', 1, 1, *flags))[0]

@@ -1,14 +1,17 @@
 """A step on any mesh gives one device's numbers: loss, raw gradients before the optimiser, parameters."""
+import dataclasses
 import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.losses import softmax_loss_sum
 from ssd4rec_jax.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
 from ssd4rec_jax.gradients import Objective, loss_and_gradients, make_gradients
@@ -81,6 +84,35 @@ def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one
     table = many_grads['item_embedding']
     assert len(table) == -(-41 // model) * model and not table[41:].any()
     assert_same_gradients({**many_grads, 'item_embedding': table[:41]}, grads)
+
+
+@pytest.mark.parametrize('data, model', [
+    (8, 1), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow),
+])
+def test_raw_gradients_are_those_of_the_plain_network_and_one_softmax(x64, batch, plain, data, model):
+    """Against the plain algorithm on one device, which knows no mesh; 41 rows of the table."""
+    network, plain_loss, plain_grads = plain
+    loss, _, grads = gradients_on(network, batch, mesh_of(data, model), mask_ratio=0.0)
+    assert loss == pytest.approx(plain_loss, rel=1e-10)
+    grads['item_embedding'] = grads['item_embedding'][:41]
+    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(plain_grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=str(path))
+
+
+@pytest.fixture
+def plain(x64, batch):
+    """(network, loss and gradients by jax.grad of plain_readout and a whole softmax), in float64 without dropout."""
+    config = dataclasses.replace(CONFIG, dropout_prob=0.0, norm_embedding=True, dtype='float64')
+    net, params = init_network(config, ITEMS, seed=0)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda w: w + 0.1 * rng.normal(size=w.shape), params)
+
+    def loss_of(params):
+        scores = plain_readout(net.bind(params), batch.items, Layout.of(batch)) @ params['item_embedding'].T
+        of_target = jnp.take_along_axis(jax.nn.log_softmax(scores), batch.targets[..., None], -1)[..., 0]
+        return -jnp.sum(jnp.where(batch.targets > 0, of_target, 0.0))
+
+    return (net, params), *jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss_of))(params))
 
 
 @pytest.mark.parametrize('shards, max_scores', [(8, 2**20), (4, 8 * 4 * 3), (8, 8 * 8)])

@@ -56,7 +56,9 @@ def expected(network, dataset):
     return {'valid': by_hand(network, dataset, 2), 'test': by_hand(network, dataset, 1)}
 
 
-@pytest.mark.parametrize('devices, model, targets_per_step', [(1, 1, 1024), (1, 1, 13), (8, 1, 13), (8, 4, 13), (8, 8, 1024)])
+@pytest.mark.parametrize('devices, model, targets_per_step', [
+    (1, 1, 1024), (1, 1, 13), (8, 1, 13), (8, 2, 13), (8, 4, 13), (8, 8, 1024),
+])
 def test_every_user_is_ranked_once_however_they_are_packed(
     network, dataset, expected, devices, model, targets_per_step
 ):

@@ -1,0 +1,33 @@
+"""`experiments.train` that notes which examples its steps take as they go onto the devices, and stops by itself.
+
+A process writes a line a step, the ids of the examples in its rows, to a file of its own in the folder RECORD_IN. After
+STOP_AFTER steps the last process of the run gets a SIGTERM.
+"""
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+
+from experiments import train
+from experiments.cli import run
+from ssd4rec_jax import trainer
+
+file = open(Path(os.environ['RECORD_IN']) / str(os.getpid()), 'w')
+left = int(os.environ['STOP_AFTER'])
+place_rows = trainer.place_rows
+
+
+def recorded(batch, *args):
+    global left
+    file.write(json.dumps(batch.example_ids[batch.example_ids >= 0].tolist()) + '\n')
+    file.flush()
+    left -= 1
+    if left == 0 and jax.process_index() == jax.process_count() - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return place_rows(batch, *args)
+
+
+trainer.place_rows = recorded
+run(train.main)
