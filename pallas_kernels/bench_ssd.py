@@ -93,7 +93,9 @@ def _names(text: str, known, flag: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--implementation', default=','.join(TIMED), help=f'of {", ".join(TIMED)}, comma-separated')
-    parser.add_argument('--workload', default='kuairand,mamba1k,mamba2k,mamba16k,mamba64k', help=f'of {", ".join(WORKLOADS)}, comma-separated')
+    parser.add_argument(
+        '--workload', default='kuairand,mamba1k,mamba2k,mamba16k,mamba64k', help=f'of {", ".join(WORKLOADS)}, comma-separated'
+    )
     parser.add_argument('--dtype', default='bfloat16', choices=['bfloat16', 'float32'])
     parser.add_argument('--repeats', type=int, default=10, help='timed calls, of which the median counts')
     parser.add_argument('--json', help='file to write the figures to')

@@ -57,7 +57,8 @@ class Ceilings(NamedTuple):
             return lax.fori_loop(0, rounds, lambda _, a: jnp.exp(-a), a, unroll=min(rounds, 64))
 
         calls, _ = compiled({
-            'bytes': (lambda a: a + 1, (stream,)), 'flops': (jnp.matmul, (square, square)), 'exps': (exponentials, (block,)),
+            'bytes': (lambda a: a + 1, (stream,)), 'flops': (jnp.matmul, (square, square)),
+            'exps': (exponentials, (block,)),
         })
         seconds = device_seconds(calls, repeats)
         return cls(8 * size / seconds['bytes'], 2 * n**3 / seconds['flops'], rounds * (size // 16) / seconds['exps'])

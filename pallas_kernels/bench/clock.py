@@ -80,7 +80,7 @@ def has_device_timer() -> bool:
 
 
 def compiled(functions: dict[str, tuple[Callable, tuple]]) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """({name: call that ends when its work has}, {name: seconds to compile}) of jitted {name: (function, arguments)}."""
+    """({name: call that ends when its work has}, {name: seconds to compile}) of {name: (function, arguments)}."""
     calls, seconds = {}, {}
     for name, (function, args) in functions.items():
         started = time.perf_counter()

@@ -48,7 +48,7 @@ def test_figures_of_a_workload_and_reasons_where_there_are_none():
         assert f['tflops'] * f['seconds'] * 1e12 == pytest.approx(work.flops)
         assert f['share_of_ceiling'] * f['seconds'] == pytest.approx(max(work) / 1e9)
         assert f['compile_seconds'] > 0
-    assert figures['jax attention']['forward']['seconds'] > 0 and figures['jax attention']['forward']['compile_seconds'] > 0
+    assert min(figures['jax attention']['forward'].values()) > 0
     assert figures['pallas_tpu'] == {'unavailable': 'pallas_tpu runs on TPUs and this program is for cpu'}
     assert figures['pallas_gpu'] == {'unavailable': 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'}
     assert figures['cuDNN attention'] == {'unavailable': 'cuDNN attention needs an NVIDIA GPU'}
@@ -112,7 +112,7 @@ def test_xla_runs_beside_what_is_asked_for(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(sys, 'argv', ['bench_ssd', '--implementation=pallas_gpu', '--workload=mamba2k', '--repeats=1'])
     monkeypatch.setattr(Ceilings, 'measure', lambda dtype, repeats: Ceilings(1.0, 1.0, 1.0))
-    monkeypatch.setattr(bench_ssd, 'measure', lambda w, dtype, implementations, *rest: asked.extend(implementations) or {})
+    monkeypatch.setattr(bench_ssd, 'measure', lambda w, dtype, names, *rest: asked.extend(names) or {})
     assert bench_ssd.main() == 0
     assert asked == ['pallas_gpu', 'xla']
 

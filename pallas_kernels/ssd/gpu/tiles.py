@@ -31,8 +31,8 @@ PROGRAMS = 512  # two a multiprocessor at a time, two times over: below this, a 
 
 
 class Tiles(NamedTuple):
-    """The sizes of one call; heads counts those of a block, `blocks` the blocks of a group. state: filled up with zeros to
-    a multiple of 16, the depth of a wgmma."""
+    """The sizes of one call; heads counts those of a block, `blocks` the blocks of a group. state: filled up with zeros
+    to a multiple of 16, the depth of a wgmma."""
 
     batch: int
     chunks: int

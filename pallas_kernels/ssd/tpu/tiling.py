@@ -18,8 +18,8 @@ class Tiling(NamedTuple):
     """One program takes `heads` heads of one group and walks over blocks of `block` tokens in chunks of `chunk`.
 
     length: tokens of a row. groups: of B and C. programs: head blocks a group. heads: a program, padded with empty heads
-    to a multiple of 128 lanes. real_heads: heads of a group. state: filled up with zeros to a multiple of 8, the rows of a
-    register. bytes: of an element of x.
+    to a multiple of 128 lanes. real_heads: heads of a group. state: filled up with zeros to a multiple of 8, the rows of
+    a register. bytes: of an element of x.
     """
 
     length: int
