@@ -2,15 +2,14 @@
 
     python -m pallas_kernels.bench_ssd [--implementation=pallas_gpu,xla] [--workload=kuairand,mamba16k] [--json=FILE]
 
-Implementations that cannot serve this device, and peers that are not installed, are listed with the reason.
+xla and the peers run beside what is asked for. Implementations that cannot serve this device, and peers that are not
+installed, are listed with the reason.
 """
 import argparse
 import datetime
-import functools
 import json
 import platform
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import ssd_scan
 from pallas_kernels.bench.ceilings import Ceilings, Work
-from pallas_kernels.bench.clock import device_seconds, has_device_timer
+from pallas_kernels.bench.clock import compiled, device_seconds, has_device_timer
 from pallas_kernels.bench.peers import PEERS, Unavailable
 from pallas_kernels.ssd.api import IMPLEMENTATIONS, Call, choose_implementation
 from pallas_kernels.ssd.workloads import WORKLOADS, Workload
@@ -41,17 +40,7 @@ def ours(w: Workload, dtype, implementation: str) -> tuple[dict, dict[str, float
         y, vjp = jax.vjp(lambda a: forward(a, ids, cotangent), arrays)
         return y, vjp(cotangent)
 
-    calls, compiling = {}, {}
-    for name, f in zip(PASSES, (forward, both)):
-        started = time.perf_counter()
-        compiled = jax.jit(f).lower(arrays, jnp.asarray(ids), cotangent).compile()
-        compiling[name] = time.perf_counter() - started
-        calls[name] = functools.partial(_finish, compiled, arrays, jnp.asarray(ids), cotangent)
-    return calls, compiling
-
-
-def _finish(f, *args):
-    return jax.block_until_ready(f(*args))
+    return compiled({name: (f, (arrays, jnp.asarray(ids), cotangent)) for name, f in zip(PASSES, (forward, both))})
 
 
 def measure(w: Workload, dtype, implementations: list[str], ceilings: Ceilings, repeats: int) -> dict:
@@ -59,14 +48,11 @@ def measure(w: Workload, dtype, implementations: list[str], ceilings: Ceilings, 
     figures, calls = {}, {}
     for name in (*implementations, *PEERS):
         try:
-            if name in PEERS:
-                each, compiling = PEERS[name](w, dtype), {}
-            else:
-                each, compiling = ours(w, dtype, name)
+            each, compiling = PEERS[name](w, dtype) if name in PEERS else ours(w, dtype, name)
         except (Unavailable, ValueError) as error:
             figures[name] = {'unavailable': str(error)}
             continue
-        figures[name] = {kind: {'compile_seconds': compiling[kind]} if compiling else {} for kind in PASSES}
+        figures[name] = {kind: {'compile_seconds': compiling[kind]} for kind in PASSES}
         calls |= {(name, kind): call for kind, call in each.items()}
     seconds = device_seconds(calls, repeats)
     for (name, kind), measured in seconds.items():
@@ -92,8 +78,8 @@ def _print(name: str, w: Workload, figures: dict) -> None:
             line = f'  {peer:16} {kind:17} {f["seconds"] * 1e3:10.3f} ms'
             if 'tflops' in f:
                 line += (f'  {f["tflops"]:7.2f} TFLOP/s  {f["gigabytes_per_second"]:8.1f} GB/s  {f["share_of_ceiling"]:6.1%} of the '
-                         f'{f["binds"]} ceiling  (compiled in {f["compile_seconds"]:.1f} s)')
-            print(line, flush=True)
+                         f'{f["binds"]} ceiling')
+            print(f'{line}  (compiled in {f["compile_seconds"]:.1f} s)', flush=True)
 
 
 def _names(text: str, known, flag: str) -> list[str]:
@@ -107,12 +93,15 @@ def _names(text: str, known, flag: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--implementation', default=','.join(TIMED), help=f'of {", ".join(TIMED)}, comma-separated')
-    parser.add_argument('--workload', default='kuairand,mamba2k,mamba16k,mamba64k', help=f'of {", ".join(WORKLOADS)}, comma-separated')
+    parser.add_argument(
+        '--workload', default='kuairand,mamba1k,mamba2k,mamba16k,mamba64k', help=f'of {", ".join(WORKLOADS)}, comma-separated'
+    )
     parser.add_argument('--dtype', default='bfloat16', choices=['bfloat16', 'float32'])
     parser.add_argument('--repeats', type=int, default=10, help='timed calls, of which the median counts')
     parser.add_argument('--json', help='file to write the figures to')
     args = parser.parse_args()
-    implementations = _names(args.implementation, TIMED, 'implementation')
+    asked = _names(args.implementation, TIMED, 'implementation')
+    implementations = asked if 'xla' in asked else [*asked, 'xla']
     workloads = _names(args.workload, WORKLOADS, 'workload')
     if args.repeats < 1:
         raise SystemExit(f'error: --repeats={args.repeats} must be at least 1')

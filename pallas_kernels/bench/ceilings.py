@@ -1,12 +1,11 @@
 """What a chip can do at most, measured: bytes moved, products summed, exponentials taken."""
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.bench.clock import device_seconds
+from pallas_kernels.bench.clock import compiled, device_seconds
 from pallas_kernels.ssd.workloads import Workload
 
 CHUNK = 64  # the chunk whose work `Work` counts: near the least for the shapes in use
@@ -57,10 +56,10 @@ class Ceilings(NamedTuple):
         def exponentials(a):
             return lax.fori_loop(0, rounds, lambda _, a: jnp.exp(-a), a, unroll=min(rounds, 64))
 
-        calls = {
-            'bytes': _call(lambda a: a + 1, stream), 'flops': _call(jnp.matmul, square, square),
-            'exps': _call(exponentials, block),
-        }
+        calls, _ = compiled({
+            'bytes': (lambda a: a + 1, (stream,)), 'flops': (jnp.matmul, (square, square)),
+            'exps': (exponentials, (block,)),
+        })
         seconds = device_seconds(calls, repeats)
         return cls(8 * size / seconds['bytes'], 2 * n**3 / seconds['flops'], rounds * (size // 16) / seconds['exps'])
 
@@ -69,8 +68,3 @@ class Ceilings(NamedTuple):
         least = {name: getattr(work, name) / getattr(self, name) for name in Work._fields}
         name = max(least, key=least.get)
         return {'bytes': 'bandwidth', 'flops': 'matmul', 'exps': 'exp'}[name], least[name]
-
-
-def _call(f: Callable, *args) -> Callable[[], object]:
-    jitted = jax.jit(f)
-    return lambda: jax.block_until_ready(jitted(*args))

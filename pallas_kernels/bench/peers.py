@@ -1,18 +1,22 @@
 """What users would pick instead of ssd_scan, where it is installed: never a dependency.
 
-Each peer is a function of a workload that gives {'forward': call, 'forward+backward': call}, or raises Unavailable with
-the reason. Attention has no state: it is given q, k, v of x's shape and reads every earlier token.
+Each peer is a function of a workload that gives {'forward': call, 'forward+backward': call} and the seconds that each
+took to compile, or raises Unavailable with the reason. Attention has no state: it is given q, k, v of x's shape and
+reads every earlier token.
 """
 import importlib.util
+import sys
+import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.bench.clock import compiled
 from pallas_kernels.ssd.workloads import Workload
 
-Calls = dict[str, Callable[[], object]]
+Calls = tuple[dict[str, Callable[[], object]], dict[str, float]]
 MAX_SQUARE = 2**32  # bytes of the [length, length] scores that attention in plain XLA may hold
 
 
@@ -39,18 +43,32 @@ def attention(w: Workload, dtype, implementation: str) -> Calls:
         y, vjp = jax.vjp(forward, q, k, v)
         return y, vjp(g)
 
-    return _jitted({'forward': (forward, (q, k, v)), 'forward+backward': (both, (q, k, v, g))})
+    try:
+        return compiled({'forward': (forward, (q, k, v)), 'forward+backward': (both, (q, k, v, g))})
+    except (RuntimeError, ValueError) as error:  # a cuDNN that is missing, too old, or has no plan for this shape
+        raise Unavailable(f'{implementation} attention: {error}') from error
+
+
+def mamba2_function() -> Callable:
+    """mamba_chunk_scan_combined, without running mamba_ssm/__init__.py: its models ask for compiled extensions and for
+    packages that the Triton kernels do without."""
+    for package in ('torch', 'triton', 'mamba_ssm'):
+        if importlib.util.find_spec(package) is None:
+            raise Unavailable(f"Mamba-2's Triton kernels need {package}, which is not installed")
+    if 'mamba_ssm' not in sys.modules:
+        sys.modules['mamba_ssm'] = importlib.util.module_from_spec(importlib.util.find_spec('mamba_ssm'))
+    try:
+        return importlib.import_module('mamba_ssm.ops.triton.ssd_combined').mamba_chunk_scan_combined
+    except ImportError as error:
+        raise Unavailable(f"Mamba-2's Triton kernels cannot be imported: {error}") from error
 
 
 def mamba2_triton(w: Workload, dtype) -> Calls:
     """mamba_chunk_scan_combined of the mamba-ssm package, with seq_idx."""
-    for package in ('torch', 'triton', 'mamba_ssm'):
-        if importlib.util.find_spec(package) is None:
-            raise Unavailable(f"Mamba-2's Triton kernels need {package}, which is not installed")
+    scan = mamba2_function()
     import torch
     if not torch.cuda.is_available():
         raise Unavailable("Mamba-2's Triton kernels need an NVIDIA GPU")
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     arrays, ids = w.arrays()
     of = lambda a, kind: torch.tensor(np.asarray(a), device='cuda', dtype=kind)  # noqa: E731
@@ -63,15 +81,20 @@ def mamba2_triton(w: Workload, dtype) -> Calls:
 
     def forward():
         with torch.no_grad():
-            mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
+            scan(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
         torch.cuda.synchronize()
 
     def both():
-        y = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
+        y = scan(x, dt, A, B, C, chunk_size=256, D=D, seq_idx=seq_idx)
         torch.autograd.grad(y, inputs, g)
         torch.cuda.synchronize()
 
-    return {'forward': forward, 'forward+backward': both}
+    calls, seconds = {'forward': forward, 'forward+backward': both}, {}
+    for name, call in calls.items():  # the first call compiles and tunes
+        started = time.perf_counter()
+        call()
+        seconds[name] = time.perf_counter() - started
+    return calls, seconds
 
 
 PEERS = {
@@ -79,11 +102,3 @@ PEERS = {
     'cuDNN attention': lambda w, dtype: attention(w, dtype, 'cudnn'),
     'Mamba-2 Triton': mamba2_triton,
 }
-
-
-def _jitted(functions: dict) -> Calls:
-    def call(f, args):
-        jitted = jax.jit(f)
-        return lambda: jax.block_until_ready(jitted(*args))
-
-    return {name: call(f, args) for name, (f, args) in functions.items()}

@@ -31,6 +31,7 @@ class Workload(NamedTuple):
 
 WORKLOADS = {
     'kuairand': Workload(7, 8192, 32, 16, 1, 64, 50),  # rows of the published model on KuaiRand
+    'mamba1k': Workload(1, 1024, 8, 64, 1, 128, 1024),
     'mamba2k': Workload(1, 2048, 8, 64, 1, 128, 2048),
     'mamba16k': Workload(1, 16384, 8, 64, 1, 128, 16384),
     'mamba64k': Workload(1, 65536, 8, 64, 1, 128, 65536),

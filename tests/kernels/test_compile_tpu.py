@@ -1,5 +1,8 @@
 """The TPU kernels compiled ahead of time for real topologies, by libtpu, on this machine without a TPU."""
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -15,6 +18,7 @@ SHAPES = {
     'mamba16k': WORKLOADS['mamba16k'],
     'headdim 128, state 256, odd length': Workload(2, 8000, 4, 128, 1, 256, 100),
     'headdim 32, 4 groups': Workload(2, 8000, 32, 32, 4, 16, 100),
+    'a state of no multiple of 8': Workload(1, 1000, 8, 16, 1, 37, 100),
     'groups of few heads, a short row': Workload(2, 100, 6, 16, 2, 16, 10),
 }
 
@@ -29,7 +33,12 @@ def assert_as_planned(program, w: Workload, dtype):
     assert [name.rstrip('_') for name, _ in program.kernels] == ['ssd_forward', 'ssd_backward']
     assert max(vmem for _, vmem in program.kernels) <= planned_vmem(w, dtype) <= VMEM_BUDGET
     if w.length > 1000:
-        assert not re.search(rf'[\[,]{w.length},{w.length}[\],]', program.text)
+        assert_no_square(program, w.length)
+
+
+def assert_no_square(program, length: int):
+    """No array of the compiled program has two neighbouring axes of this length."""
+    assert f'{length}' in program.text and not re.search(rf'[\[,]{length},{length}[\],]', program.text)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -37,6 +46,9 @@ def test_scan_compiles_for_v5e(reverse):
     w = WORKLOADS['kuairand']._replace(batch=1)
     program = compile_scan(topology_devices('v5e:2x2')[0], w, jnp.bfloat16, reverse=reverse)
     assert_as_planned(program, w, jnp.bfloat16)
+    forward, backward = (vmem / 2**20 for _, vmem in program.kernels)
+    kernels = rf'ssd_forward\w* {forward:.1f} MiB of VMEM, ssd_backward\w* {backward:.1f} MiB of VMEM; '
+    assert re.search(kernels + r'HBM [\d,.]+ MiB in and out, [\d,.]+ MiB of temporaries', str(program))
 
 
 def test_no_relayout_copies_at_64k_tokens():
@@ -64,12 +76,33 @@ def test_temporaries_at_64k_tokens_on_every_topology(topology, workload):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('w,dtype', [
+    (WORKLOADS['long64k']._replace(batch=2), jnp.float32), (WORKLOADS['mamba64k']._replace(length=2**17), jnp.bfloat16),
+])
+def test_temporaries_beyond_64k_tokens(w, dtype):
+    program = compile_scan(topology_devices('v5e:2x2')[0], w, dtype, reverse=True)
+    assert_as_planned(program, w, dtype)
+    assert program.hbm_temporaries <= 1.2 * program.hbm_in_out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 def test_the_train_step_compiles_and_uses_the_kernels(topology):
     """Two layers: the first layer's two directions, forward and backward; the last one reads without a scan."""
-    program = compile_train_step(topology_devices(topology), tokens=1024)
+    tokens = 1152  # no width of the model
+    program = compile_train_step(topology_devices(topology), tokens=tokens)
     names = sorted(name.rstrip('_') for name, _ in program.kernels)
     assert names == ['ssd_backward'] * 2 + ['ssd_forward'] * 2
+    assert_no_square(program, tokens)
+
+
+def test_a_topology_that_libtpu_does_not_know_is_named():
+    done = subprocess.run(
+        [sys.executable, '-m', 'pallas_kernels.compile_tpu', '--topology=v9:2x2'], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 1 and done.stdout == ''
+    assert 'error: --topology=v9:2x2 is not one that libtpu knows, such as v5e:2x2' in done.stderr
 
 
 @pytest.mark.parametrize('chunk_size,said', [
@@ -84,7 +117,7 @@ def test_a_tile_that_does_not_fit_is_refused_before_the_compiler_sees_it(chunk_s
 
 @pytest.mark.parametrize('x,B,said', [
     (jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 1, 16)), 'a headdim of 16, 32, 64, 128 and x has 3'),
-    (jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 8, 1, 12)), 'a state of 16 to 256, a multiple of 8, and B has 12'),
+    (jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 8, 1, 12)), 'a state of 16 to 256 and B has 12'),
     (jnp.zeros((1, 8, 4, 16), jnp.float16), jnp.zeros((1, 8, 1, 16), jnp.float16), 'bfloat16 or float32 and x is float16'),
 ])
 def test_what_it_cannot_serve_is_said_and_goes_to_xla_where_none_is_named(x, B, said):

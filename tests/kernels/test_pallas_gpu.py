@@ -176,8 +176,8 @@ def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked():
 @pytest.mark.parametrize('call,named', [
     (('float32', 16, 64, None), 'computes in bfloat16 and x is float32'),
     (('bfloat16', 24, 64, None), 'headdim 16, 32, 64, 128 and x has 24'),
-    (('bfloat16', 16, 40, None), 'in steps of 16 and B has 40'),
-    (('bfloat16', 16, 272, None), '16 to 256 in steps of 16 and B has 272'),
+    (('bfloat16', 16, 8, None), 'states of 16 to 256 and B has 8'),
+    (('bfloat16', 16, 257, None), 'states of 16 to 256 and B has 257'),
     (('bfloat16', 16, 64, 32), 'chunk_size=32'),
 ])
 def test_calls_that_cannot_be_served_are_told_why(call, named):

@@ -132,11 +132,14 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
         )
         square = CHUNK, CHUNK
         scores = tiles.product(C_smem, B_smem.transpose((1, 0)))
-        j = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+        i, j = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
         lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
         # Masked once for all heads; the exponents below are at most 0 there too, so 0 meets no infinity.
         visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
         scores = jnp.where(visible, scores, 0.0)
+        # A token's own weight stays float32, as in xla: it is no sum in which the rounding of many would average out.
+        own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
+        scores = jnp.where(i == j, 0.0, scores)
 
         def step(x_smem, vectors_smem, h_smem, y_smem):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
@@ -152,6 +155,7 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
                 decay = jnp.exp2(jnp.minimum(over_rows(s, square) - over_columns(s_j, square), 0.0))
                 weights = (scores * decay).astype(jnp.bfloat16)
                 y = tiles.register_product(weights, u_smem.at[:, its], interpret=interpret)
+                y += over_rows(own, y.shape) * tile(u_smem.at[:, its])
                 y += over_rows(entry, y.shape) * carried[:, head * t.headdim:(head + 1) * t.headdim]
                 y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
                 y_smem.at[:, its][...] = y.astype(jnp.bfloat16)

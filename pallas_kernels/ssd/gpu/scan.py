@@ -30,8 +30,8 @@ def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None
         return f'pallas_gpu computes in bfloat16 and x is {jnp.dtype(x_dtype)}; cast x, B and C or {take_xla}'
     if headdim not in HEADDIMS:
         return f'pallas_gpu serves headdim {", ".join(map(str, HEADDIMS))} and x has {headdim}; {take_xla}'
-    if state % 16 or not 16 <= state <= 256:
-        return f'pallas_gpu serves states of 16 to 256 in steps of 16 and B has {state}; {take_xla}'
+    if not 16 <= state <= 256:
+        return f'pallas_gpu serves states of 16 to 256 and B has {state}; {take_xla}'
     if chunk_size not in (None, CHUNK):
         return f'pallas_gpu has chunks of {CHUNK} tokens, the rows of a wgmma, and chunk_size={chunk_size}; {take_xla}'
     t = Tiles.of(1, CHUNK, 1, headdim, 1, state)
@@ -53,7 +53,8 @@ def ssd_scan_pallas_gpu(
     reason = why_not_pallas_gpu(x.dtype, x.shape[3], B.shape[3], chunk_size)
     if reason:
         raise ValueError(reason)
-    return _ssd(reverse, interpret, x, dt, A, B, C, run)
+    gap = [(0, 0)] * 3 + [(0, Tiles.of(*x.shape, *B.shape[2:]).state - B.shape[3])]
+    return _ssd(reverse, interpret, x, dt, A, jnp.pad(B, gap), jnp.pad(C, gap), run)
 
 
 def _chunked(t: Tiles, a: jax.Array, fill=0) -> jax.Array:

@@ -31,7 +31,8 @@ PROGRAMS = 512  # two a multiprocessor at a time, two times over: below this, a 
 
 
 class Tiles(NamedTuple):
-    """The sizes of one call; heads counts those of a block, `blocks` the blocks of a group."""
+    """The sizes of one call; heads counts those of a block, `blocks` the blocks of a group. state: filled up with zeros
+    to a multiple of 16, the depth of a wgmma."""
 
     batch: int
     chunks: int
@@ -44,7 +45,8 @@ class Tiles(NamedTuple):
     @classmethod
     def of(cls, batch: int, length: int, heads: int, headdim: int, groups: int, state: int) -> 'Tiles':
         a_block = max(CHUNK // headdim, 1)
-        return cls(batch, -(-length // CHUNK), groups, -(-(heads // groups) // a_block), a_block, headdim, state)
+        blocks, filled = -(-(heads // groups) // a_block), -(-state // 16) * 16
+        return cls(batch, -(-length // CHUNK), groups, blocks, a_block, headdim, filled)
 
     @property
     def all_chunks(self) -> int:

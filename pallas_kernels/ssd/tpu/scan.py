@@ -225,7 +225,8 @@ def ssd_scan_pallas_tpu(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int |
     by_head = jnp.moveaxis(_by_program(dt[..., None], t)[..., 0], 2, 1)
     # A row each, so that rows of a vmapped call may have rates of their own.
     rates = jnp.broadcast_to(_by_program(A[:, None], t)[:, None, :, 0], (batch, t.groups * t.programs, 1, t.heads))
-    B, C = jnp.moveaxis(B, 2, 1), jnp.moveaxis(C, 2, 1)
+    gap = [(0, 0)] * 3 + [(0, t.state - B.shape[3])]
+    B, C = (jnp.moveaxis(jnp.pad(a, gap), 2, 1) for a in (B, C))
     y = _ssd((t, reverse, interpret), fused, by_head, rates, B, C, local_runs(run, t, reverse).astype(dt.dtype))
     y = y.reshape(batch, length, t.groups, t.programs * t.heads, headdim)[..., :t.real_heads, :]
     return y.reshape(x.shape)

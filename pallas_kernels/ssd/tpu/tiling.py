@@ -18,7 +18,8 @@ class Tiling(NamedTuple):
     """One program takes `heads` heads of one group and walks over blocks of `block` tokens in chunks of `chunk`.
 
     length: tokens of a row. groups: of B and C. programs: head blocks a group. heads: a program, padded with empty heads
-    to a multiple of 128 lanes. real_heads: heads of a group. bytes: of an element of x.
+    to a multiple of 128 lanes. real_heads: heads of a group. state: filled up with zeros to a multiple of 8, the rows of
+    a register. bytes: of an element of x.
     """
 
     length: int
@@ -36,7 +37,7 @@ class Tiling(NamedTuple):
     def of(cls, x_shape, x_dtype, B_shape, chunk_size: int | None) -> 'Tiling':
         """The tiling for these shapes; the largest block within the budget where chunk_size is None."""
         _, length, heads, headdim = x_shape
-        groups, state = B_shape[2:]
+        groups, state = B_shape[2], -(-B_shape[3] // 8) * 8
         real = heads // groups
         tile = LANES // headdim
         padded = -(-real // tile) * tile
@@ -95,8 +96,8 @@ def why_not(x_shape, x_dtype, B_shape, chunk_size: int | None, interpret: bool) 
     headdim, state = x_shape[3], B_shape[3]
     if headdim not in HEADDIMS:
         return f'pallas_tpu needs a headdim of {", ".join(map(str, HEADDIMS))} and x has {headdim}'
-    if not 16 <= state <= 256 or state % 8:
-        return f'pallas_tpu needs a state of 16 to 256, a multiple of 8, and B has {state}'
+    if not 16 <= state <= 256:
+        return f'pallas_tpu needs a state of 16 to 256 and B has {state}'
     tiling = Tiling.of(x_shape, x_dtype, B_shape, chunk_size)
     if chunk_size is not None and chunk_size % tiling.chunk:
         return f'pallas_tpu takes a chunk_size that is a multiple of {tiling.chunk} for headdim {headdim}, and it is {chunk_size}'
