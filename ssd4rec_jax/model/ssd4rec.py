@@ -10,8 +10,9 @@ from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.inputs import ItemInputs, ItemTable, TokenInputs
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.mamba2 import LINEAR_INIT, Inputs
+from ssd4rec_jax.model.mamba2 import Inputs
 from ssd4rec_jax.model.norms import layer_norm, normed
+from ssd4rec_jax.model.table_init import init_table
 
 MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
 
@@ -40,7 +41,7 @@ class SSD4Rec(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.item_embedding = nnx.Param(
-            LINEAR_INIT(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
+            init_table(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
         )
         self.norm = layer_norm(config, **kwargs)
         self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
