@@ -95,6 +95,7 @@ def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
     whole = trainer_in(tmp_path, data=three)
     whole._save()  # step 0, which spares a compilation
     whole.checkpoints.wait()
+    del whole  # and its lock
     use_devices(monkeypatch, 2)
     with pytest.raises(ConfigError, match='3 rows, which 2 devices cannot share evenly: set data.rows_per_step'):
         trainer_in(tmp_path, data=three)
