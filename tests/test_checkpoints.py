@@ -325,7 +325,7 @@ def interrupt_before(monkeypatch, point):
     def killed(*args, **kwargs):
         raise Killed
     if point == 'the arrays':
-        monkeypatch.setattr(module.ocp.StandardCheckpointer, 'save', killed)
+        monkeypatch.setattr(module.ocp.AsyncCheckpointer, 'save', killed)
     elif point == 'the manifest':
         monkeypatch.setattr(manifest, '_fingerprint', killed)
     elif point == 'the sync':

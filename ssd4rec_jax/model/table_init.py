@@ -6,7 +6,7 @@ from jax import lax
 from pallas_kernels.target import target
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT
 
-WHOLE = 2**26  # elements that are drawn at once, 256 MiB in float32
+WHOLE = 2**24  # elements that are drawn at once, 64 MiB in float32
 
 
 def init_table(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, *, at_once: int = WHOLE) -> jax.Array:
