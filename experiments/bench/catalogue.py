@@ -5,11 +5,14 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.trainer import Trainer
 from ssd4rec_jax.workdir import Workdir
@@ -31,8 +34,17 @@ def generated(items: int, users: int = USERS, length: int = LENGTH) -> SequenceD
 def measure_catalogues(config: ExperimentConfig, runs=RUNS) -> list[dict]:
     """One epoch with evaluation, checkpoints and result of each (items, loss)."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_epochs=1, log_every=1))
-    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
-        return [pool.apply(_run, (config, items, loss)) for items, loss in runs]
+    measured = []
+    for items, loss in runs:
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            try:
+                measured.append(process.submit(_run, config, items, loss).result())
+            except BrokenProcessPool as death:
+                raise TrainingError(
+                    f'the run with {items:,} items was killed, most likely for want of memory: free some, or see '
+                    '`dmesg` for what the kernel killed'
+                ) from death
+    return measured
 
 
 def _run(config: ExperimentConfig, items: int, loss: str) -> dict:
