@@ -28,7 +28,8 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
 
     vectors [M groups blocks, 4 heads, Q]: s, s again, dt, exit. tokens int32 [M, 3, Q]: first and last token that sees
     each, whether dx is NaN. Of the sums, one kind after another: sum_j W_ij dW_ij by i, sum_i W_ij dW_ij by j, x . du.
-    The first two are made of the same products, so that what they have in common cancels in the gradient of s.
+    The first two, without j = i, are made of the same products, so that what they have in common cancels in the gradient
+    of s.
     """
     slots = tiles.stages(t.steps, *gradients_memory(t))
 
@@ -45,13 +46,17 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
         scores = tiles.product(B_smem, C_smem.transpose((1, 0)))
         bad = rows(tokens_smem.at[2])
 
+        j, i = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
+
         def where_seen(a):
-            i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
             lo, hi = rows(tokens_smem.at[0]), rows(tokens_smem.at[1])
             return jnp.where((over_rows(lo, square) <= i) & (i <= over_rows(hi, square)), a, 0.0)
 
         # Masked once for all heads, as is dscores: the exponents are at most 0 elsewhere too, so 0 meets no infinity.
         scores = where_seen(scores)
+        # A token's own weight stays float32, as in chunk_outputs. Of the gradient of s it is no part.
+        own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
+        scores = jnp.where(i == j, 0.0, scores)
 
         def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
             vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
@@ -73,6 +78,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
                 du = tiles.register_product(
                     (scores * decay).astype(jnp.bfloat16), g_smem.at[:, its], interpret=interpret
                 )
+                du += over_rows(own, x.shape) * tile(g_smem.at[:, its])
                 du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
                 sums_smem.at[head][...] = jnp.sum(both, axis=0)
                 sums_smem.at[t.heads + head][...] = jnp.sum(both, axis=1)
