@@ -28,6 +28,7 @@ from experiments.bench.training import Forms, measure_evaluation, measure_steps
 from experiments.cli import run
 from experiments.config import ExperimentConfig, apply_overrides, default_config
 from experiments.runtime import enable_compilation_cache
+from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.workdir import write_json
 
@@ -61,8 +62,8 @@ def main() -> int:
     if _PRESET.value == 'weak_scaling':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', max(DEVICES))
-    device = jax.devices()[0]
-    console.print(f'{_PRESET.value} on {len(jax.devices())} x {device.device_kind}, JAX {jax.__version__}')
+    chip = chip_name()
+    console.print(f'{_PRESET.value} on {len(jax.devices())} x {chip}, JAX {jax.__version__}')
     if _PRESET.value == 'softmax':
         figures = {'softmax': measure_softmax(_REPEATS.value)}
         console.print(_softmax_table(figures['softmax']))
@@ -82,7 +83,7 @@ def main() -> int:
         figures = _measure_log(config, console)
     if _JSON.value:
         machine = {
-            'device': device.device_kind, 'devices': len(jax.devices()), 'backend': jax.default_backend(),
+            'device': chip, 'devices': len(jax.devices()), 'backend': jax.default_backend(),
             'jax': jax.__version__, 'python': platform.python_version(), 'date': datetime.date.today().isoformat(),
         }
         write_json(Path(_JSON.value), {'preset': _PRESET.value, 'overrides': _SET.value, **machine, **figures})

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import ssd_scan
 from pallas_kernels.bench.ceilings import Ceilings, Work
+from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.bench.clock import compiled, device_seconds, has_device_timer
 from pallas_kernels.bench.peers import PEERS, Unavailable
 from pallas_kernels.ssd.api import IMPLEMENTATIONS, Call, choose_implementation
@@ -107,8 +108,8 @@ def main() -> int:
         raise SystemExit(f'error: --repeats={args.repeats} must be at least 1')
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise SystemExit(f'error: --json={args.json} cannot be written: there is no such folder')
-    dtype, device = jnp.dtype(args.dtype), jax.devices()[0]
-    print(f'{device.device_kind}, JAX {jax.__version__}, {dtype}, {"device" if has_device_timer() else "wall"} time')
+    dtype, chip = jnp.dtype(args.dtype), chip_name()
+    print(f'{chip}, JAX {jax.__version__}, {dtype}, {"device" if has_device_timer() else "wall"} time')
     ceilings = Ceilings.measure(dtype, args.repeats)
     print(f'ceilings: {ceilings.bytes / 1e9:,.0f} GB/s, {ceilings.flops / 1e12:,.2f} TFLOP/s, {ceilings.exps / 1e9:,.1f} G exp/s')
     results = {}
@@ -119,7 +120,7 @@ def main() -> int:
         path = Path(args.json)
         partial = path.with_name(f'.{path.name}.partial')
         partial.write_text(json.dumps({
-            'device': device.device_kind, 'jax': jax.__version__, 'python': platform.python_version(),
+            'device': chip, 'jax': jax.__version__, 'python': platform.python_version(),
             'date': datetime.date.today().isoformat(), 'dtype': args.dtype, 'device_timer': has_device_timer(),
             'ceilings': ceilings._asdict(), 'workloads': results,
         }, indent=1) + '\n')

@@ -1,5 +1,6 @@
 """What bench_ssd counts and says; how long anything takes is not tested."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels import bench_ssd
 from pallas_kernels.bench import clock, peers
+from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.bench.ceilings import Ceilings, Work
 from pallas_kernels.bench.peers import PEERS
 from pallas_kernels.ssd.workloads import Workload
@@ -53,6 +55,18 @@ def test_figures_of_a_workload_and_reasons_where_there_are_none():
     assert figures['pallas_gpu'] == {'unavailable': 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'}
     assert figures['cuDNN attention'] == {'unavailable': 'cuDNN attention needs an NVIDIA GPU'}
     assert 'Triton' in figures['Mamba-2 Triton']['unavailable']
+
+
+@pytest.mark.parametrize('text,name', [
+    ('processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Other\n', 'Some CPU @ 2 GHz, 3 cores'),
+    ('processor\t: 0\n', 'cpu, 3 cores'),
+    (None, 'cpu, 3 cores'),
+])
+def test_figures_name_the_processor(text, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 5})
+    if text:
+        (tmp_path / 'cpuinfo').write_text(text)
+    assert chip_name(tmp_path / 'cpuinfo') == name
 
 
 @pytest.fixture

@@ -1,0 +1,18 @@
+"""What figures were measured on."""
+import os
+from pathlib import Path
+
+import jax
+
+_CPUINFO = Path('/proc/cpuinfo')
+
+
+def chip_name(cpuinfo: Path = _CPUINFO) -> str:
+    """The accelerator's name; of a CPU its model, where Linux tells, and the cores that this process may use."""
+    device = jax.devices()[0]
+    if device.platform != 'cpu':
+        return device.device_kind
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return f'{models[0] if models else device.device_kind}, {cores} cores'
