@@ -106,14 +106,12 @@ def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens():
     dt = (size * rng.uniform(1e-3, 2e-3, len(size))).astype(np.float32)
     term = (size * rng.normal(size=len(size))).astype(np.float32)
     weights = jax.jit(ssd_weights_from_start)(dt[None, :, None], jnp.asarray([-1e-2]), slot)
-    sums = {reverse: np.asarray(jax.jit(running_sum, static_argnames='reverse')(term[None, :, None], slot, reverse=reverse))
-            for reverse in (False, True)}
+    sum_of = jax.jit(running_sum, static_argnames='reverse')
+    forward, backward = (np.asarray(sum_of(term[None, :, None], slot, reverse=r))[0, :, 0] for r in (False, True))
     for start, stop in ((0, lengths[0]), (lengths[0], sum(lengths))):
         own = np.float64(dt[start:stop])
         expected = np.exp(-1e-2 * (np.cumsum(own) - own)) * own
         np.testing.assert_allclose(np.asarray(weights)[0, start:stop, 0], expected, rtol=2e-5, atol=1e-30)
-        forward = np.cumsum(np.float64(term[start:stop]))
-        scale = 1e-5 * size[start] * np.sqrt(stop - start)
-        np.testing.assert_allclose(sums[False][0, start:stop, 0], forward, rtol=0, atol=scale)
-        backward = np.cumsum(np.float64(term[start:stop])[::-1])[::-1]
-        np.testing.assert_allclose(sums[True][0, start:stop, 0], backward, rtol=0, atol=scale)
+        own, tolerance = np.float64(term[start:stop]), 1e-5 * size[start] * np.sqrt(stop - start)
+        np.testing.assert_allclose(forward[start:stop], np.cumsum(own), rtol=0, atol=tolerance)
+        np.testing.assert_allclose(backward[start:stop], np.cumsum(own[::-1])[::-1], rtol=0, atol=tolerance)
