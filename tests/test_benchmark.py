@@ -124,8 +124,10 @@ def test_the_command_prints_its_tables_and_writes_what_it_prints(tmp_path):
     train, evaluation, loader = figures['train'], figures['evaluation'], figures['loader']
     for form in ('plain', 'prefix', 'one_pass'):
         assert f'{train[form]["targets_per_second"]:,.0f}' in done.stdout
-    ratio = train['one_pass']['targets_per_second'] / train['plain']['targets_per_second']
-    assert f'{ratio:.2f} x' in done.stdout and 0 <= train['waiting_share'] < 1
+    for other in ('plain', 'prefix'):
+        ratio = train['one_pass']['targets_per_second'] / train[other]['targets_per_second']
+        assert f'{ratio:.2f} x' in done.stdout
+    assert 0 <= train['waiting_share'] < 1
     assert (evaluation['plain']['users'], evaluation['ours']['users']) == (40, 943)
     assert loader['loader']['examples'] == train_examples(random_log('ml-100k', SHAPES['ml-100k'])).num_targets.sum()
     assert figures['preset'] == 'ml-100k' and figures['jax'] == jax.__version__
