@@ -106,7 +106,8 @@ def _measure_log(config: ExperimentConfig, console: Console) -> dict:
 def _train_table(train: dict) -> Table:
     softmax = train['softmax']
     table = Table(
-        'form', 'step', 'epoch', 'targets/s', 'tokens/s', 'memory', 'targets/s against plain', title='train steps',
+        'form', 'step', 'epoch', 'targets/s', 'tokens/s', 'memory', 'targets/s against plain', 'against prefix',
+        title='train steps',
         caption=f'the softmax loss alone: {1000 * softmax["seconds"]:,.0f} ms, {softmax["share"]:.0%} of a step of '
                 f'{softmax["share_of"]}; waiting for data: {train["waiting_share"]:.2%}',
     )
@@ -116,7 +117,7 @@ def _train_table(train: dict) -> Table:
             table.add_row(
                 form, f'{1000 * f["step_seconds"]:,.0f} ms', f'{f["epoch_seconds"]:,.1f} s',
                 f'{f["targets_per_second"]:,.0f}', f'{f["tokens_per_second"]:,.0f}', _mib(f['memory_bytes']),
-                _times(f['targets_per_second'], train['plain']['targets_per_second']),
+                *(_times(f['targets_per_second'], train[other]['targets_per_second']) for other in ('plain', 'prefix')),
             )
     return table
 

@@ -17,9 +17,7 @@ def training_examples(asked: str, model: ModelConfig, dataset: SequenceDataset, 
     prefixes = train_examples(dataset, max_history=max_history)
     if asked != 'one_pass':
         return prefixes
-    obstacle = one_pass_obstacle(model, prefixes.cut, max_history)
-    if obstacle is not None:
-        raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
+    check_one_pass(model, prefixes.cut, max_history)
     return train_histories(dataset)
 
 
@@ -43,6 +41,14 @@ def loss_note(train: TrainConfig, num_items: int) -> str:
         f'loss: softmax sampled from {num_items:,} items{why}, {negatives:,} uniform negatives a step and the other targets '
         'of a row, logQ-corrected; item table by row-wise Adagrad'
     )
+
+
+def check_one_pass(model: ModelConfig, cut: int, max_history: int) -> None:
+    """ConfigError with the reason where train.objective=one_pass is not exact; cut: histories that
+    max_history shortens."""
+    obstacle = one_pass_obstacle(model, cut, max_history)
+    if obstacle is not None:
+        raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
 
 
 def one_pass_obstacle(model: ModelConfig, cut: int, max_history: int) -> str | None:

@@ -35,7 +35,7 @@ class TrainStep:
         self.mesh = device_mesh()
         shape = choose_step_shape(
             examples.lengths, targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
-            rows=config.data.rows_per_step, row_multiple=len(jax.devices()), every_prefix=examples.every_prefix,
+            rows=config.data.rows_per_step, row_multiple=self.mesh.size, every_prefix=examples.every_prefix,
         )
         self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
         optimizer = make_optimizer(config.train, network.num_items)

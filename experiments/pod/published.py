@@ -8,7 +8,7 @@ from experiments.bench.logs import QUANTILES, SHAPES
 from experiments.config import ExperimentConfig
 from ssd4rec_jax.data.packing import StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.objective import loss_note
+from ssd4rec_jax.objective import check_one_pass, loss_note
 
 SAMPLE = 2_000_000  # training examples that stand for all of them
 
@@ -55,9 +55,11 @@ def history_lengths(log: Published, users: int) -> np.ndarray:
 
 def example_lengths(log: Published, config: ExperimentConfig) -> np.ndarray:
     """Training examples' history lengths, int64 [at most about SAMPLE], as the configured objective makes them of
-    users that lie evenly among history_lengths."""
+    users that lie evenly among history_lengths; ConfigError where training would refuse that objective."""
     if config.train.objective == 'one_pass':
-        return history_lengths(log, log.users) - 3
+        whole, limit = history_lengths(log, log.users) - 3, config.data.max_history
+        check_one_pass(config.model, int(np.sum(whole > limit)) if limit else 0, limit)
+        return whole
     users = min(log.users, max(100, SAMPLE * log.users // log.interactions))
     prefixes = [np.arange(1, n - 2) for n in history_lengths(log, users)]
     lengths = np.concatenate(prefixes)

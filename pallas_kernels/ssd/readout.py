@@ -21,8 +21,8 @@ def ssd_readout(
       dt: [batch, length, heads] after softplus; A: [heads], negative. Both float32 or wider.
       B: [batch, length, groups, state].
       C: [batch, slots, groups, state], the query of each segment.
-      slot: int32 [batch, length], the slot whose segment a token belongs to; tokens of a segment are adjacent.
-        `slots` (one too many) marks tokens of no segment.
+      slot: int32 [batch, length], the slot whose segment a token belongs to, never falling along a row. `slots` (one
+        too many) marks tokens of no segment, which so come last.
 
     Returns [batch, slots, heads, headdim] in x's dtype, zero where a slot has no token. Sums are float32 at least. A
     value that is not finite in one segment reaches no other, in values and gradients.

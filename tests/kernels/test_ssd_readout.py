@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import ssd_readout, ssd_scan
+from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
 
 LENGTHS = [[1, 2, 40, 3], [7, 20]]
 SLOTS = 6
@@ -94,3 +94,24 @@ def test_float32_stays_exact_over_a_hundred_thousand_tokens():
     )
     scale = np.abs(C * np.sqrt([np.sum((dt * B * x)[a:b] ** 2) for a, b in zip(stop - lengths, stop)]))
     assert (np.abs(np.asarray(y).ravel() - expected) < 1e-4 * scale).all()
+
+
+def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens():
+    """What all prefixes in one pass are read with. Behind a segment of 10,000 times its size, so that differences of
+    row-long sums would lose four digits."""
+    rng = np.random.default_rng(1)
+    lengths = [20_000, 100_000]
+    slot = jnp.asarray(np.repeat([0, 1], lengths), jnp.int32)[None]
+    size = np.repeat([1e4, 1.0], lengths)
+    dt = (size * rng.uniform(1e-3, 2e-3, len(size))).astype(np.float32)
+    term = (size * rng.normal(size=len(size))).astype(np.float32)
+    weights = jax.jit(ssd_weights_from_start)(dt[None, :, None], jnp.asarray([-1e-2]), slot)
+    sum_of = jax.jit(running_sum, static_argnames='reverse')
+    forward, backward = (np.asarray(sum_of(term[None, :, None], slot, reverse=r))[0, :, 0] for r in (False, True))
+    for start, stop in ((0, lengths[0]), (lengths[0], sum(lengths))):
+        own = np.float64(dt[start:stop])
+        expected = np.exp(-1e-2 * (np.cumsum(own) - own)) * own
+        np.testing.assert_allclose(np.asarray(weights)[0, start:stop, 0], expected, rtol=2e-5, atol=1e-30)
+        own, tolerance = np.float64(term[start:stop]), 1e-5 * size[start] * np.sqrt(stop - start)
+        np.testing.assert_allclose(forward[start:stop], np.cumsum(own), rtol=0, atol=tolerance)
+        np.testing.assert_allclose(backward[start:stop], np.cumsum(own[::-1])[::-1], rtol=0, atol=tolerance)

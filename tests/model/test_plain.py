@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssd4rec_jax.model.config import ModelConfig
+from experiments.pod.work import work_of
+from ssd4rec_jax.model import ssd4rec
+from ssd4rec_jax.model.config import BACKWARD_ORDERS, ModelConfig
 from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
@@ -39,17 +41,19 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
     return readout, nnx.to_pure_dict(grads)
 
 
-@pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train', [
-    (1, 2, False, 'reversed', True),
-    (1, 1, False, 'aligned', True),
-    (2, 1, True, 'reversed', True),
-    pytest.param(2, 2, True, 'aligned', False, marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'reversed', True, marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'aligned', True, marks=pytest.mark.slow),
+@pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train,beta', [
+    (1, 2, False, 'reversed', True, 0.3),
+    (1, 1, False, 'aligned', True, 0.3),
+    (2, 1, True, 'reversed', True, 0.3),
+    (2, 1, True, 'reversed', False, 0.0),  # the backward direction is left out
+    pytest.param(1, 1, True, 'reversed', False, 1.0, marks=pytest.mark.slow),
+    pytest.param(2, 2, True, 'aligned', False, 0.3, marks=pytest.mark.slow),
+    pytest.param(3, 1, True, 'reversed', True, 0.3, marks=pytest.mark.slow),
+    pytest.param(3, 1, True, 'aligned', True, 0.3, marks=pytest.mark.slow),
 ])
-def test_readout_and_every_gradient_equal_the_plain_form(x64, layers, ngroups, norm_embedding, order, train):
+def test_readout_and_every_gradient_equal_the_plain_form(x64, layers, ngroups, norm_embedding, order, train, beta):
     config = dataclasses.replace(
-        SMALL, num_layers=layers, ngroups=ngroups, norm_embedding=norm_embedding, backward_order=order
+        SMALL, num_layers=layers, ngroups=ngroups, norm_embedding=norm_embedding, backward_order=order, beta=beta
     )
     graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
     ours, our_grads = value_and_gradients(SSD4Rec.readout, graphdef, params, batch(), train)
@@ -57,3 +61,53 @@ def test_readout_and_every_gradient_equal_the_plain_form(x64, layers, ngroups, n
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-9 * np.abs(plain).max())
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(our_grads), jax.tree.leaves(plain_grads)):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max(), err_msg=str(path))
+
+
+# ---- the work that is saved, at the published sizes
+
+D, INNER, STATE, HEADS = 256, 512, 64, 32
+IN_PROJ, OUT_PROJ = D * (2 * INNER + 2 * STATE + HEADS), INNER * D
+READ = 2 * (STATE + INNER)  # of a token by both directions of the last layer
+
+
+def per_token(readout_of, items, train=False, **change):
+    """Multiply-adds in matrix products that one token more costs."""
+    config = ModelConfig(**{'num_layers': 1, 'norm_embedding': False, **change})
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: SSD4Rec(config, items, rngs=nnx.Rngs(0))))
+
+    def multiply_adds(tokens):
+        batch = pack([[(0, [1] * tokens)]], tokens=tokens, segments=2)
+        layout = Layout.of(batch)
+        draws = Draws.of(np.uint32(1), np.uint32(2), layout) if train else None
+        readout = lambda params: readout_of(nnx.merge(graphdef, params), batch.items, layout, draws)  # noqa: E731
+        return work_of(jax.make_jaxpr(readout)(params)).matmul / 2
+
+    return (multiply_adds(1024) - multiply_adds(512)) / 512
+
+
+@pytest.mark.parametrize('order', BACKWARD_ORDERS)
+def test_the_last_layer_projects_tokens_to_x_B_and_dt_alone(order):
+    read = READ if order == 'reversed' else READ // 2
+    assert per_token(SSD4Rec.readout, 5000, backward_order=order) == D * (INNER + STATE + HEADS) + read
+    assert per_token(plain_readout, 5000) > 9 * per_token(SSD4Rec.readout, 5000)
+
+
+def test_a_deeper_layer_has_one_projection_in_and_one_out():
+    deeper = per_token(SSD4Rec.readout, 5000, num_layers=2) - per_token(SSD4Rec.readout, 5000)
+    assert deeper == per_token(plain_readout, 5000) - IN_PROJ - OUT_PROJ
+
+
+@pytest.mark.parametrize('norm_embedding, train, projected', [
+    (False, False, False), (False, True, False), (True, False, False), (True, True, True),
+])
+def test_a_table_of_few_items_is_projected_for_tokens_unless_dropout_comes_before(norm_embedding, train, projected):
+    found = per_token(SSD4Rec.readout, 30, train, norm_embedding=norm_embedding)
+    assert found == READ + projected * D * (INNER + STATE + HEADS)
+
+
+def test_a_table_is_projected_where_it_has_fewer_rows_than_there_are_tokens_and_fits(monkeypatch):
+    model = SSD4Rec(dataclasses.replace(SMALL, dtype='float32'), 30, rngs=nnx.Rngs(0))
+    assert [model.table_is_less_work(tokens) for tokens in (31, 32)] == [False, True]
+    for room, fits in ((31 * model.config.in_proj_width, True), (31 * model.config.in_proj_width - 1, False)):
+        monkeypatch.setattr(ssd4rec, 'MAX_PROJECTED', room)
+        assert model.table_is_less_work(32) == fits

@@ -1,4 +1,8 @@
-"""All prefixes of a history in one pass, against the released algorithm run on each prefix by itself."""
+"""All prefixes of a history in one pass, against the released algorithm run on each prefix by itself.
+
+With mask and dropout: a prefix that carries its history's example id is drawn for as the history is, so both forms
+share the draws of each input token and of each readout, and must agree to rounding.
+"""
 import dataclasses
 
 import jax
@@ -8,13 +12,14 @@ import pytest
 from flax import nnx
 
 from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.model.ssd4rec import SSD4Rec
+from ssd4rec_jax.model.ssd4rec import SSD4Rec, mask_items
 from tests.packed import pack
 
 SMALL = ModelConfig(
-    hidden_size=16, num_layers=1, d_state=8, headdim=8, beta=0.3, dropout_prob=0.0, dtype='float64',
+    hidden_size=16, num_layers=1, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64',
 )
 ENDS = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 3, 4], 5: [1, 2, 3, 4, 5], 40: [*range(1, 41)], 2100: [1, 5, 2099, 2100]}
 ROWS = [[3, 1, 5, 2, 40, 4, 1], [2100]]
@@ -36,9 +41,13 @@ def prefixes():
     return [[p for p in every if p[1] < 100], *([p] for p in every if p[1] >= 100)]
 
 
-def value_and_gradients(graphdef, params, read, cotangent):
+def value_and_gradients(graphdef, params, read, batch, cotangent):
+    layout = Layout.of(batch)
+    draws = Draws.of(np.uint32(1), np.uint32(2), layout)
+    items = mask_items(batch.items, 0.2, draws)
+
     def scalar(params):
-        out = read(nnx.merge(graphdef, params))
+        out = read(nnx.merge(graphdef, params), items, layout, draws)
         return jnp.sum(out * cotangent), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(scalar, has_aux=True))(params)
@@ -50,6 +59,7 @@ def value_and_gradients(graphdef, params, read, cotangent):
     pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
     pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
     pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
+    pytest.param(dict(dropout_prob=0.0), marks=pytest.mark.slow),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
     config = dataclasses.replace(SMALL, **change)
@@ -58,12 +68,10 @@ def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x
 
     rows = prefixes()
     batch = pack(
-        [[(0, histories()[h // 10][h % 10][:end]) for h, end in row] for row in rows], tokens=2112, segments=80
+        [[(h, histories()[h // 10][h % 10][:end]) for h, end in row] for row in rows], tokens=2112, segments=80
     )
     wanted = rng.normal(size=(3, 80, 16)) * (batch.lengths > 0)[..., None]
-    plain, plain_grads = value_and_gradients(
-        graphdef, params, lambda m: plain_readout(m, batch.items, Layout.of(batch)), wanted
-    )
+    plain, plain_grads = value_and_gradients(graphdef, params, plain_readout, batch, wanted)
 
     whole = one_pass_batch()
     cotangent = np.zeros((2, 2112, 16))
@@ -73,11 +81,16 @@ def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x
             at = history // 10, int(whole.starts[history // 10, history % 10]) + end - 1
             place[r, s] = at
             cotangent[at] = wanted[r, s]
-    ours, our_grads = value_and_gradients(
-        graphdef, params, lambda m: m.prefix_readouts(whole.items, Layout.of(whole)), cotangent
-    )
+    ours, our_grads = value_and_gradients(graphdef, params, SSD4Rec.prefix_readouts, whole, cotangent)
     assert len(place) == sum(len(ENDS[n]) for row in ROWS for n in row)
     for (r, s), at in place.items():
         np.testing.assert_allclose(ours[at], plain[r, s], rtol=0, atol=1e-9 * np.abs(plain).max(), err_msg=str((r, s)))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(our_grads), jax.tree.leaves(plain_grads)):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max(), err_msg=str(path))
+
+
+def test_where_prefixes_share_no_pass_none_is_read():
+    net = SSD4Rec(dataclasses.replace(SMALL, num_layers=2, dtype='float32'), 30, rngs=nnx.Rngs(0))
+    whole = one_pass_batch()
+    with pytest.raises(ValueError, match='only with one layer or beta = 0'):
+        net.prefix_readouts(whole.items, Layout.of(whole))

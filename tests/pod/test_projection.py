@@ -4,7 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.config import default_config
+from experiments.config import apply_overrides, default_config
 from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.pod.collectives import Collective
 from experiments.pod.memory import Memory, parse_refusal
@@ -85,8 +85,17 @@ def test_examples_are_the_configured_ones():
     assert len(lengths) == pytest.approx(1_062_567, rel=0.01)
     cut = dataclasses.replace(config, data=dataclasses.replace(config.data, max_history=20))
     assert example_lengths(LOGS['kuairand'], cut).max() == 20
-    once = dataclasses.replace(config, train=dataclasses.replace(config.train, objective='one_pass'))
-    assert len(example_lengths(LOGS['kuairand'], once)) == 23_951
+
+def test_one_pass_has_an_example_a_user_and_is_refused_as_in_training():
+    config = apply_overrides(default_config('kuairand'), ['train.objective=one_pass'])
+    shallow = apply_overrides(config, ['model.num_layers=1', 'data.max_history=1000'])
+    assert len(example_lengths(LOGS['kuairand'], shallow)) == 23_951
+    for refused, reason in (
+        (config, 'model.num_layers=2 and the backward direction'),
+        (apply_overrides(shallow, ['data.max_history=20']), r'data.max_history=20 cuts [\d,]+ histories'),
+    ):
+        with pytest.raises(ConfigError, match=f'train.objective=one_pass would not be exact: .*{reason}'):
+            example_lengths(LOGS['kuairand'], refused)
 
 
 def test_the_step_is_the_one_that_training_would_choose():

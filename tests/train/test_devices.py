@@ -12,10 +12,11 @@ import pytest
 from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.losses import softmax_loss_sum
+from ssd4rec_jax.losses import map_scores, softmax_loss_sum
 from ssd4rec_jax.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
 from ssd4rec_jax.gradients import Objective, loss_and_gradients, make_gradients
 from ssd4rec_jax.network import init_network
+from ssd4rec_jax.ranking import ranks
 from ssd4rec_jax.train_state import create_state, init_state, make_train_step, update
 from ssd4rec_jax.table_shard import TableShard
 from tests.packed import pack
@@ -141,6 +142,29 @@ def test_vocabulary_parallel_loss_of_few_items_and_in_chunks(x64, shards, max_sc
     np.testing.assert_allclose(dreadout, dreadout_whole, atol=1e-12)
     np.testing.assert_allclose(dtable[:13], dtable_whole, atol=1e-12)
     assert not np.any(dtable[13:])
+
+
+@pytest.mark.parametrize('rows_at_a_time', [3, 16])
+def test_ranks_of_a_split_table_a_few_rows_at_a_time(rows_at_a_time):
+    """13 items on 8 devices, 16 readouts: 3 rows at a time leave a last part of one row."""
+    rng = np.random.default_rng(0)
+    readout, table = rng.integers(-2, 3, (16, 5)).astype(np.float32), rng.integers(-2, 3, (13, 5)).astype(np.float32)
+    targets = rng.integers(1, 13, 16)
+    shard, mesh = TableShard(13, 8), mesh_of(1, 8)
+
+    def body(readout, part, targets):
+        readouts, targets = shard.gather(readout), shard.gather(targets)
+        found = map_scores(
+            functools.partial(ranks, shard=shard), readouts, part, targets, max_scores=shard.held * rows_at_a_time
+        )
+        return tuple(shard.own(a) for a in found)
+
+    rows = PartitionSpec(MODEL_AXIS)
+    rank, finite = jax.jit(over_devices(body, mesh, (rows,) * 3, (rows, rows)))(readout, shard.pad(table), targets)
+    scores = readout @ table.T
+    in_order = [sorted(range(1, 13), key=lambda item: (-row[item], item)) for row in scores]
+    expected = [order.index(target) + 1 for order, target in zip(in_order, targets)]
+    assert rank.tolist() == expected and finite.all() and len(set(expected)) > 5
 
 
 @pytest.mark.slow

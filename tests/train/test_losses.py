@@ -1,4 +1,6 @@
 """The full softmax whole and in chunks against NumPy's, and rankings made a few rows at a time."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,26 @@ def test_no_array_of_all_scores_exists_above_the_limit():
 
     scores = 4 * 64 * 5001
     assert temporaries(64 * 100) < scores / 2 < scores <= temporaries(64 * 5001)
+
+
+@pytest.mark.parametrize('items, chunked', [(12_101, False), (1_000_000, True)])
+def test_a_step_of_beauty_computes_its_scores_once_and_one_of_a_million_items_in_chunks(items, chunked):
+    readout, table, targets, real = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
+        ((1024, 256), np.float32), ((items + 1, 256), np.float32), ((1024,), np.int32), ((1024,), bool),
+    ))
+    loss = jax.make_jaxpr(jax.grad(softmax_loss_sum, (0, 1)))(readout, table, targets, real)
+    ranking = jax.make_jaxpr(functools.partial(map_scores, ranks))(readout, table, targets)
+    for program in (loss, ranking):
+        assert ('scan' in str(program)) == chunked
+        assert (f'f32[1024,{items + 1}]' in str(program)) != chunked
+
+
+@pytest.mark.parametrize('chunk', [ITEMS + 1, 7])
+def test_without_a_target_loss_and_gradients_are_zero(chunk):
+    readout, table, targets = inputs(np.float32)
+    loss = functools.partial(softmax_loss_sum, max_scores=chunk * N)
+    value, grads = jax.value_and_grad(loss, (0, 1))(np.full_like(readout, np.nan), table, targets, np.zeros(N, bool))
+    assert value == 0 and not any(np.any(g) for g in grads)
 
 
 @pytest.mark.parametrize('rows_at_a_time', [1, 5, N - 1])
