@@ -8,7 +8,8 @@ from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2, Inputs
-from ssd4rec_jax.model.norms import layer_norm, normed
+from ssd4rec_jax.model.norms import layer_norm
+from ssd4rec_jax.model.per_token import per_token
 
 
 class FeedForward(nnx.Module):
@@ -22,8 +23,8 @@ class FeedForward(nnx.Module):
         self.norm = layer_norm(config, **kwargs)
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
-        inner = dropout(gelu(self.w_1(h)), self.dropout_prob, draws, f'{name}.inner')
-        return dropout(normed(self.norm, self.w_2(inner) + h), self.dropout_prob, draws, f'{name}.out')
+        inner = dropout(gelu(per_token(self.w_1, h)), self.dropout_prob, draws, f'{name}.inner')
+        return dropout(per_token(self.norm, per_token(self.w_2, inner) + h), self.dropout_prob, draws, f'{name}.out')
 
 
 class BiSSDLayer(nnx.Module):
@@ -49,5 +50,5 @@ class BiSSDLayer(nnx.Module):
         return self._after_mixer(self.mixer.prefix_readouts(inputs, layout), inputs.at(), draws, name)
 
     def _after_mixer(self, mixed, u, draws, name):
-        h = dropout(normed(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')
+        h = dropout(per_token(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')
         return self.ffn(h, draws, f'{name}.ffn')

@@ -12,7 +12,7 @@ from ssd4rec_jax.model.config import ModelConfig
 from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
-from ssd4rec_jax.model.norms import normed
+from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import cut_convs, short_conv, token_after, token_before
 
 Inputs = TokenInputs | ItemInputs
@@ -138,7 +138,7 @@ class BidirectionalMamba2(nnx.Module):
             x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse,
             implementation=named_implementation(self.config),
         )
-        return normed(self.norm, y.reshape(gate.shape) * gate)
+        return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _query(self, inputs, xB, dt, layout, at, *, reverse):
         """One direction at the token `at` of each history that reads it last, up to its gated norm."""
@@ -152,13 +152,13 @@ class BidirectionalMamba2(nnx.Module):
         )
         y += self._skip(self._heads(take_tokens(x, at)))
         gate = jax.nn.silu(self._project(inputs, 'z', at=at))
-        return normed(self.norm, y.reshape(gate.shape) * gate)
+        return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _first_read(self, xBC, dt, gate):
         """What a direction gives at the token that it reads first: a function of that token alone."""
         x, B, C = self._split_xBC(jax.nn.silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
         y = self._weighted(dt, C, B, x).astype(x.dtype) + self._skip(x)
-        return normed(self.norm, y.reshape(gate.shape) * gate)
+        return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _prefix_backward(self, xBC, dt, gate, layout):
         """The backward direction in 'reversed' order, of the prefix that ends at each token e, up to its gated norm.
@@ -184,7 +184,7 @@ class BidirectionalMamba2(nnx.Module):
                 term = running_sum(term, layout.slot, reverse=False)
             total = total + token_before(term, distance, layout).reshape(total.shape)
         gate = of_history(take_tokens(gate, layout.starts), layout.slot)
-        return normed(self.norm, total.reshape(gate.shape).astype(gate.dtype) * gate)
+        return per_token(self.norm, total.reshape(gate.shape).astype(gate.dtype) * gate)
 
     def _weighted(self, w, C, B, x):
         """w (C . B) x per head, [rows, n, heads, headdim] in w's dtype: w [rows, n, heads], B and C [rows, n, groups, state]."""

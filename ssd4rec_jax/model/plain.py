@@ -13,6 +13,7 @@ from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
+from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 
@@ -26,7 +27,7 @@ def plain_hidden(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws 
     """Hidden states of the last layer at every token, [rows, tokens, D]."""
     h = jnp.take(model.item_embedding[...], items, axis=0).astype(model.dtype)
     if model.config.norm_embedding:
-        h = model.norm(dropout(h, model.config.dropout_prob, draws, 'embedding'))
+        h = per_token(model.norm, dropout(h, model.config.dropout_prob, draws, 'embedding'))
     for k, layer in enumerate(model.layers):
         h = _layer(layer, h, layout, draws, f'layer{k}')
     return h
@@ -38,10 +39,10 @@ def _layer(layer: BiSSDLayer, u, layout, draws, name):
     backward = _mixer(layer.mixer, mirror_within_segment(u, layout.mirror), layout)
     if config.backward_order == 'aligned':
         backward = mirror_within_segment(backward, layout.mirror)
-    h = dropout(layer.norm(forward + config.beta * backward + u), config.dropout_prob, draws, f'{name}.mixer')
+    h = dropout(per_token(layer.norm, forward + config.beta * backward + u), config.dropout_prob, draws, f'{name}.mixer')
     ffn = layer.ffn
-    inner = dropout(gelu(ffn.w_1(h)), config.dropout_prob, draws, f'{name}.ffn.inner')
-    return dropout(ffn.norm(ffn.w_2(inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
+    inner = dropout(gelu(per_token(ffn.w_1, h)), config.dropout_prob, draws, f'{name}.ffn.inner')
+    return dropout(per_token(ffn.norm, per_token(ffn.w_2, inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
 
 
 def _mixer(mixer: BidirectionalMamba2, u, layout):
@@ -62,4 +63,4 @@ def _mixer(mixer: BidirectionalMamba2, u, layout):
         segment_ids=layout.segment_ids,
         implementation=named_implementation(c),
     )
-    return mixer.out_proj(mixer.norm(y.reshape(z.shape) * jax.nn.silu(z)))
+    return mixer.out_proj(per_token(mixer.norm, y.reshape(z.shape) * jax.nn.silu(z)))

@@ -11,7 +11,8 @@ from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.inputs import ItemInputs, ItemTable, TokenInputs
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import Inputs
-from ssd4rec_jax.model.norms import layer_norm, normed
+from ssd4rec_jax.model.norms import layer_norm
+from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
 
 MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
@@ -88,7 +89,7 @@ class SSD4Rec(nnx.Module):
             return ItemInputs(table, items)
         h = jnp.take(self.item_embedding[...], items, axis=0, mode='clip').astype(self.dtype)
         if config.norm_embedding:
-            h = normed(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
+            h = per_token(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
         return TokenInputs(h)
 
     def table_is_less_work(self, tokens: int) -> bool:
@@ -100,7 +101,7 @@ class SSD4Rec(nnx.Module):
         """Every item's first-layer input and its projection, where no dropout comes before."""
         vectors = self.item_embedding[...].astype(self.dtype)
         if self.config.norm_embedding:
-            vectors = normed(self.norm, vectors)
+            vectors = per_token(self.norm, vectors)
         return ItemTable(vectors, self.layers[0].mixer.in_proj(vectors))
 
 
