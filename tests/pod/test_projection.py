@@ -86,6 +86,7 @@ def test_examples_are_the_configured_ones():
     cut = dataclasses.replace(config, data=dataclasses.replace(config.data, max_history=20))
     assert example_lengths(LOGS['kuairand'], cut).max() == 20
 
+
 def test_one_pass_has_an_example_a_user_and_is_refused_as_in_training():
     config = apply_overrides(default_config('kuairand'), ['train.objective=one_pass'])
     shallow = apply_overrides(config, ['model.num_layers=1', 'data.max_history=1000'])
