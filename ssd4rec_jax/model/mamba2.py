@@ -14,6 +14,7 @@ from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import cut_convs, short_conv, token_after, token_before
+from ssd4rec_jax.model.silu import silu
 
 Inputs = TokenInputs | ItemInputs
 LINEAR_INIT = nnx.initializers.normal(0.02)
@@ -120,7 +121,7 @@ class BidirectionalMamba2(nnx.Module):
         z, xBC, dt = jnp.split(
             inputs.project(kernel, (slice(None),), at), [c.d_inner, c.d_inner + c.conv_width], axis=-1
         )
-        return xBC, self._dt(dt), jax.nn.silu(z)
+        return xBC, self._dt(dt), silu(z)
 
     def _dt(self, dt):
         wide = self.dt_bias.dtype
@@ -151,12 +152,12 @@ class BidirectionalMamba2(nnx.Module):
             self._heads(x), dt, self._A(), self._groups(B), self._groups(C), layout.slot, reverse=reverse
         )
         y += self._skip(self._heads(take_tokens(x, at)))
-        gate = jax.nn.silu(self._project(inputs, 'z', at=at))
+        gate = silu(self._project(inputs, 'z', at=at))
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _first_read(self, xBC, dt, gate):
         """What a direction gives at the token that it reads first: a function of that token alone."""
-        x, B, C = self._split_xBC(jax.nn.silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
+        x, B, C = self._split_xBC(silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
         y = self._weighted(dt, C, B, x).astype(x.dtype) + self._skip(x)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
@@ -172,13 +173,13 @@ class BidirectionalMamba2(nnx.Module):
         w = ssd_weights_from_start(dt, self._A(), layout.slot)
 
         # Token 1's of the prefixes of 1, 2, ..., d_conv tokens, and which of them each prefix sees.
-        first = jax.nn.silu(jnp.stack([take_tokens(conv, layout.starts) for conv in cut], axis=2))
+        first = silu(jnp.stack([take_tokens(conv, layout.starts) for conv in cut], axis=2))
         first = of_history(first, layout.slot, jnp.minimum(layout.position, c.d_conv - 1))
         first_x, _, C = jnp.split(first, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
 
         total = self._skip(self._heads(first_x)).astype(dt.dtype)
         for distance, conv in enumerate(cut):  # of the token k before the prefix's end e
-            x, B, _ = self._split_xBC(jax.nn.silu(conv))
+            x, B, _ = self._split_xBC(silu(conv))
             term = self._weighted(w, self._groups(token_after(C, distance, layout)), B, x).reshape(*w.shape[:2], -1)
             if distance == c.d_conv - 1:  # k and all tokens before it see all their taps
                 term = running_sum(term, layout.slot, reverse=False)
@@ -195,9 +196,9 @@ class BidirectionalMamba2(nnx.Module):
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _conv(self, x, layout, channels, *, reverse):
-        """silu of the short convolution of some of its channels."""
+        """The short convolution of some of its channels, after silu."""
         kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
-        return jax.nn.silu(short_conv(x, kernel, bias, layout, reverse=reverse))
+        return short_conv(x, kernel, bias, layout, reverse=reverse)
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
         """silu of the short convolution of some columns at one token a history, projecting its taps alone."""
@@ -211,7 +212,7 @@ class BidirectionalMamba2(nnx.Module):
             token = jnp.where(inside, at + distance if reverse else at - distance, 0)
             tap = self._project(inputs, name, at=token)
             total = total + jnp.where(inside[..., None], tap, jnp.zeros_like(tap)) * kernel[c.d_conv - 1 - distance]
-        return jax.nn.silu(total)
+        return silu(total)
 
     def _columns(self) -> dict[str, slice]:
         """Columns of in_proj by what they project to."""

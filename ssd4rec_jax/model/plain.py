@@ -15,6 +15,7 @@ from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import short_conv
+from ssd4rec_jax.model.silu import silu
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 
 
@@ -52,7 +53,7 @@ def _mixer(mixer: BidirectionalMamba2, u, layout):
     zxBCdt = mixer.in_proj(u)
     z, xBC, dt = jnp.split(zxBCdt, [c.d_inner, 2 * c.d_inner + 2 * state], axis=-1)
     kernel, bias = mixer.conv_kernel[...].astype(xBC.dtype), mixer.conv_bias[...].astype(xBC.dtype)
-    x, B, C = jnp.split(jax.nn.silu(short_conv(xBC, kernel, bias, layout)), [c.d_inner, c.d_inner + state], axis=-1)
+    x, B, C = jnp.split(short_conv(xBC, kernel, bias, layout), [c.d_inner, c.d_inner + state], axis=-1)
     y = ssd_scan(
         x.reshape(*x.shape[:2], c.num_heads, c.headdim),
         jax.nn.softplus(dt.astype(mixer.dt_bias.dtype) + mixer.dt_bias[...]),
@@ -63,4 +64,4 @@ def _mixer(mixer: BidirectionalMamba2, u, layout):
         segment_ids=layout.segment_ids,
         implementation=named_implementation(c),
     )
-    return mixer.out_proj(per_token(mixer.norm, y.reshape(z.shape) * jax.nn.silu(z)))
+    return mixer.out_proj(per_token(mixer.norm, y.reshape(z.shape) * silu(z)))

@@ -1,4 +1,4 @@
-"""Depthwise convolution over a few neighbours that never crosses a history's border."""
+"""Depthwise convolution over a few neighbours, and its silu, that never crosses a history's border."""
 import functools
 import itertools
 
@@ -6,42 +6,49 @@ import jax
 import jax.numpy as jnp
 
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.silu import silu, silu_slope
 
 
 def short_conv(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, *, reverse: bool = False
 ) -> jax.Array:
-    """Causal depthwise convolution within each history, as Mamba-2's conv1d before its activation.
+    """silu of the causal depthwise convolution within each history: Mamba-2's conv1d with its activation.
 
     x [rows, tokens, channels], kernel [d_conv, channels] with the token's own tap last (torch's order), bias
     [channels]; returns x's shape and dtype. reverse=True reads the tokens that follow instead of those before:
     the convolution of the reversed history, left in place.
     """
-    return _convolve(x, kernel, layout.position, layout.remaining, reverse) + _per_channel(bias, x)
+    return _activated(x, kernel, bias, layout.position, layout.remaining, reverse)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _convolve(x, kernel, position, remaining, reverse):
-    """The convolution without bias. Its gradient in x is the same convolution read from the other side."""
-    neighbours = _neighbours(x, kernel.shape[0], remaining if reverse else position, reverse)
-    return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1]))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _activated(x, kernel, bias, position, remaining, reverse):
+    return silu(_convolve(_neighbours(x, kernel.shape[0], remaining if reverse else position, reverse), kernel) + bias)
 
 
-def _convolve_fwd(x, kernel, position, remaining, reverse):
-    return _convolve(x, kernel, position, remaining, reverse), (x, kernel, position, remaining)
+def _activated_fwd(x, kernel, bias, position, remaining, reverse):
+    return _activated(x, kernel, bias, position, remaining, reverse), (x, kernel, bias, position, remaining)
 
 
-def _convolve_bwd(reverse, residuals, g):
-    x, kernel, position, remaining = residuals
-    # The barrier has XLA shift x again instead of keeping every shifted copy from the forward pass.
+def _activated_bwd(reverse, residuals, g):
+    """Keeps x alone of the forward pass; the gradient in x is the same convolution read from the other side."""
+    x, kernel, bias, position, remaining = residuals
+    # The barrier has XLA compute the convolution again instead of keeping shifted copies from the forward pass.
     x, g = jax.lax.optimization_barrier((x, g))
-    neighbours = _neighbours(x, kernel.shape[0], remaining if reverse else position, reverse)
-    wide = jnp.promote_types(g.dtype, jnp.float32)
-    dkernel = jnp.stack([jnp.sum(neighbour * g, axis=(0, 1), dtype=wide) for neighbour in neighbours][::-1])
-    return _convolve(g, kernel, position, remaining, not reverse), dkernel.astype(kernel.dtype), None, None
+    near, far = (remaining, position) if reverse else (position, remaining)
+    neighbours = _neighbours(x, kernel.shape[0], near, reverse)
+    g = g * silu_slope(_convolve(neighbours, kernel) + bias)
+    dx = _convolve(_neighbours(g, kernel.shape[0], far, not reverse), kernel)
+    total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(g.dtype, jnp.float32))
+    dkernel = jnp.stack([total(neighbour * g) for neighbour in neighbours][::-1])
+    return dx, dkernel.astype(kernel.dtype), total(g).astype(bias.dtype), None, None
 
 
-_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+_activated.defvjp(_activated_fwd, _activated_bwd)
+
+
+def _convolve(neighbours, kernel):
+    return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1]))
 
 
 def _neighbours(x, width, reach, reverse):

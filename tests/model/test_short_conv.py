@@ -1,4 +1,4 @@
-"""The short convolution against numpy.convolve, history by history."""
+"""The short convolution and its silu against numpy.convolve, history by history."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ def oracle(x, kernel, bias, reverse):
             full = np.stack([np.convolve(piece[:, c], kernel[::-1, c])[:n] for c in range(x.shape[-1])], -1) + bias
             out[r, at:at + n] = full[::-1] if reverse else full
             at += n
-    return out
+    return out / (1 + np.exp(-out))
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -59,4 +59,4 @@ def test_nan_of_one_history_reaches_no_other(reverse):
     grads, y = jax.grad(loss, has_aux=True)(x)
     clean = ~np.isnan(np.asarray(x))
     assert np.isfinite(np.asarray(y)[clean]).all()
-    assert np.isfinite(np.asarray(grads)).all()
+    assert np.isfinite(np.asarray(grads)[clean]).all()
