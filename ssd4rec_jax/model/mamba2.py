@@ -13,7 +13,7 @@ from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
-from ssd4rec_jax.model.short_conv import cut_convs, short_conv, token_after, token_before
+from ssd4rec_jax.model.short_conv import cut_convs, short_convs, token_after, token_before
 from ssd4rec_jax.model.silu import silu
 
 Inputs = TokenInputs | ItemInputs
@@ -72,10 +72,14 @@ class BidirectionalMamba2(nnx.Module):
         """f + beta * b at every token, [rows, tokens, D] in the module's dtype."""
         c = self.config
         xBC, dt, gate = self._project_all(inputs)
-        forward = self._scan(xBC, dt, gate, layout, reverse=False)
+        directions = (False,) if c.beta == 0 else (False, True)
+        forward, *backward = (
+            self._scan(conv, dt, gate, layout, reverse=reverse)
+            for reverse, conv in zip(directions, self._convs(xBC, layout, directions))
+        )
         if c.beta == 0:
             return self.out_proj(forward)
-        backward = self._scan(xBC, dt, gate, layout, reverse=True)
+        (backward,) = backward
         if c.backward_order == 'reversed':
             backward = mirror_within_segment(backward, layout.mirror)
         return self._merge(forward, backward)
@@ -89,14 +93,16 @@ class BidirectionalMamba2(nnx.Module):
         c = self.config
         xB = self._project(inputs, 'x', 'B')
         dt = self._dt(self._project(inputs, 'dt'))
-        forward = self._query(inputs, xB, dt, layout, layout.ends, reverse=False)
+        directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
+        forward, *backward = (
+            self._query(inputs, conv, dt, layout, layout.starts if reverse else layout.ends, reverse=reverse)
+            for reverse, conv in zip(directions, self._convs(xB, layout, directions))
+        )
         if c.beta == 0:
             return self.out_proj(forward)
-        if c.backward_order == 'reversed':
-            backward = self._query(inputs, xB, dt, layout, layout.starts, reverse=True)
-        else:
-            backward = self._first_read(*self._project_all(inputs, layout.ends))
-        return self._merge(forward, backward)
+        if c.backward_order == 'aligned':
+            backward = [self._first_read(*self._project_all(inputs, layout.ends))]
+        return self._merge(forward, *backward)
 
     def prefix_readouts(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """What `readout` gives for the prefix that ends at each token, for all tokens at once: [rows, tokens, D].
@@ -105,7 +111,8 @@ class BidirectionalMamba2(nnx.Module):
         """
         c = self.config
         xBC, dt, gate = self._project_all(inputs)
-        forward = self._scan(xBC, dt, gate, layout, reverse=False)
+        (conv,) = self._convs(xBC, layout, (False,))
+        forward = self._scan(conv, dt, gate, layout, reverse=False)
         if c.beta == 0:
             return self.out_proj(forward)
         if c.backward_order == 'reversed':
@@ -133,7 +140,6 @@ class BidirectionalMamba2(nnx.Module):
 
     def _scan(self, xBC, dt, gate, layout, *, reverse):
         """One direction at every token up to its gated norm: [rows, tokens, expand * D], backward left in place."""
-        xBC = self._conv(xBC, layout, slice(None), reverse=reverse)
         x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
             x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse,
@@ -143,10 +149,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def _query(self, inputs, xB, dt, layout, at, *, reverse):
         """One direction at the token `at` of each history that reads it last, up to its gated norm."""
-        c = self.config
-        no_C = slice(0, c.d_inner + c.ngroups * c.d_state)
-        xB = self._conv(xB, layout, no_C, reverse=reverse)
-        x, B = jnp.split(xB, [c.d_inner], axis=-1)
+        x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
             self._heads(x), dt, self._A(), self._groups(B), self._groups(C), layout.slot, reverse=reverse
@@ -195,10 +198,10 @@ class BidirectionalMamba2(nnx.Module):
         )
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
-    def _conv(self, x, layout, channels, *, reverse):
-        """The short convolution of some of its channels, after silu."""
-        kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
-        return short_conv(x, kernel, bias, layout, reverse=reverse)
+    def _convs(self, x, layout, directions):
+        """The short convolution of the first of its channels, as many as x has, in each of some directions."""
+        kernel, bias = self._cast(self.conv_kernel)[:, :x.shape[-1]], self._cast(self.conv_bias)[:x.shape[-1]]
+        return short_convs(x, kernel, bias, layout, directions)
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
         """silu of the short convolution of some columns at one token a history, projecting its taps alone."""

@@ -18,36 +18,51 @@ def short_conv(
     [channels]; returns x's shape and dtype. reverse=True reads the tokens that follow instead of those before:
     the convolution of the reversed history, left in place.
     """
-    return _activated(x, kernel, bias, layout.position, layout.remaining, reverse)
+    return short_convs(x, kernel, bias, layout, (reverse,))[0]
+
+
+def short_convs(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, directions: tuple[bool, ...]
+) -> tuple[jax.Array, ...]:
+    """short_conv of x in each of some directions (their `reverse`), whose gradients are then summed before the taps."""
+    return _activated(x, kernel, bias, layout.position, layout.remaining, directions)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _activated(x, kernel, bias, position, remaining, reverse):
-    return silu(_convolve(_neighbours(x, kernel.shape[0], remaining if reverse else position, reverse), kernel) + bias)
+def _activated(x, kernel, bias, position, remaining, directions):
+    return tuple(silu(conv) for conv in _convolutions(x, kernel, bias, position, remaining, directions))
 
 
-def _activated_fwd(x, kernel, bias, position, remaining, reverse):
-    return _activated(x, kernel, bias, position, remaining, reverse), (x, kernel, bias, position, remaining)
+def _convolutions(x, kernel, bias, position, remaining, directions):
+    for reverse in directions:
+        yield _tapped(_neighbours(x, kernel.shape[0], remaining if reverse else position, reverse), kernel) + bias
 
 
-def _activated_bwd(reverse, residuals, g):
-    """Keeps x alone of the forward pass; the gradient in x is the same convolution read from the other side."""
+def _activated_fwd(*args):
+    return _activated(*args), args[:-1]
+
+
+def _activated_bwd(directions, residuals, gs):
+    """Keeps x alone of the forward pass. The gradient in x is the same convolution read from the other side, and what it
+    multiplies by a tap is, times x, that tap's gradient: so both directions share them."""
+    # The barrier has XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
+    residuals, gs = jax.lax.optimization_barrier((residuals, gs))
     x, kernel, bias, position, remaining = residuals
-    # The barrier has XLA compute the convolution again instead of keeping shifted copies from the forward pass.
-    x, g = jax.lax.optimization_barrier((x, g))
-    near, far = (remaining, position) if reverse else (position, remaining)
-    neighbours = _neighbours(x, kernel.shape[0], near, reverse)
-    g = g * silu_slope(_convolve(neighbours, kernel) + bias)
-    dx = _convolve(_neighbours(g, kernel.shape[0], far, not reverse), kernel)
-    total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(g.dtype, jnp.float32))
-    dkernel = jnp.stack([total(neighbour * g) for neighbour in neighbours][::-1])
-    return dx, dkernel.astype(kernel.dtype), total(g).astype(bias.dtype), None, None
+    convs = _convolutions(x, kernel, bias, position, remaining, directions)
+    readers = zip(*(
+        _neighbours(g * silu_slope(conv), kernel.shape[0], position if reverse else remaining, not reverse)
+        for reverse, conv, g in zip(directions, convs, gs)
+    ))
+    by_tap = [sum(g) for g in readers]
+    total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    dkernel = jnp.stack([total(x * g) for g in by_tap][::-1])
+    return _tapped(by_tap, kernel), dkernel.astype(kernel.dtype), total(by_tap[0]).astype(bias.dtype), None, None
 
 
 _activated.defvjp(_activated_fwd, _activated_bwd)
 
 
-def _convolve(neighbours, kernel):
+def _tapped(neighbours, kernel):
     return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1]))
 
 

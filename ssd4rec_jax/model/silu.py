@@ -16,8 +16,8 @@ def silu(x: jax.Array) -> jax.Array:
 def silu_slope(x: jax.Array) -> jax.Array:
     """silu's derivative, computed in float32 at least: it is small where its terms are not."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    share = jax.nn.sigmoid(wide)
-    return (share * (1 + wide * (1 - share))).astype(x.dtype)
+    denominator = 1 + jnp.exp(-wide)
+    return ((1 + wide * (1 - 1 / denominator)) / denominator).astype(x.dtype)
 
 
 def _silu_fwd(x):

@@ -6,7 +6,7 @@ import pytest
 from jax.test_util import check_grads
 
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.short_conv import short_conv
+from ssd4rec_jax.model.short_conv import short_conv, short_convs
 from tests.packed import pack
 
 LENGTHS = [[1, 2, 3, 4, 5], [9, 1, 1]]
@@ -45,6 +45,17 @@ def test_gradients_equal_finite_differences(x64, reverse):
     rng = np.random.default_rng(1)
     args = tuple(jnp.asarray(rng.normal(size=s)) for s in [(2, 16, 3), (4, 3), (3,)])
     check_grads(lambda *a: short_conv(*a, layout(), reverse=reverse), args, order=1, modes=['rev'])
+
+
+def test_gradients_of_both_directions_are_the_sums_of_each(x64):
+    rng = np.random.default_rng(2)
+    args = tuple(jnp.asarray(rng.normal(size=s)) for s in [(2, 16, 3), (4, 3), (3,)])
+    gs = tuple(jnp.asarray(rng.normal(size=(2, 16, 3))) for _ in range(2))
+    both, pull = jax.vjp(lambda *a: short_convs(*a, layout(), (False, True)), *args)
+    alone = [jax.vjp(lambda *a, r=reverse: short_conv(*a, layout(), reverse=r), *args) for reverse in (False, True)]
+    np.testing.assert_array_equal(jnp.stack(both), jnp.stack([y for y, _ in alone]))
+    for ours, *each in zip(pull(gs), *(pull(g) for (_, pull), g in zip(alone, gs))):
+        np.testing.assert_allclose(ours, sum(each), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
