@@ -1,7 +1,2 @@
-"""Commands: flags and a data set's configuration become frozen dataclasses and one call of the library."""
-from experiments.allocator import tune_allocator
-from experiments.devices import skip_absent_accelerators
-
-# Here, because both must come before any command imports JAX.
-tune_allocator()
-skip_absent_accelerators()
+"""Front doors of the commands, and what one runs in a checkout to measure: benchmarks and the pod compiler."""
+import ssd4rec_jax.commands  # noqa: F401  (prepares the process before any command imports JAX)

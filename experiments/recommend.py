@@ -1,60 +1,6 @@
-"""Recommend next items with a run's best checkpoint.
-
-    python -m experiments.recommend --workdir=RUN --users=ID,ID --k=10 [--exclude_seen]
-    python -m experiments.recommend --workdir=RUN --history=ITEM,ITEM,ITEM
-
-Users are read with their whole history. Prints tab-separated lines: user (or 'history'), rank, item, score.
-"""
-import numpy as np
-from absl import flags
-
-from experiments.cli import run
-from experiments.finished_run import load_run
-from experiments.runtime import enable_compilation_cache
-from ssd4rec_jax.errors import UserError
-from ssd4rec_jax.recommend import recommend
-
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.', required=True)
-_USERS = flags.DEFINE_list('users', None, 'Original user ids, separated by commas.')
-_HISTORY = flags.DEFINE_list('history', None, 'Original item ids in time order, separated by commas.')
-_K = flags.DEFINE_integer('k', 10, 'Items to recommend.', lower_bound=1)
-_EXCLUDE_SEEN = flags.DEFINE_bool('exclude_seen', False, 'Leave out items of the history.')
-
-
-def main() -> int:
-    if (_USERS.value is None) == (_HISTORY.value is None):
-        raise UserError('give either --users or --history')
-    enable_compilation_cache()
-    loaded = load_run(_WORKDIR.value)
-    dataset = loaded.dataset
-    if _USERS.value is not None:
-        users = positions(dataset.user_ids, _USERS.value, '--users')
-        histories = [dataset.items[dataset.offsets[u]:dataset.offsets[u + 1]] for u in users]
-        names = _USERS.value
-    else:
-        histories = [positions(dataset.item_ids, _HISTORY.value, '--history') + 1]
-        names = ['history']
-    if max_history := loaded.config.data.max_history:
-        histories = [h[-max_history:] for h in histories]
-    items, scores = recommend(loaded.network, loaded.params, histories, k=_K.value, exclude_seen=_EXCLUDE_SEEN.value)
-    for name, row, row_scores in zip(names, items, scores):
-        for rank, (item, score) in enumerate(zip(row, row_scores), start=1):
-            if np.isfinite(score):  # fewer than k items are left for a user who has seen nearly all
-                print(f'{name}\t{rank}\t{dataset.item_ids[item - 1]}\t{score:.6f}')
-    return 0
-
-
-def positions(ids: np.ndarray, wanted: list[str], flag: str) -> np.ndarray:
-    """Position in `ids` of each wanted original id, int64; UserError names the first that is unknown."""
-    where = {str(i): k for k, i in enumerate(ids.tolist())}
-    wanted = [w.strip() for w in wanted]
-    unknown = [w for w in wanted if w not in where]
-    if unknown or not wanted:
-        example = ', '.join(str(i) for i in ids[:3].tolist())
-        what = f'{unknown[0]!r} is not in the prepared log' if unknown else 'no id given'
-        raise UserError(f'{flag}: {what} (ids look like {example}; the 5-core may have left it out)')
-    return np.asarray([where[w] for w in wanted])
-
+"""Recommend next items with a run's best checkpoint: see ssd4rec_jax.commands.recommend."""
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.recommend import main
 
 if __name__ == '__main__':
     run(main)

@@ -1,4 +1,4 @@
-"""Compile the TPU kernels, and the train step that uses them, for a real TPU topology on a machine without a TPU.
+"""Compile the TPU kernels for a real TPU topology on a machine without a TPU.
 
     python -m pallas_kernels.compile_tpu --topology=v5e:2x2     # also v6e:2x2, v5p:2x2x1
 
@@ -15,11 +15,11 @@ os.environ.update(
 )
 
 import argparse  # noqa: E402
-import functools  # noqa: E402
 import importlib.util  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
 import jax  # noqa: E402
@@ -43,9 +43,10 @@ class Program(NamedTuple):
     text: str
 
     @classmethod
-    def compile(cls, name: str, jitted, *specs) -> 'Program':
+    def compile(cls, name: str, lower: Callable[[], jax.stages.Lowered]) -> 'Program':
+        """Compile what `lower` returns; the seconds are those of both."""
         started = time.monotonic()
-        compiled = jitted.lower(*specs).compile()
+        compiled = lower().compile()
         memory, text = compiled.memory_analysis(), compiled.as_text()
         return cls(
             name, time.monotonic() - started, _kernels(text),
@@ -96,56 +97,32 @@ def compile_scan(device, workload: Workload, dtype, *, reverse: bool = False, ch
 
     name = f'ssd_scan {w.batch} x {w.length:,} tokens, {w.heads} heads x {w.headdim}, state {w.state}, {jnp.dtype(dtype).name}'
     with tracing_for('tpu'):
-        return Program.compile(name, jax.jit(run), x, dt, A, shared, shared, ids, x)
+        return Program.compile(name, lambda: jax.jit(run).lower(x, dt, A, shared, shared, ids, x))
 
 
-def compile_train_step(devices, *, tokens: int = 8192, items: int = 7111, one_pass: bool = False) -> Program:
-    """A whole train step of SSD4Rec as published (D 256, 2 layers; 1 with one_pass) with a row of `tokens` a device."""
-    from ssd4rec_jax.data.packing import PackedBatch
-    from ssd4rec_jax.model.config import ModelConfig
-    from ssd4rec_jax.optimizer import make_optimizer
-    from ssd4rec_jax.train_config import TrainConfig
-    from ssd4rec_jax.mesh import by_rows, device_mesh
-    from ssd4rec_jax.gradients import Objective
-    from ssd4rec_jax.train_state import abstract_state, make_train_step
-
-    mesh = device_mesh(devices)
-    rows, segments = len(devices), tokens // 32
-    optimizer = make_optimizer(TrainConfig(), items)
-    with tracing_for('tpu'):
-        config = ModelConfig(num_layers=1 if one_pass else 2, ssd_implementation='pallas_tpu')
-        network, state = abstract_state(config, items, optimizer, mesh)
-        spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(mesh))
-        by_token, by_segment = spec((rows, tokens)), spec((rows, segments))
-        targets = by_token if one_pass else by_segment
-        batch = PackedBatch(by_token, by_token, by_segment, by_segment, targets, by_segment)
-        number = jax.ShapeDtypeStruct((), jnp.uint32)
-        step = make_train_step(Objective(network, 0.2, one_pass), optimizer, mesh)
-        form = 'one_pass, 1 layer' if one_pass else 'prefix, 2 layers'
-        return Program.compile(f'train step ({form}), {rows} devices, a row of {tokens:,} tokens each', step, state, batch, number, number)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def topology_of_flags(description: str) -> list:
+    """The devices of --topology; exits with a sentence where libtpu is missing or does not know it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--topology', default='v5e:2x2', help='v5e:2x2, v6e:2x2, v5p:2x2x1')
     topology = parser.parse_args().topology
     if importlib.util.find_spec('libtpu') is None:
-        print('error: compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"', file=sys.stderr)
-        return 1
+        sys.exit('error: compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"')
     try:
         devices = topology_devices(topology)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        print(f'error: --topology={topology} is not one that libtpu knows, such as v5e:2x2: {error}', file=sys.stderr)
-        return 1
+        sys.exit(f'error: --topology={topology} is not one that libtpu knows, such as v5e:2x2: {error}')
     print(f'{topology}: {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}')
+    return devices
+
+
+def main() -> int:
+    devices = topology_of_flags(__doc__)
     for name in ('kuairand', 'long64k', 'mamba64k'):
         for dtype in (jnp.bfloat16, jnp.float32):
             w = WORKLOADS[name]
             shape = (w.batch, w.length, w.heads, w.headdim), dtype, (w.batch, w.length, w.groups, w.state)
             planned = Tiling.of(*shape, None).vmem_bytes
             print(f'{compile_scan(devices[0], w, dtype)}; planned for {planned / 2**20:.1f} MiB of VMEM', flush=True)
-    for one_pass in (False, True):
-        print(compile_train_step(devices, one_pass=one_pass), flush=True)
     return 0
 
 

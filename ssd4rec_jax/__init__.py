@@ -1,1 +1,1 @@
-"""SSD4Rec in JAX: model, data, training and evaluation. Knows no flags; `experiments` holds the commands."""
+"""SSD4Rec in JAX: data, model, training, ranking, and the commands that users run."""

@@ -13,6 +13,14 @@ os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd
 import jax  # noqa: E402  (after the flags it reads)
 import pytest  # noqa: E402
 
+from ssd4rec_jax.commands.runtime import enable_compilation_cache  # noqa: E402
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compile_cache():
+    """Runs inside the test process use the compile cache as the commands do."""
+    enable_compilation_cache()
+
 
 @pytest.fixture
 def x64():

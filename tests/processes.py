@@ -12,7 +12,7 @@ def start(
     count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = 60, of_last: list[str] = (),
     program: tuple[str, ...] = ('-m', 'experiments.train'),
 ) -> list[subprocess.Popen]:
-    """`experiments.train` as `count` processes with so many CPU devices each (one process: without --distributed).
+    """`ssd4rec_jax.commands.train` as `count` processes with so many CPU devices each (one process: without --distributed).
 
     of_last: flags that the last process alone is given. program: Python's arguments for another program of those flags.
     """

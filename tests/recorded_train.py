@@ -1,4 +1,4 @@
-"""`experiments.train` that notes which examples its steps take as they go onto the devices, and stops by itself.
+"""`ssd4rec_jax.commands.train` that notes which examples its steps take as they go onto the devices, and stops by itself.
 
 A process writes a line a step, the ids of the examples in its rows, to a file of its own in the folder RECORD_IN. After
 STOP_AFTER steps the last process of the run gets a SIGTERM.
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jax
 
-from experiments import train
-from experiments.cli import run
-from ssd4rec_jax import trainer
+from ssd4rec_jax.commands import train
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.train import trainer
 
 file = open(Path(os.environ['RECORD_IN']) / str(os.getpid()), 'w')
 left = int(os.environ['STOP_AFTER'])

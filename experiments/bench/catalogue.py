@@ -10,12 +10,12 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from experiments.config import ExperimentConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.reporter import Reporter
-from ssd4rec_jax.trainer import Trainer
-from ssd4rec_jax.workdir import Workdir
+from ssd4rec_jax.train.trainer import Trainer
+from ssd4rec_jax.run.folder import RunFolder
 
 RUNS = (50_000, 'full'), (50_000, 'sampled'), (5_000_000, 'sampled')
 USERS, LENGTH = 512, 30
@@ -31,7 +31,7 @@ def generated(items: int, users: int = USERS, length: int = LENGTH) -> SequenceD
     )
 
 
-def measure_catalogues(config: ExperimentConfig, runs=RUNS) -> list[dict]:
+def measure_catalogues(config: RunConfig, runs=RUNS) -> list[dict]:
     """One epoch with evaluation, checkpoints and result of each (items, loss)."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_epochs=1, log_every=1))
     measured = []
@@ -47,15 +47,15 @@ def measure_catalogues(config: ExperimentConfig, runs=RUNS) -> list[dict]:
     return measured
 
 
-def _run(config: ExperimentConfig, items: int, loss: str) -> dict:
+def _run(config: RunConfig, items: int, loss: str) -> dict:
     compiling = _Compiling()
-    train = dataclasses.replace(config.train, loss=loss)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, loss=loss))
     with tempfile.TemporaryDirectory() as folder:
-        workdir = Workdir(folder)
+        workdir = RunFolder(folder)
         workdir.lock()
-        trainer = Trainer(config.model, config.data, train, generated(items), workdir, reporter=compiling)
+        trainer = Trainer(config, generated(items), workdir, reporter=compiling)
         result = trainer.run()
-        records = trainer.metrics_log.read()
+        records = trainer.session.metrics_log.read()
     evaluation = next(record for record in records if record['kind'] == 'valid')
     steps = [record for record in records if record['kind'] == 'train']
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments.pod.published import LOGS
+from experiments.published import LOGS
 from ssd4rec_jax.data.sources import OFFICIAL
 
 DATASET = 'kuairand-27k'

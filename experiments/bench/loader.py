@@ -4,7 +4,7 @@ import dataclasses
 import grain
 
 from pallas_kernels.bench.clock import median_seconds, one_core
-from experiments.config import ExperimentConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, train_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
@@ -13,7 +13,7 @@ from ssd4rec_jax.data.pipeline import step_loader
 GRAIN_EXAMPLES = 20_000
 
 
-def measure_loader(config: ExperimentConfig, dataset: SequenceDataset, repeats: int) -> dict:
+def measure_loader(config: RunConfig, dataset: SequenceDataset, repeats: int) -> dict:
     """Rates on one core, grain's threads included, over every prefix of every user."""
     examples = train_examples(dataset)
     shape = choose_step_shape(

@@ -2,9 +2,9 @@
 import dataclasses
 
 from pallas_kernels.bench.clock import median_seconds
-from experiments.bench.logs import equal_histories
+from experiments.logs import equal_histories
 from experiments.bench.training import Forms, TrainStep
-from experiments.config import ExperimentConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.examples import valid_examples
 
 TOKENS = 65_536
@@ -12,7 +12,7 @@ LENGTHS = 1024, 4096, 16_384, 65_536
 ITEMS = 7_111  # KuaiRand-Pure's
 
 
-def measure_long(config: ExperimentConfig, repeats: int) -> list[dict]:
+def measure_long(config: RunConfig, repeats: int) -> list[dict]:
     """For 1 and 2 layers and each length: {'layers', 'length', 'plain', 'ours': figures}; one target a history."""
     rows = []
     for layers in (1, 2):
@@ -23,7 +23,7 @@ def measure_long(config: ExperimentConfig, repeats: int) -> list[dict]:
         for length in LENGTHS:
             histories = TOKENS // length
             train = dataclasses.replace(config.train, targets_per_step=histories)
-            settings = ExperimentConfig(config.dataset, model, data, train)
+            settings = RunConfig(config.dataset, model, data, train)
             examples = valid_examples(equal_histories(length, 4 * histories, ITEMS))
             steps[length, 'plain'] = TrainStep(forms.plain, forms.params, settings, examples)
             steps[length, 'ours'] = TrainStep(forms.ours, forms.params, settings, examples)

@@ -5,7 +5,7 @@ from flax import nnx
 
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
-from ssd4rec_jax.network import Network
+from ssd4rec_jax.model.network import Network
 
 
 class PlainModel(NamedTuple):
@@ -17,10 +17,7 @@ class PlainModel(NamedTuple):
     def item_embedding(self) -> nnx.Param:
         return self.model.item_embedding
 
-    def table_is_less_work(self, tokens: int) -> bool:
-        return False
-
-    def readout(self, items, layout, draws=None, table=None):
+    def readout(self, items, layout, draws=None):
         return plain_readout(self.model, items, layout, draws)
 
 
@@ -34,8 +31,8 @@ class PlainNetwork(NamedTuple):
         return self.network.num_items
 
     @property
-    def table(self):
-        return self.network.table
+    def shard(self):
+        return self.network.shard
 
     @property
     def split(self):

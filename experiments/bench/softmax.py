@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.bench.clock import median_seconds
-from ssd4rec_jax.losses import MAX_SCORES, softmax_loss_sum
+from ssd4rec_jax.model.scores import MAX_SCORES
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
 TARGETS, WIDTH = 1024, 256
 CATALOGUES = 12_101, 1_000_000

@@ -10,19 +10,18 @@ import numpy as np
 
 from pallas_kernels.bench.clock import median_seconds
 from experiments.bench.plain_network import PlainNetwork
-from experiments.config import ExperimentConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
-from ssd4rec_jax.evaluate import Ranker
-from ssd4rec_jax.losses import softmax_loss_sum
-from ssd4rec_jax.mesh import by_rows, device_mesh
-from ssd4rec_jax.objective import one_pass_obstacle, training_examples
-from ssd4rec_jax.optimizer import make_optimizer
-from ssd4rec_jax.gradients import Objective
-from ssd4rec_jax.network import Network, init_network
-from ssd4rec_jax.train_state import TrainState, init_state, make_train_step, place_probability
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
+from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
+from ssd4rec_jax.train.objective import one_pass_obstacle, training_examples
+from ssd4rec_jax.model.network import Network, init_network
+from ssd4rec_jax.train.program import TrainProgram
+from ssd4rec_jax.train.state import TrainState
 
 BATCHES = 4  # of an epoch, that timed steps go round
 
@@ -30,7 +29,7 @@ BATCHES = 4  # of an epoch, that timed steps go round
 class TrainStep:
     """A compiled train step and some batches of its epoch; a call makes one step."""
 
-    def __init__(self, network, params: dict, config: ExperimentConfig, examples: ExampleIndex):
+    def __init__(self, network, params: dict, config: RunConfig, examples: ExampleIndex):
         self.examples = examples
         self.mesh = device_mesh()
         shape = choose_step_shape(
@@ -38,16 +37,13 @@ class TrainStep:
             rows=config.data.rows_per_step, row_multiple=self.mesh.size, every_prefix=examples.every_prefix,
         )
         self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
-        optimizer = make_optimizer(config.train, network.num_items)
-        self.state: TrainState = init_state(network, jax.tree.map(np.array, params), optimizer, self.mesh)
+        program = TrainProgram(
+            config, network.num_items, self.mesh, every_prefix=examples.every_prefix, network=network
+        )
+        self.state: TrainState = program.init_state(jax.tree.map(np.array, params))
         batches = [self.to_device(build_step(examples, self.plan, k)) for k in range(min(BATCHES, self.plan.num_steps))]
-        negatives = config.train.negatives(network.num_items)
-        objective = Objective(network, config.data.mask_ratio, examples.every_prefix, negatives)
-        self._args = np.uint32(0), np.uint32(0)
-        if negatives:
-            self._args += (place_probability(examples.target_counts(network.num_items), network, self.mesh),)
-        step = make_train_step(objective, optimizer, self.mesh)
-        self.compiled = step.lower(self.state, batches[0], *self._args).compile()
+        self._args = np.uint32(0), np.uint32(0), *program.constants(examples.target_counts(network.num_items))
+        self.compiled = program.compile(shape)
         self._batches = itertools.cycle(batches)
         self.readouts = batches[0].targets.size
 
@@ -84,12 +80,12 @@ class Forms(NamedTuple):
     params: dict
 
     @classmethod
-    def of(cls, config: ExperimentConfig, num_items: int) -> 'Forms':
+    def of(cls, config: RunConfig, num_items: int) -> 'Forms':
         network, params = init_network(config.model, num_items, seed=config.train.seed)
         return cls(PlainNetwork(network), network, params)
 
 
-def measure_steps(config: ExperimentConfig, dataset: SequenceDataset, forms: Forms, repeats: int) -> dict:
+def measure_steps(config: RunConfig, dataset: SequenceDataset, forms: Forms, repeats: int) -> dict:
     """{'plain', 'prefix' and, where it is exact, 'one_pass': figures, 'softmax': ..., 'waiting_share': ...}."""
     prefixes = training_examples('prefix', config.model, dataset, config.data.max_history)
     steps = {
@@ -111,7 +107,7 @@ def measure_steps(config: ExperimentConfig, dataset: SequenceDataset, forms: For
     }
 
 
-def _softmax_alone(readouts: int, forms: Forms, config: ExperimentConfig):
+def _softmax_alone(readouts: int, forms: Forms, config: RunConfig):
     """The loss of a step and its gradients without the network."""
     table = forms.params['item_embedding']
     width = config.model.hidden_size
@@ -140,7 +136,7 @@ def _waiting_share(step: TrainStep, repeats: int) -> float:
 
 
 def measure_evaluation(
-    config: ExperimentConfig, dataset: SequenceDataset, forms: Forms, repeats: int, plain_users: int
+    config: RunConfig, dataset: SequenceDataset, forms: Forms, repeats: int, plain_users: int
 ) -> dict:
     """Users ranked a second: ours over the whole validation split, the plain form over some of its users."""
     whole = valid_examples(dataset, max_history=config.data.max_history)

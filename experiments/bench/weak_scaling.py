@@ -6,10 +6,10 @@ import dataclasses
 
 import jax
 
-from experiments.config import ExperimentConfig
-from experiments.pod.collectives import collectives
-from experiments.pod.hlo import Module
-from experiments.pod.step import trace_step
+from ssd4rec_jax.config.run import RunConfig
+from experiments.compiled.collectives import collectives
+from experiments.compiled.hlo import Module
+from experiments.compiled.step import trace_step
 from ssd4rec_jax.data.packing import StepShape
 
 DEVICES = 1, 2, 4, 8
@@ -18,12 +18,12 @@ FORMS = ('full', 7_111, False), ('full', 7_111, True), ('sampled', 1_000_000, Tr
 TOKENS, SEGMENTS = 2048, 64
 
 
-def measure_weak_scaling(config: ExperimentConfig, forms=FORMS, counts=DEVICES) -> list[dict]:
+def measure_weak_scaling(config: RunConfig, forms=FORMS, counts=DEVICES) -> list[dict]:
     """Bytes that each device sends in a step of one row of TOKENS tokens a device, and the state that it holds."""
     return [_bytes_of(config, *form, devices) for form in forms for devices in counts]
 
 
-def _bytes_of(config: ExperimentConfig, loss: str, items: int, shared: bool, count: int) -> dict:
+def _bytes_of(config: RunConfig, loss: str, items: int, shared: bool, count: int) -> dict:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, loss=loss))
     shards = count if shared else 1
     step = trace_step(config, items, StepShape(count, TOKENS, SEGMENTS), jax.devices()[:count], shards)

@@ -2,7 +2,7 @@
 from typing import NamedTuple
 
 from experiments.pod.chips import Chip, ring_bytes_per_second
-from experiments.pod.collectives import Collective
+from experiments.compiled.collectives import Collective
 
 
 class Projection(NamedTuple):

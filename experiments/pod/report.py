@@ -2,11 +2,11 @@
 from typing import NamedTuple
 
 from experiments.pod.chips import Chip
-from experiments.pod.collectives import Collective
+from experiments.compiled.collectives import Collective
 from experiments.pod.memory import Memory, size
 from experiments.pod.projection import Projection, seconds
-from experiments.pod.published import Assumed
-from experiments.pod.work import Work
+from experiments.pod.assumed import Assumed
+from experiments.compiled.work import Work
 
 HBM_NOTE = (
     'operands and results, of every scheduled operation and Pallas kernel, that the compiler did not place in VMEM; a loop '

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 
 from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.files import free_space, sync_folder, write_synced
 
 FORMAT_VERSION = 1
 _ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids')
@@ -72,24 +72,24 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
         checksums = {}
         for array in _ARRAYS:
             file = partial / f'{array}.npy'
-            _write(file, lambda out: np.save(out, getattr(dataset, array)))
+            write_synced(file, lambda out: np.save(out, getattr(dataset, array)))
             checksums[file.name] = _sha256(file)
         description = {
             'format_version': FORMAT_VERSION, 'name': dataset.name, 'fingerprint': dataset.fingerprint,
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
             'sha256': checksums,
         }
-        _write(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
+        write_synced(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
         with _locked(path.parent):
             there = open_dataset(path)
             if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
                 if path.exists():
                     path.rename(replaced)
                 partial.rename(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
     except OSError as error:
         raise DataError(
-            f'{path}: the prepared data set cannot be written ({error}; {_free_space(path)}): '
+            f'{path}: the prepared data set cannot be written ({error}; {free_space(path)} free): '
             'make room or name another folder'
         ) from error
     finally:
@@ -138,13 +138,6 @@ def _remove_leftovers(path: Path) -> None:
             continue
 
 
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with open(path, 'wb') as out:
-        write(out)
-        out.flush()
-        os.fsync(out.fileno())
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait until no other process on this machine is in here for the same folder."""
@@ -156,20 +149,6 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _sha256(path: Path) -> str:
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _free_space(path: Path) -> str:
-    while not path.exists():
-        path = path.parent
-    return f'{shutil.disk_usage(path).free / 2**20:,.0f} MiB free'

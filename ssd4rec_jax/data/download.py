@@ -12,7 +12,7 @@ from absl import logging
 
 from ssd4rec_jax.errors import DataError
 
-Progress = Callable[[int, int | None], None]  # bytes here so far, bytes in all where the server says so
+OnBytes = Callable[[int, int | None], None]  # bytes here so far, bytes in all where the server says so
 
 _CHUNK_BYTES = 1 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another attempt
@@ -23,7 +23,7 @@ class _Interrupted(Exception):
 
 
 def download(
-    address: str, target: Path, *, md5: str = '', size: int = 0, progress: Progress | None = None,
+    address: str, target: Path, *, md5: str = '', size: int = 0, progress: OnBytes | None = None,
     attempts: int = 4, first_wait: float = 1.0, timeout: float = 30.0,
 ) -> None:
     """Fetch a file to `target`; it appears there only whole and verified.
@@ -57,7 +57,7 @@ def download(
         raise DataError(f'cannot download {target.name}, {part} cannot be written ({error}): make room') from error
 
 
-def _transfer(address: str, part: Path, size: int, progress: Progress | None, timeout: float) -> None:
+def _transfer(address: str, part: Path, size: int, progress: OnBytes | None, timeout: float) -> None:
     """Append to `part` until it is whole; _Interrupted where the network fails, OSError where the disk does."""
     here = part.stat().st_size if part.exists() else 0
     if size and here == size:

@@ -29,7 +29,7 @@ def step_loader(
 ) -> grain.DatasetIterator[PackedBatch]:
     """Iterator over steps start_step, start_step + 1, ... of an epoch, read ahead by threads.
 
-    rows: numbers of those rows of every step that this process holds (see ssd4rec_jax.mesh.rows_here).
+    rows: numbers of those rows of every step that this process holds (see ssd4rec_jax.parallel.mesh.rows_here).
     get_state / set_state are exact at every step, between iterators of the same plan, rows and start_step.
     """
     source = PackedSteps(examples, plan, rows)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from absl import logging
 
-from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import FORMAT_VERSION, SequenceDataset, open_dataset, refuse_foreign_folder, save_dataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences

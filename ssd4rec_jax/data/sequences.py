@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.errors import DataError

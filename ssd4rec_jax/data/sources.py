@@ -3,7 +3,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from ssd4rec_jax.data.download import Progress, download
+from ssd4rec_jax.data.download import OnBytes, download
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.raw_file import RawFile, hash_files
 from ssd4rec_jax.data.readers import JsonLinesFormat, TableFormat, read_interactions
@@ -108,7 +108,7 @@ OFFICIAL = {
 
 def find_source(
     name: str, data_dir: str | Path | None = None, *, user_column: str | None = None, item_column: str | None = None,
-    time_column: str | None = None, separator: str | None = None, progress: Progress | None = None,
+    time_column: str | None = None, separator: str | None = None, progress: OnBytes | None = None,
 ) -> FileSource | SyntheticSource:
     """The source of a data set.
 

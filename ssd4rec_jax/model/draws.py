@@ -63,3 +63,10 @@ class Draws(NamedTuple):
 def dropout(x: jax.Array, probability: float, draws: Draws | None, stream: str) -> jax.Array:
     """Dropout where there are draws (training), x itself where there are none (evaluation)."""
     return x if draws is None else draws.dropout(x, probability, stream)
+
+
+def mask_items(items: jax.Array, mask_ratio: float, draws: Draws) -> jax.Array:
+    """Items with each one replaced by item 0 with probability mask_ratio (rho), the last one too."""
+    if mask_ratio == 0.0:
+        return items
+    return jnp.where(draws.below(mask_ratio, 'mask'), 0, items)

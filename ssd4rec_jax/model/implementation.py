@@ -1,9 +1,10 @@
-"""Which implementation of ssd_scan a model's layers call."""
-import jax.numpy as jnp
+"""Which implementation of ssd_scan a network's layers call."""
+from typing import Any
 
 from pallas_kernels.ssd.api import Call, choose_implementation
+from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.model.dtypes import compute_dtype
 
 
 def named_implementation(config: ModelConfig) -> str | None:
@@ -11,9 +12,17 @@ def named_implementation(config: ModelConfig) -> str | None:
     return None if config.ssd_implementation == 'auto' else config.ssd_implementation
 
 
-def ssd_implementation(config: ModelConfig, dtype: jnp.dtype, rows: int, tokens: int) -> str:
-    """The implementation that runs on [rows, tokens]; ConfigError with the reason where the one asked for cannot."""
-    call = Call((rows, tokens, config.num_heads, config.headdim), dtype, (rows, tokens, config.ngroups, config.d_state))
+def ssd_implementation(config: Any, rows: int, tokens: int) -> str | None:
+    """The implementation that runs on [rows, tokens]; None for a network without SSD scans.
+
+    ConfigError with the reason where the implementation asked for cannot run.
+    """
+    if not isinstance(config, ModelConfig):
+        return None
+    call = Call(
+        (rows, tokens, config.num_heads, config.headdim), compute_dtype(config.dtype),
+        (rows, tokens, config.ngroups, config.d_state),
+    )
     try:
         return choose_implementation(call, named_implementation(config))
     except ValueError as error:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssd4rec_jax.dense import matmul
+from ssd4rec_jax.model.dense import matmul
 from ssd4rec_jax.model.layout import take_tokens
 
 
@@ -22,7 +22,7 @@ class TokenInputs(NamedTuple):
         return matmul(self.at(index), jnp.concatenate([kernel[:, c] for c in columns], axis=1))
 
 
-class ItemTable(NamedTuple):
+class ProjectedItems(NamedTuple):
     """The first layer's input of every item: vectors [items + 1, D], projected [items + 1, in_proj's width]."""
 
     vectors: jax.Array
@@ -30,9 +30,9 @@ class ItemTable(NamedTuple):
 
 
 class ItemInputs(NamedTuple):
-    """Tokens as rows of an ItemTable: an item's projection depends on the item alone. items int32 [rows, tokens]."""
+    """Tokens as rows of an ProjectedItems: an item's projection depends on the item alone. items int32 [rows, tokens]."""
 
-    table: ItemTable
+    table: ProjectedItems
     items: jax.Array
 
     def at(self, index: jax.Array | None = None) -> jax.Array:

@@ -1,7 +1,7 @@
 """The network's norms, over the last axis."""
 from flax import nnx
 
-from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.config.model import ModelConfig
 
 
 def layer_norm(config: ModelConfig, **kwargs) -> nnx.LayerNorm:

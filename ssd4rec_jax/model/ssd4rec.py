@@ -3,12 +3,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.target import target
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.bissd import BiSSDLayer
-from ssd4rec_jax.model.config import ModelConfig
+from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.draws import Draws, dropout
-from ssd4rec_jax.model.inputs import ItemInputs, ItemTable, TokenInputs
+from ssd4rec_jax.model.dtypes import compute_dtype
+from ssd4rec_jax.model.inputs import ItemInputs, ProjectedItems, TokenInputs
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import Inputs
 from ssd4rec_jax.model.norms import layer_norm
@@ -16,15 +15,6 @@ from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
 
 MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype that ModelConfig.dtype names on this backend."""
-    if name == 'auto':
-        name = 'float32' if target().platform == 'cpu' else 'bfloat16'
-    if name == 'float64' and not jax.config.jax_enable_x64:
-        raise ConfigError('model.dtype=float64 needs JAX_ENABLE_X64=1')
-    return jnp.dtype(name)
 
 
 class SSD4Rec(nnx.Module):
@@ -48,7 +38,7 @@ class SSD4Rec(nnx.Module):
         self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
 
     def readout(
-        self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ItemTable | None = None
+        self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ProjectedItems | None = None
     ) -> jax.Array:
         """Hidden state at each history's last item, [rows, segments, D]; arbitrary where a slot is empty.
 
@@ -97,16 +87,9 @@ class SSD4Rec(nnx.Module):
         rows = self.item_embedding.shape[0]
         return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
-    def item_table(self) -> ItemTable:
+    def item_table(self) -> ProjectedItems:
         """Every item's first-layer input and its projection, where no dropout comes before."""
         vectors = self.item_embedding[...].astype(self.dtype)
         if self.config.norm_embedding:
             vectors = per_token(self.norm, vectors)
-        return ItemTable(vectors, self.layers[0].mixer.in_proj(vectors))
-
-
-def mask_items(items: jax.Array, mask_ratio: float, draws: Draws) -> jax.Array:
-    """Items with each one replaced by item 0 with probability mask_ratio (rho), the last one too."""
-    if mask_ratio == 0.0:
-        return items
-    return jnp.where(draws.below(mask_ratio, 'mask'), 0, items)
+        return ProjectedItems(vectors, self.layers[0].mixer.in_proj(vectors))

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, save_dataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.prepare import fingerprint, prepare

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences, k_core
 from ssd4rec_jax.data.summary import describe

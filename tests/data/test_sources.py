@@ -3,7 +3,7 @@ import gzip
 
 import pytest
 
-from experiments.config import DATASETS
+from ssd4rec_jax.presets import DATASETS
 from ssd4rec_jax.data import sources
 from ssd4rec_jax.data.sources import OFFICIAL, find_source
 from ssd4rec_jax.errors import ConfigError, DataError

@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 
-from ssd4rec_jax.baselines import popularity_ranks, transition_ranks
-from ssd4rec_jax.data.config import DataConfig
+from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.sequences import build_sequences
 from ssd4rec_jax.data.synthetic import SyntheticSource
-from ssd4rec_jax.ranking import ranking_metrics
+from ssd4rec_jax.rank.metrics import ranking_metrics
 
 PERIODS = (2, 3, 4)
 

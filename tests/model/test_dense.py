@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd4rec_jax.dense import matmul, transposed_matmul
+from ssd4rec_jax.model.dense import matmul, transposed_matmul
 
 
 @pytest.mark.usefixtures('x64')

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import parity
+from ssd4rec_jax.commands import parity
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 MODELS = ['ssd4rec_1layer.npz', 'ssd4rec_2layer.npz']

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.pod.work import work_of
+from experiments.compiled.work import work_of
 from ssd4rec_jax.model import ssd4rec
-from ssd4rec_jax.model.config import BACKWARD_ORDERS, ModelConfig
+from ssd4rec_jax.config.model import BACKWARD_ORDERS, ModelConfig
 from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.model.ssd4rec import SSD4Rec, mask_items
+from ssd4rec_jax.model.draws import mask_items
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
 
 SMALL = ModelConfig(hidden_size=16, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64')

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd4rec_jax.losses import map_scores, softmax_loss_sum
-from ssd4rec_jax.ranking import ranks
+from ssd4rec_jax.model.scores import map_scores
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
+from ssd4rec_jax.rank.metrics import ranks
 
 N, ITEMS, WIDTH = 24, 40, 16
 REAL = np.arange(N) % 5 != 3

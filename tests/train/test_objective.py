@@ -9,11 +9,12 @@ import pytest
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.objective import objective_note, training_examples
-from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.gradients import Objective, make_gradients
-from ssd4rec_jax.network import init_network
-from tests.train.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
+from ssd4rec_jax.train.objective import objective_note, training_examples
+from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.train.gradients import make_gradients
+from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.model.network import init_network
+from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)
 FORWARD = dataclasses.replace(DEEP, beta=0.0)
@@ -154,5 +155,5 @@ def test_a_run_that_goes_on_in_the_other_form_starts_its_epoch_anew(tmp_path):
     reporter = Notes()
     trainer = trainer_in(tmp_path / 'run', train=prefix, reporter=reporter)
     assert any('epoch 1 starts anew' in note for note in reporter.notes)
-    assert not trainer.progress.every_prefix and trainer.progress.step_in_epoch == 0
+    assert not trainer.session.progress.every_prefix and trainer.session.progress.step_in_epoch == 0
     assert trainer.run()['objective'] == 'prefix'

@@ -6,14 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from ssd4rec_jax.gradients import Objective, RowGradients
-from ssd4rec_jax.mesh import device_mesh, place_rows, shardings
-from ssd4rec_jax.model.config import ModelConfig
-from ssd4rec_jax.network import init_network
-from ssd4rec_jax.row_updates import SparseTableOptimizer, rounded, update_rows
-from ssd4rec_jax.sampled_softmax import draw_negatives, sampled_losses
-from ssd4rec_jax.table_shard import TableShard
-from ssd4rec_jax.train_state import init_state, make_train_step
+from ssd4rec_jax.train.gradients import RowGradients
+from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX
+from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.train.row_updates import SparseTableOptimizer, rounded, update_rows
+from ssd4rec_jax.train.sampled_softmax import draw_negatives, sampled_losses
+from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.train.state import init_state, make_train_step
 from tests.packed import pack
 
 ROWS, WIDTH = 30, 5
@@ -159,7 +161,7 @@ def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG):
     probability = np.random.default_rng(3).dirichlet(np.ones(ITEMS + 1)).astype(np.float32)
     probability = {'item_embedding': net.table(mesh).pad(probability)}
     probability = jax.device_put(probability, shardings(probability, mesh))['item_embedding']
-    step, losses = make_train_step(Objective(net, 0.3, negatives=negatives), optimizer, mesh), []
+    step, losses = make_train_step(Objective(net, 0.3, loss=SAMPLED_SOFTMAX, negatives=negatives), optimizer, mesh), []
     for _ in range(steps):
         state, loss = step(state, place_rows(batch, mesh, 8), SEED, EPOCH, probability)
         losses.append(float(loss))
@@ -196,7 +198,7 @@ def test_no_step_makes_a_second_table(batch):
     net, params = init_network(CONFIG, items, seed=0)
     optimizer = SparseTableOptimizer(optax.adam(1e-2), 0.1)
     state = init_state(net, params, optimizer, mesh)
-    step = make_train_step(Objective(net, 0.3, negatives=12), optimizer, mesh)
+    step = make_train_step(Objective(net, 0.3, loss=SAMPLED_SOFTMAX, negatives=12), optimizer, mesh)
     memory = step.lower(state, batch, SEED, EPOCH, jnp.zeros(items + 1)).compile().memory_analysis()
     table = 4 * 16 * (items + 1)
     assert memory.temp_size_in_bytes < 0.2 * table

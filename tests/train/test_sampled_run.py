@@ -8,18 +8,18 @@ import pytest
 
 from ssd4rec_jax.data.examples import train_examples, train_histories
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train_config import SAMPLED_ABOVE, TrainConfig
+from ssd4rec_jax.config.train import SAMPLED_ABOVE, TrainConfig
 from tests.train import tiny
-from tests.train.tiny import StopAfter, history, tiny_dataset, trainer_in
+from tests.tiny import StopAfter, history, tiny_dataset, trainer_in
 
 SAMPLED = dataclasses.replace(tiny.TRAIN, loss='sampled', num_negatives=64, max_epochs=6, log_every=1)
 
 
 def test_auto_samples_large_catalogues_alone():
-    assert TrainConfig().negatives(SAMPLED_ABOVE) == 0
-    assert TrainConfig().negatives(SAMPLED_ABOVE + 1) == 8192
-    assert TrainConfig(loss='full').negatives(10**8) == 0
-    assert TrainConfig(loss='sampled', num_negatives=7).negatives(10) == 7
+    assert TrainConfig().loss_name(SAMPLED_ABOVE) == 'full'
+    assert TrainConfig().loss_name(SAMPLED_ABOVE + 1) == 'sampled'
+    assert TrainConfig(loss='full').loss_name(10**8) == 'full'
+    assert TrainConfig(loss='sampled').loss_name(10) == 'sampled'
 
 
 def test_target_counts_are_those_of_the_training_prefixes():
@@ -58,7 +58,7 @@ def test_a_run_with_the_table_split_ends_where_one_device_s_does(tmp_path):
     for shards in (1, 4):
         trainer = trainer_in(tmp_path / str(shards), train=dataclasses.replace(SAMPLED, max_epochs=1), data=data, model_shards=shards)
         trainer.run()
-        ends.append(trainer.network.whole(trainer.state.params))
+        ends.append(trainer.program.network.whole(trainer.state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *ends)
 
 

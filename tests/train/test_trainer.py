@@ -6,16 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-import ssd4rec_jax.trainer
+import ssd4rec_jax.train.trainer
 from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
-from ssd4rec_jax.evaluate import Ranker
-from ssd4rec_jax.mesh import device_mesh
-from ssd4rec_jax.gradients import Objective, make_gradients
-from ssd4rec_jax.network import parameters_sha256
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.train.gradients import make_gradients
+from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.model.network import parameters_sha256
 from tests.train.adamw import adamw_by_hand
-from tests.train.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
+from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
@@ -30,7 +31,7 @@ def steps_of(path) -> list[int]:
 
 
 def use_devices(monkeypatch, count):
-    monkeypatch.setattr(ssd4rec_jax.trainer, 'device_mesh', lambda model_shards: device_mesh(jax.devices()[:count], model_shards))
+    monkeypatch.setattr(ssd4rec_jax.train.trainer, 'device_mesh', lambda _, model_shards: device_mesh(jax.devices()[:count], model_shards))
 
 
 @pytest.fixture(scope='module')
@@ -93,8 +94,8 @@ def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
     use_devices(monkeypatch, 1)
     three = dataclasses.replace(DATA, rows_per_step=3)
     whole = trainer_in(tmp_path, data=three)
-    whole._save()  # step 0, which spares a compilation
-    whole.checkpoints.wait()
+    whole.session.save(whole.state)  # step 0, which spares a compilation
+    whole.session.checkpoints.wait()
     del whole  # and its lock
     use_devices(monkeypatch, 2)
     with pytest.raises(ConfigError, match='3 rows, which 2 devices cannot share evenly: set data.rows_per_step'):
@@ -106,16 +107,16 @@ def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
 ])
 def test_a_config_that_packs_in_another_way_starts_the_epoch_anew(tmp_path, change, starts_anew):
     half = trainer_in(tmp_path)
-    half.progress = dataclasses.replace(half.progress, epoch=3, step_in_epoch=2)
-    half._save()
-    half.checkpoints.wait()
-    tokens = half.progress.shape.tokens
+    half.session.progress = dataclasses.replace(half.session.progress, epoch=3, step_in_epoch=2)
+    half.session.save(half.state)
+    half.session.checkpoints.wait()
+    tokens = half.session.progress.shape.tokens
     del half
     said = Notes()
     other = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, **change), reporter=said)
-    assert (other.progress.epoch, other.progress.step_in_epoch) == (3, 0 if starts_anew else 2)
+    assert (other.session.progress.epoch, other.session.progress.step_in_epoch) == (3, 0 if starts_anew else 2)
     assert any('epoch 4 starts anew' in note for note in said.notes) == starts_anew
-    assert other.progress.shape.tokens == (tokens // 2 if 'targets_per_step' in change else tokens)
+    assert other.session.progress.shape.tokens == (tokens // 2 if 'targets_per_step' in change else tokens)
 
 
 def test_another_log_in_the_same_workdir_is_refused(whole):
@@ -155,7 +156,7 @@ def test_divergence_names_step_rate_and_last_good_checkpoint_and_saves_nothing(w
         diverges.run()
     newest = steps_of(tmp_path)[-1]
     assert str(tmp_path / 'checkpoints' / str(newest)) in str(error.value)
-    restored = diverges.checkpoints.restore_latest(diverges.state).state
+    restored = diverges.session.checkpoints.restore_latest(diverges.state).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored.params)) and newest >= good
     assert [r['step'] for r in records(tmp_path, 'train')] == sorted({r['step'] for r in records(tmp_path, 'train')})
 
@@ -183,9 +184,9 @@ def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
     trainer = trainer_in(tmp_path, train=config, stop_requested=StopAfter(3))
     params = jax.tree.map(np.array, trainer.state.params)
     mesh = device_mesh(jax.devices()[:8])
-    gradients = jax.jit(make_gradients(Objective(trainer.network, DATA.mask_ratio), mesh, params))
+    gradients = jax.jit(make_gradients(Objective(trainer.program.network, DATA.mask_ratio), mesh, params))
     examples = train_examples(tiny_dataset())
-    plan = plan_epoch(examples.lengths, trainer.progress.shape, seed=config.seed, epoch=0)
+    plan = plan_epoch(examples.lengths, trainer.session.progress.shape, seed=config.seed, epoch=0)
     leaves, structure = jax.tree.flatten(params)
     by_hand = adamw_by_hand(leaves, rates=[0.0, 0.03, 0.03 * (1 + np.cos(np.pi / 8)) / 2], decay=0.1, clip=0.05)
     for step in range(3):
@@ -205,7 +206,7 @@ def test_the_result_describes_the_run(whole):
     path, result, _ = whole
     assert json.loads((path / 'result.json').read_text()) == result
     trainer = trainer_in(path)
-    best = trainer.checkpoints.restore_best(trainer.state).state.params
+    best = trainer.session.checkpoints.restore_best(trainer.state).state.params
     assert result['parameters_sha256'] == parameters_sha256(best)
     assert result['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(best))
     # Popularity by hand: how often an item occurs in items 1 .. n-2, ties by id.

@@ -1,0 +1,26 @@
+"""Prepare a data set and describe it.
+
+    python -m experiments.prepare --dataset=ml-100k --data_dir=DIR --output=DIR [--set=data.timestamp_precision=float32]
+
+Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, and
+sha256 of the held-out items (lines 'user,item' of original ids, users ascending).
+"""
+import json
+
+from absl import flags
+
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.dataset_flags import configured, prepared_dataset
+from ssd4rec_jax.data.summary import describe
+
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepared-FINGERPRINT if not given.')
+
+
+def main() -> int:
+    dataset, _ = prepared_dataset(configured(), _OUTPUT.value)
+    print(json.dumps(describe(dataset)))
+    return 0
+
+
+if __name__ == '__main__':
+    run(main)

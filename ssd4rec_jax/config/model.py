@@ -1,0 +1,92 @@
+"""The shape of an SSD4Rec network."""
+import dataclasses
+
+from ssd4rec_jax.errors import ConfigError
+
+BACKWARD_ORDERS = ('reversed', 'aligned')
+TABLE_DTYPES = ('float32', 'bfloat16')
+DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and rates of SSD4Rec; defaults are the published ones (paper section 4, released code).
+
+    name: 'ssd4rec'; another name takes another network's settings (see ssd4rec_jax.config.plugs).
+    backward_order: 'reversed' gives position t of a history the backward output of the mirrored
+      position, as the released code does; 'aligned' flips it back, as the paper draws it.
+    beta: weight of the backward direction; 0 makes the model forward-only and leaves the direction out.
+    dtype: of activations and matmuls; parameters stay float32. 'auto' is bfloat16 on GPU and TPU,
+      float32 on CPU. 'float64' is for parity checks and needs JAX_ENABLE_X64.
+    table_dtype: the item table is stored in; with 'bfloat16' it takes half the memory, and only train.loss=sampled trains
+      it (each update is rounded up or down at random, so that small ones are not lost).
+    ssd_implementation: of pallas_kernels.ssd_scan; 'auto' takes the first that can serve the platform, dtype and shape.
+    """
+
+    name: str = 'ssd4rec'
+    hidden_size: int = 256
+    num_layers: int = 2
+    d_state: int = 64
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 16
+    ngroups: int = 1
+    beta: float = 0.1
+    dropout_prob: float = 0.2
+    norm_embedding: bool = True
+    backward_order: str = 'reversed'
+    dtype: str = 'auto'
+    table_dtype: str = 'float32'
+    ssd_implementation: str = 'auto'
+
+    def __post_init__(self):
+        for name in ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f'model.{name}={value} must be at least 1')
+        if self.d_inner % self.headdim:
+            raise ConfigError(
+                f'model.headdim={self.headdim} does not divide expand * hidden_size = {self.d_inner}; '
+                f'choose a divisor of {self.d_inner}'
+            )
+        if self.num_heads % self.ngroups:
+            raise ConfigError(
+                f'model.ngroups={self.ngroups} does not divide the {self.num_heads} heads '
+                f'(expand * hidden_size / headdim); choose a divisor of {self.num_heads}'
+            )
+        if not 0.0 <= self.dropout_prob < 1.0:
+            raise ConfigError(f'model.dropout_prob={self.dropout_prob} must be in [0, 1)')
+        if self.backward_order not in BACKWARD_ORDERS:
+            raise ConfigError(
+                f'model.backward_order={self.backward_order!r} must be one of {", ".join(BACKWARD_ORDERS)}'
+            )
+        for name, known in (('dtype', DTYPES), ('table_dtype', TABLE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'model.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Whether one pass over a history gives the readout of each of its prefixes.
+
+        Below the last layer the backward direction makes every token depend on the prefix's end.
+        """
+        return self.num_layers == 1 or self.beta == 0
+
+    @property
+    def d_inner(self) -> int:
+        """Width of the mixer's inner stream, heads * headdim."""
+        return self.expand * self.hidden_size
+
+    @property
+    def num_heads(self) -> int:
+        return self.d_inner // self.headdim
+
+    @property
+    def conv_width(self) -> int:
+        """Channels that pass the short convolution: x, B and C."""
+        return self.d_inner + 2 * self.ngroups * self.d_state
+
+    @property
+    def in_proj_width(self) -> int:
+        """Columns of the input projection: z, x, B, C, dt."""
+        return self.d_inner + self.conv_width + self.num_heads

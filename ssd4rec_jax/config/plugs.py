@@ -1,0 +1,46 @@
+"""Names that settings may give to networks and losses, each with the frozen dataclass of its own settings.
+
+What computes lies higher up: `ssd4rec_jax.model.networks` and `ssd4rec_jax.train.losses` register it together with its
+settings, so that a configuration is read without importing what it configures.
+"""
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a loss that has none."""
+
+
+NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig}
+LOSS_SETTINGS: dict[str, type] = {'full': NoSettings, 'sampled': NoSettings}
+
+
+def network_settings(name: str) -> type:
+    """The settings class of model.name; ConfigError where no such network is registered."""
+    return _named('model.name', name, NETWORK_SETTINGS)
+
+
+def loss_settings(name: str) -> type:
+    """The settings class of train.loss; 'auto' has none. ConfigError where no such loss is registered."""
+    return NoSettings if name == 'auto' else _named('train.loss', name, LOSS_SETTINGS)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names the known word nearest to a misspelt one."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)
+    return f'; did you mean {close[0]!r}?' if close else ''
+
+
+def _named(key: str, name: Any, registered: dict[str, type]) -> type:
+    if name not in registered:
+        raise ConfigError(
+            f'{key}={name} is unknown{nearest(str(name), registered)} Known: {", ".join(registered)}. '
+            '--plug=MODULE imports a module that registers another'
+        )
+    return registered[name]

@@ -1,0 +1,78 @@
+"""How a model is trained."""
+import dataclasses
+
+from ssd4rec_jax.config.plugs import loss_settings
+from ssd4rec_jax.errors import ConfigError
+
+OBJECTIVES = ('auto', 'prefix', 'one_pass')
+OPTIMIZERS = ('adam', 'adamw')
+SCHEDULES = ('constant', 'warmup_cosine')
+
+# Items above which loss 'auto' samples: the full softmax of a step of 1,024 targets at D 256 is then 3 TFLOP, and
+# Adam rewrites 3 GB.
+SAMPLED_ABOVE = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the training loop; defaults are the published ones.
+
+    objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.train.objective).
+    loss: 'full' softmax over the catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), or 'auto', which samples above
+      SAMPLED_ABOVE items. With 'sampled' the item table is updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates);
+      learning_rate, optimizer, schedule, weight_decay and clip_norm are then of all other parameters.
+    num_negatives: items drawn uniformly a step for the sampled softmax.
+    table_learning_rate: of row-wise Adagrad.
+    targets_per_step: prediction targets a step holds on average.
+    patience: stop at evaluation number patience + 1 in a row that is worse than the best.
+    clip_norm: global gradient norm above which gradients are scaled down; 0 never does.
+    warmup_steps, decay_steps: of the warmup_cosine schedule.
+    checkpoint_seconds: longest time between two checkpoints; each epoch's end writes one anyway.
+    log_every: steps between two lines of metrics.jsonl.
+    """
+
+    objective: str = 'auto'
+    loss: str = 'auto'
+    num_negatives: int = 8192
+    table_learning_rate: float = 0.1
+    targets_per_step: int = 1024
+    max_epochs: int = 300
+    learning_rate: float = 1e-3
+    optimizer: str = 'adam'
+    weight_decay: float = 0.0
+    schedule: str = 'constant'
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    clip_norm: float = 0.0
+    patience: int = 10
+    seed: int = 2024
+    checkpoint_seconds: float = 60.0
+    log_every: int = 50
+
+    def __post_init__(self):
+        for name in ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'):
+            if getattr(self, name) < 1:
+                raise ConfigError(f'train.{name}={getattr(self, name)} must be at least 1')
+        for name in ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'train.{name}={getattr(self, name)} must not be negative')
+        for name in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds'):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
+        loss_settings(self.loss)  # refuses a name that is not registered
+        for name, known in (('objective', OBJECTIVES), ('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f'train.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
+        if self.weight_decay and self.optimizer == 'adam':
+            raise ConfigError('train.weight_decay needs train.optimizer=adamw; plain Adam has none')
+        if self.schedule == 'warmup_cosine' and self.decay_steps <= self.warmup_steps:
+            raise ConfigError(
+                f'train.schedule=warmup_cosine needs train.decay_steps={self.decay_steps} above '
+                f'train.warmup_steps={self.warmup_steps}'
+            )
+
+    def loss_name(self, num_items: int) -> str:
+        """The name of the loss on a catalogue of this size: what `loss` says, or what 'auto' takes."""
+        if self.loss != 'auto':
+            return self.loss
+        return 'sampled' if num_items > SAMPLED_ABOVE else 'full'

@@ -1,0 +1,66 @@
+"""Writing to disk so that a file is either the old one or the whole new one, and what to say when that fails."""
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from ssd4rec_jax.errors import UserError
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object; the file is either the old one or the whole new one. UserError if it cannot be written."""
+    text = json.dumps(value, indent=1, allow_nan=False) + '\n'
+    replace_file(path, lambda out: out.write(text.encode()))
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a new file beside `path`, then rename it to `path`. UserError if it cannot be written."""
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        write_synced(partial, write)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(f'{path} cannot be written: {first_line(error)}') from error
+
+
+def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill the file and the disk hold its bytes before this returns."""
+    with open(path, 'wb') as out:
+        write(out)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder before this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unused_path(path: Path) -> Path:
+    """path, or the first of path.1, path.2, ... that does not exist."""
+    number, candidate = 0, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f'{path.name}.{number}')
+    return candidate
+
+
+def free_space(path: Path) -> str:
+    """The free space of the disk that holds `path`, which need not exist yet: '1,234 MiB'."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return f'{shutil.disk_usage(existing).free / 2**20:,.0f} MiB'
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters, or the error's type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

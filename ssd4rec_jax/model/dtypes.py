@@ -1,0 +1,15 @@
+"""The dtype in which a network computes."""
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.target import target
+from ssd4rec_jax.errors import ConfigError
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that a network's `dtype` setting names on this backend: 'auto', 'float32', 'bfloat16' or 'float64'."""
+    if name == 'auto':
+        name = 'float32' if target().platform == 'cpu' else 'bfloat16'
+    if name == 'float64' and not jax.config.jax_enable_x64:
+        raise ConfigError('model.dtype=float64 needs JAX_ENABLE_X64=1')
+    return jnp.dtype(name)

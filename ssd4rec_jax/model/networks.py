@@ -1,0 +1,52 @@
+"""Networks by name, and what a network has to offer.
+
+A network is any flax.nnx module with
+
+    item_embedding   nnx.Param [items + 1, D]; row 0 stands for the mask token and for padding. Items are scored by
+                     the dot product of a readout with these rows.
+    readout(items, layout, draws)            [rows, segments, D], the hidden state after each packed history
+    prefix_readouts(items, layout, draws)    optional: [rows, tokens, D], the readout of every prefix in one pass;
+                                             its settings then say in `prefixes_share_a_pass` whether that is exact
+    item_table()                             optional: what the network computes from each item alone, shared by all
+                                             batches of an evaluation; `readout` then takes it as `table`, and
+                                             `table_is_less_work(tokens)` says whether it pays
+
+items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws a ssd4rec_jax.model.draws.Draws in
+training and None elsewhere.
+"""
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+
+from ssd4rec_jax.config.plugs import NETWORK_SETTINGS
+from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.ssd4rec import SSD4Rec
+
+
+class NetworkModule(Protocol):
+    """What training, ranking and recommending need of a network; the module docstring has the optional rest."""
+
+    item_embedding: nnx.Param
+
+    def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
+        """The hidden state after each packed history, [rows, segments, D]; arbitrary where a slot is empty."""
+
+
+_MODULES: dict[type, type] = {NETWORK_SETTINGS['ssd4rec']: SSD4Rec}
+
+
+def register_network(name: str, settings: type, module: type) -> None:
+    """Make model.name=name known.
+
+    settings: a frozen dataclass with the field `name: str = name`. module: a flax.nnx module that is made as
+    module(settings, num_items, rngs=nnx.Rngs(seed)) and offers what this module's docstring lists.
+    """
+    NETWORK_SETTINGS[name] = settings
+    _MODULES[settings] = module
+
+
+def make_network(settings: Any, num_items: int, rngs: nnx.Rngs) -> Any:
+    """A new network with these settings over a catalogue of num_items items."""
+    return _MODULES[type(settings)](settings, num_items, rngs=rngs)

@@ -1,0 +1,28 @@
+"""The settings of each data set, one file per set: the published configuration where there is one."""
+import importlib
+from collections.abc import Callable
+
+from ssd4rec_jax.config.plugs import nearest
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.data.sources import OFFICIAL, Official
+from ssd4rec_jax.errors import ConfigError
+
+DATASETS = ['synthetic', *OFFICIAL, 'interactions']
+_REGISTERED: dict[str, Callable[[], RunConfig]] = {}
+
+
+def register_dataset(name: str, official: Official, settings: Callable[[], RunConfig]) -> None:
+    """Make --dataset=name known: where its log lies and how it is read, and the settings that it is trained with."""
+    OFFICIAL[name] = official
+    _REGISTERED[name] = settings
+    if name not in DATASETS:
+        DATASETS.insert(-1, name)
+
+
+def default_config(dataset: str) -> RunConfig:
+    """The settings of a data set; ConfigError names the nearest one that there is."""
+    if dataset not in DATASETS:
+        raise ConfigError(f'--dataset={dataset} is unknown{nearest(dataset, DATASETS)} Known: {", ".join(DATASETS)}')
+    if dataset in _REGISTERED:
+        return _REGISTERED[dataset]()
+    return importlib.import_module(f'ssd4rec_jax.presets.{dataset.replace("-", "_")}').get_config()

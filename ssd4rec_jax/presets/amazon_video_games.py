@@ -1,0 +1,15 @@
+"""Amazon Video Games as published: 24,303 users, 10,672 items.
+
+    python -m experiments.train --dataset=amazon-video-games
+"""
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import ModelConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        dataset='amazon-video-games',
+        model=ModelConfig(num_layers=1, dropout_prob=0.4, norm_embedding=False),
+        data=DataConfig(mask_ratio=0.1),
+    )

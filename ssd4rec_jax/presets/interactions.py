@@ -1,0 +1,15 @@
+"""Any interaction log in a csv, tsv or RecBole .inter file (--data_dir names the file).
+
+    python -m experiments.train --dataset=interactions
+"""
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import ModelConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        dataset='interactions',
+        model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),
+        data=DataConfig(mask_ratio=0.1),
+    )

@@ -1,0 +1,15 @@
+"""KuaiRand-Pure as published: 23,951 users, 7,111 items, 1,062,567 training targets.
+
+    python -m experiments.train --dataset=kuairand
+"""
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import ModelConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        dataset='kuairand',
+        model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),
+        data=DataConfig(mask_ratio=0.2),
+    )

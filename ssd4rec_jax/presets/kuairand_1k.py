@@ -1,0 +1,15 @@
+"""KuaiRand-1K with KuaiRand-Pure's published settings.
+
+    python -m experiments.train --dataset=kuairand-1k
+"""
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import ModelConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        dataset='kuairand-1k',
+        model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),
+        data=DataConfig(mask_ratio=0.2),
+    )

@@ -1,0 +1,15 @@
+"""MovieLens 100K; the authors give no settings, these are MovieLens 1M's.
+
+    python -m experiments.train --dataset=ml-100k
+"""
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import ModelConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        dataset='ml-100k',
+        model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),
+        data=DataConfig(mask_ratio=0.1),
+    )

@@ -1,0 +1,1 @@
+"""Ranking: one scorer under evaluation and recommending, the metrics, and the baselines to beat."""

@@ -1,0 +1,51 @@
+"""What a folder's files were when they were written, so that one flipped byte is noticed."""
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssd4rec_jax.files import first_line, sync_folder
+
+MANIFEST = 'manifest.json'
+
+
+class Damaged(Exception):
+    """A folder's files are not what its manifest says."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Write size and sha256 of every file below a folder into its manifest.json, and have all on the disk."""
+    manifest = {name: _fingerprint(folder / name) for name in _files(folder)}
+    # No spaces: every byte of the manifest means something, so that none can change unnoticed.
+    (folder / MANIFEST).write_text(json.dumps(manifest, separators=(',', ':')))
+    for name in _files(folder):
+        with open(folder / name, 'rb') as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def verify(path: Path) -> None:
+    """Damaged unless the folder holds exactly the files of its manifest, byte for byte."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f'{MANIFEST}: {first_line(error)}') from error
+    there = [name for name in _files(path) if name != MANIFEST]
+    if not isinstance(manifest, dict):
+        raise Damaged(f'{MANIFEST} lists no files')
+    if odd := sorted(set(manifest) ^ set(there)):
+        raise Damaged(f'{odd[0]} is {f"listed in {MANIFEST} and missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
+    for name in there:
+        if _fingerprint(path / name) != manifest[name]:
+            raise Damaged(f'{name} is not what {MANIFEST} says was written')
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below a folder, ascending."""
+    return iter(sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file()))
+
+
+def _fingerprint(path: Path) -> list:
+    with open(path, 'rb') as file:
+        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, 'sha256').hexdigest()]

@@ -1,0 +1,67 @@
+"""The accounts of an epoch's steps: loss, speed and progress, settled one step behind the one that runs."""
+import math
+import time
+
+import jax
+
+from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.packing import EpochPlan
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.train.session import TrainSession
+
+
+class StepAccounts:
+    """Waits for a step's loss, checks it, moves the session's progress on and logs where a line is due.
+
+    pending: (number of a step in its epoch from 1, its loss) that is still to be settled. first_step: steps of the run
+    before this epoch.
+    """
+
+    def __init__(
+        self, session: TrainSession, examples: ExampleIndex, plan: EpochPlan, *, first_step: int, reporter: Reporter
+    ):
+        self.pending: tuple[int, jax.Array] | None = None
+        self._session, self._plan, self._first_step, self._reporter = session, plan, first_step, reporter
+        self._targets = plan.per_step(examples.num_targets)
+        self._tokens = plan.per_step(examples.lengths)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count no time before now."""
+        self._last = time.monotonic()
+        self._window = _Window()
+
+    def settle(self) -> None:
+        """Account for the pending step, if there is one; TrainingError where its loss is not finite."""
+        if self.pending is None:
+            return
+        (number, loss), self.pending = self.pending, None
+        session, step, value = self._session, self._first_step + number, float(loss)
+        if not math.isfinite(value):
+            raise session.not_finite(f'the loss ({value})', step)
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        targets, tokens = int(self._targets[number - 1]), int(self._tokens[number - 1])
+        session.progress = session.progress.after_step(seconds, targets, tokens)
+        window = self._window
+        window.add(seconds, targets, tokens)
+        self._reporter.step(value, window.targets / window.seconds)
+        program, shape = session.program, self._plan.shape
+        if step % program.config.train.log_every == 0 or number == self._plan.num_steps:
+            session.log({
+                'kind': 'train', 'step': step, 'epoch': session.progress.epoch + 1, 'loss': value,
+                'learning_rate': float(program.schedule(step - 1)),
+                'targets/s': window.targets / window.seconds, 'tokens/s': window.tokens / window.seconds,
+                'packing_fill': tokens / (shape.rows * shape.tokens),
+            })
+            self._window = _Window()
+
+
+class _Window:
+    """Totals since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.targets, self.tokens, self.seconds = 0, 0, 1e-9
+
+    def add(self, seconds: float, targets: int, tokens: int) -> None:
+        self.targets, self.tokens, self.seconds = self.targets + targets, self.tokens + tokens, self.seconds + seconds

@@ -1,0 +1,68 @@
+"""Training losses by name (`train.loss`), of two kinds.
+
+A full loss sees the scores of the whole catalogue:
+
+    of(readout [..., D], table [held, D], targets int32 [...], real bool [...], *, shard, settings) -> scalar
+
+the sum over real targets; table is this device's part of the item table, split as `shard` says (the whole table with
+one shard). A sampled loss (samples=True) sees the rows that a step touches and a sample of negatives:
+
+    of(readout [rows, slots, D], table [n, D], targets, real [rows, slots], negatives [k], expected, probability [n],
+       *, settings) -> losses [rows, slots]
+
+with items given as numbers of those n rows (see ssd4rec_jax.train.sampled_softmax); its item table is updated by
+row-wise Adagrad.
+"""
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ssd4rec_jax.config.plugs import LOSS_SETTINGS, NoSettings
+from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
+from ssd4rec_jax.train.sampled_softmax import sampled_losses
+
+
+class Loss(NamedTuple):
+    """of: one of the two functions of the module's docstring, its settings bound. splits: it heeds `shard`."""
+
+    of: Callable[..., Any]
+    samples: bool = False
+    splits: bool = True
+
+
+def _full(readout, table, targets, real, *, shard, settings):
+    del settings
+    return softmax_loss_sum(readout, table, targets, real, shard=shard)
+
+
+def _sampled(*arrays, settings):
+    del settings
+    return sampled_losses(*arrays)
+
+
+_LOSSES = {'full': Loss(_full), 'sampled': Loss(_sampled, samples=True)}
+
+
+def register_loss(name: str, of: Callable[..., Any], settings: type = NoSettings, *, samples: bool = False, splits: bool = False) -> None:
+    """Make train.loss=name known.
+
+    of: of one of the two kinds above. settings: the frozen dataclass whose fields are set as loss.FIELD. samples:
+    whether it is a sampled loss. splits: whether it works on a part of an item table that devices share.
+    """
+    LOSS_SETTINGS[name] = settings
+    _LOSSES[name] = Loss(of, samples, splits)
+
+
+def make_loss(train: TrainConfig, settings: Any, num_items: int, model_shards: int = 1) -> Loss:
+    """The loss that a run uses on a catalogue of this size; ConfigError where it cannot work on a split item table."""
+    name = train.loss_name(num_items)
+    loss = _LOSSES[name]
+    if model_shards > 1 and not loss.splits:
+        raise ConfigError(f'train.loss={name} works on a whole item table alone: train with --model_shards=1')
+    return loss._replace(of=functools.partial(loss.of, settings=settings))
+
+
+FULL_SOFTMAX = make_loss(TrainConfig(loss='full'), NoSettings(), 0)
+SAMPLED_SOFTMAX = make_loss(TrainConfig(loss='sampled'), NoSettings(), 0)

@@ -1,0 +1,85 @@
+"""What a training step minimises: which loss, over every prefix by itself or over all prefixes of a user in one pass."""
+from typing import Any, NamedTuple
+
+from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import ExampleIndex, train_examples, train_histories
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.network import Network
+from ssd4rec_jax.train.losses import FULL_SOFTMAX, Loss
+
+
+class Objective(NamedTuple):
+    """What a step minimises.
+
+    every_prefix: the batch has one target per token, and every prefix is read.
+    loss: of the readouts, over the whole catalogue or over a sample.
+    negatives: items drawn uniformly per step for a loss that samples.
+    """
+
+    network: Network
+    mask_ratio: float
+    every_prefix: bool = False
+    loss: Loss = FULL_SOFTMAX
+    negatives: int = 0
+
+
+def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_history: int) -> ExampleIndex:
+    """Training examples in the form that train.objective asks for; the index's every_prefix says which one it is.
+
+    'prefix': each prefix of a user's history is an example, as released. 'one_pass': each user is one, and all
+    prefixes are read from a single pass; ConfigError where that is not exact. The loss has the same expectation; its
+    gradient is noisier (a user's prefixes share the input mask and come in the same step). 'auto' therefore takes
+    prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ (WORKSPACE.md).
+    """
+    prefixes = train_examples(dataset, max_history=max_history)
+    if asked != 'one_pass':
+        return prefixes
+    check_one_pass(model, prefixes.cut, max_history)
+    return train_histories(dataset)
+
+
+def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: int) -> str:
+    """A sentence that says which form runs, and, of auto's choice, whether there was another."""
+    if examples.every_prefix:
+        return 'objective: one_pass, all prefixes of a user read from one pass'
+    note = 'objective: prefix, every prefix of a history by itself'
+    if asked == 'auto' and one_pass_obstacle(model, examples.cut, max_history) is None:
+        note += ' (train.objective=one_pass is exact here too: less work a target, more gradient noise)'
+    return note
+
+
+def loss_note(train: TrainConfig, num_items: int) -> str:
+    """A sentence that says which softmax runs."""
+    name = train.loss_name(num_items)
+    if name == 'full':
+        return f'loss: full softmax over {num_items:,} items'
+    if name != 'sampled':
+        return f'loss: {name} over {num_items:,} items'
+    why = ' (train.loss=full would score them all)' if train.loss == 'auto' else ''
+    return (
+        f'loss: softmax sampled from {num_items:,} items{why}, {train.num_negatives:,} uniform negatives a step and the other targets '
+        'of a row, logQ-corrected; item table by row-wise Adagrad'
+    )
+
+
+def check_one_pass(model: Any, cut: int, max_history: int) -> None:
+    """ConfigError with the reason where train.objective=one_pass is not exact; cut: histories that
+    max_history shortens."""
+    obstacle = one_pass_obstacle(model, cut, max_history)
+    if obstacle is not None:
+        raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
+
+
+def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:
+    """Why one pass over a history does not give the readouts of its prefixes; None where it does."""
+    if not getattr(model, 'prefixes_share_a_pass', False):
+        if model.name != 'ssd4rec':
+            return f'the network {model.name} does not read all prefixes of a history in one pass'
+        return (
+            f'with model.num_layers={model.num_layers} and the backward direction (model.beta={model.beta:g}), what '
+            'the last layer reads at an item depends on where the prefix ends'
+        )
+    if cut:
+        return f'data.max_history={max_history} cuts {cut:,} histories, whose prefixes then begin at different items'
+    return None

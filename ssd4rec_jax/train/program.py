@@ -1,0 +1,90 @@
+"""A train step as a program: all that a configuration, a catalogue and a mesh decide about it."""
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pallas_kernels.target import tracing_for
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.data.packing import PackedBatch, StepShape
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.network import Network
+from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
+from ssd4rec_jax.train.losses import make_loss
+from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from ssd4rec_jax.train.state import TrainState, abstract_state, create_state, init_state, make_train_step, place_probability
+
+
+class TrainProgram:
+    """The one place where a train step is put together: trainer, benchmarks and the pod compiler all take it from here.
+
+    network: the network's structure. like: a state's shapes, dtypes and places (jax.ShapeDtypeStruct). objective,
+    optimizer, schedule: what a step minimises and how. step: jit of (state, batch, seed, epoch, *constants) ->
+    (state, mean loss); the state's buffers are reused. The program is made for the platform of the mesh's devices,
+    which need not be this machine's.
+    """
+
+    def __init__(self, config: RunConfig, num_items: int, mesh: Mesh, *, every_prefix: bool, network: Any = None):
+        """network: computes in the place of the configured one, with the same parameters (a benchmark's yardstick)."""
+        self.config, self.num_items, self.mesh = config, num_items, mesh
+        loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS])
+        self.optimizer = make_optimizer(config.train, sparse_table=loss.samples)
+        self.schedule = learning_rate_schedule(config.train)
+        self.network: Network
+        self.like: TrainState
+        with self._platform():
+            self.network, self.like = abstract_state(config.model, num_items, self.optimizer, mesh)
+        self.network = self.network if network is None else network
+        negatives = config.train.num_negatives if loss.samples else 0
+        self.objective = Objective(self.network, config.data.mask_ratio, every_prefix, loss, negatives)
+        self.step = make_train_step(self.objective, self.optimizer, mesh)
+
+    def create_state(self) -> TrainState:
+        """Step 0's state, its parameters drawn by train.seed on the devices where they belong."""
+        return create_state(self.config.model, self.num_items, self.config.train.seed, self.optimizer, self.mesh)[1]
+
+    def init_state(self, params: dict) -> TrainState:
+        """Step 0's state with these parameters (the item table whole)."""
+        return init_state(self.network, params, self.optimizer, self.mesh)
+
+    def constants(self, target_counts: np.ndarray) -> list[jax.Array]:
+        """What a step takes after seed and epoch; target_counts int64 [num_items + 1], how often items are targets."""
+        if not self.objective.loss.samples:
+            return []
+        return [place_probability(target_counts, self.network, self.mesh)]
+
+    def abstract_arguments(self, shape: StepShape) -> tuple:
+        """The step's arguments for batches of this shape, as shapes and places without values."""
+        if shape.rows % self.mesh.size:
+            raise ConfigError(f'data.rows_per_step={shape.rows} must be a multiple of the {self.mesh.size} devices')
+        spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(self.mesh))
+        by_token, by_segment = spec((shape.rows, shape.tokens)), spec((shape.rows, shape.segments))
+        batch = PackedBatch(
+            items=by_token, segment_ids=by_token, starts=by_segment, lengths=by_segment,
+            targets=by_token if self.objective.every_prefix else by_segment, example_ids=by_segment,
+        )
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        held = jax.ShapeDtypeStruct((self.network.shard(self.mesh).padded,), jnp.float32, sharding=by_item(self.mesh))
+        return self.like, batch, number, number, *([held] if self.objective.loss.samples else [])
+
+    def trace(self, shape: StepShape) -> jax.stages.Traced:
+        """The step for batches of this shape, traced for the mesh's platform; lower it inside `for_platform`."""
+        with self._platform():
+            return self.step.trace(*self.abstract_arguments(shape))
+
+    def lower(self, shape: StepShape) -> jax.stages.Lowered:
+        """The step for batches of this shape, lowered for the mesh's platform."""
+        with self._platform():
+            return self.step.trace(*self.abstract_arguments(shape)).lower()
+
+    def compile(self, shape: StepShape) -> jax.stages.Compiled:
+        """The step for batches of this shape, compiled for the mesh's devices."""
+        return self.lower(shape).compile()
+
+    def _platform(self) -> contextlib.AbstractContextManager[None]:
+        return tracing_for(self.mesh.devices.flat[0].platform)

@@ -1,0 +1,49 @@
+"""Where a run stands."""
+import dataclasses
+
+from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.train.early_stopping import EarlyStopping
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgress:
+    """What a checkpoint holds beside the arrays.
+
+    epoch counts from 0; step_in_epoch steps of it are done. seconds, targets, tokens and slots (for tokens, filled or
+    not) are totals over all sessions of the run; compilation and evaluation are not counted. every_prefix: the form of
+    the objective that the steps of this epoch had.
+    """
+
+    shape: StepShape
+    fingerprint: str
+    every_prefix: bool
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    targets: int = 0
+    tokens: int = 0
+    slots: int = 0
+    stopping: EarlyStopping = EarlyStopping()
+
+    def after_step(self, seconds: float, targets: int, tokens: int) -> 'TrainProgress':
+        """The progress after one more step."""
+        return dataclasses.replace(
+            self, step_in_epoch=self.step_in_epoch + 1, seconds=self.seconds + seconds, targets=self.targets + targets,
+            tokens=self.tokens + tokens, slots=self.slots + self.shape.rows * self.shape.tokens,
+        )
+
+    def after_epoch(self, stopping: EarlyStopping) -> 'TrainProgress':
+        """The progress after the evaluation that ends an epoch."""
+        return dataclasses.replace(self, epoch=self.epoch + 1, step_in_epoch=0, stopping=stopping)
+
+    def to_meta(self) -> dict:
+        """JSON-ready; best_step tells the checkpoints which of them to keep."""
+        return {**dataclasses.asdict(self), 'best_step': self.stopping.best_step}
+
+    @classmethod
+    def from_meta(cls, meta: dict) -> 'TrainProgress':
+        """Inverse of to_meta."""
+        meta = {'every_prefix': False, **meta}  # what runs were before there was a choice
+        fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
+        fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
+        return cls(**fields)

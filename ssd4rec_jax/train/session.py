@@ -1,0 +1,125 @@
+"""A run's record: what is restored when a session begins, saved and logged while it lasts."""
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ssd4rec_jax.config.run import to_dict
+from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.errors import ConfigError, TrainingError
+from ssd4rec_jax.parallel.processes import is_first
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.run.checkpoints import Checkpoints
+from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.metrics_log import MetricsLog
+from ssd4rec_jax.train.program import TrainProgram
+from ssd4rec_jax.train.progress import TrainProgress
+from ssd4rec_jax.train.state import TrainState
+
+
+class TrainSession:
+    """Checkpoints, log and progress of a run in its folder.
+
+    progress: where the run stands, of which every `save` makes a part of the checkpoint. Every process has a session;
+    the first one alone writes the log.
+    """
+
+    def __init__(self, folder: RunFolder, program: TrainProgram, fingerprint: str, reporter: Reporter):
+        """fingerprint: of the prepared data that the run is trained on."""
+        self.folder, self.program, self.fingerprint, self.reporter = folder, program, fingerprint, reporter
+        self.checkpoints = Checkpoints(folder.checkpoints, rows=program.num_items + 1)
+        self.metrics_log = MetricsLog(folder.metrics)
+        self.progress: TrainProgress
+        self._saved_at = time.monotonic()
+
+    def restore(self, choose_shape: Callable[[], StepShape]) -> TrainState:
+        """The state of the newest checkpoint or, where there is none, a new one; sets progress.
+
+        choose_shape: how this session would pack an epoch that it begins. ConfigError where the run was trained on other
+        data, or where its steps cannot be split over these devices.
+        """
+        restored = self.checkpoints.restore_latest(self.program.like)
+        if restored is None:
+            self._keep_records(lambda record: False)
+            self.progress = TrainProgress(choose_shape(), self.fingerprint, self.program.objective.every_prefix)
+            state = self.program.create_state()
+        else:
+            self.progress, state = TrainProgress.from_meta(restored.meta), restored.state
+            self._go_on(restored.step, restored.meta['config'], choose_shape)
+        devices = self.program.mesh.size
+        if self.progress.shape.rows % devices:
+            raise ConfigError(
+                f'a step has {self.progress.shape.rows} rows, which {devices} devices cannot share evenly: set '
+                f'data.rows_per_step to a multiple of {devices}, or resume on a device count that divides it'
+            )
+        return state
+
+    def _go_on(self, step: int, stored_config: dict, choose_shape: Callable[[], StepShape]) -> None:
+        """Bring progress and log to a restored checkpoint; an epoch that is packed in another way starts anew."""
+        progress, every_prefix = self.progress, self.program.objective.every_prefix
+        if progress.fingerprint != self.fingerprint:
+            raise ConfigError(
+                f'{self.folder.path} was trained on another log or other data settings (fingerprint '
+                f'{progress.fingerprint[:12]} there, {self.fingerprint[:12]} here): name another --workdir'
+            )
+        # What a killed session logged after this checkpoint is computed, and logged, again.
+        self._keep_records(lambda r: r['step'] <= step and r['kind'] != 'test')
+        self.reporter.note(
+            f'going on from step {step} (epoch {progress.epoch + 1}, {progress.step_in_epoch} steps of it done)'
+        )
+        same_plan = _plan_settings(stored_config) == _plan_settings(to_dict(self.program.config))
+        if not same_plan or progress.every_prefix != every_prefix:
+            self.progress = dataclasses.replace(
+                progress, shape=choose_shape(), step_in_epoch=0, every_prefix=every_prefix
+            )
+            self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
+
+    def save(self, state: TrainState) -> None:
+        """Begin a checkpoint of the state and the progress; TrainingError where a parameter is not finite."""
+        self.check_parameters(state)
+        config = {section: settings for section, settings in to_dict(self.program.config).items() if section != 'dataset'}
+        self.checkpoints.save(int(state.step), state, {**self.progress.to_meta(), 'config': config})
+        self._saved_at = time.monotonic()
+
+    def is_save_due(self) -> bool:
+        """Whether train.checkpoint_seconds have passed since the last checkpoint."""
+        return time.monotonic() - self._saved_at >= self.program.config.train.checkpoint_seconds
+
+    def log(self, record: dict) -> None:
+        """Append a record to metrics.jsonl."""
+        if is_first():
+            self.metrics_log.write(record)
+
+    def check_parameters(self, state: TrainState) -> None:
+        """TrainingError where a parameter is not finite."""
+        if not _all_finite(state.params):
+            raise self.not_finite('a parameter', int(state.step))
+
+    def not_finite(self, what: str, step: int) -> TrainingError:
+        """The error that says what diverged, when, and what to do."""
+        good = self.checkpoints.steps()
+        last = f'the last good checkpoint is {self.folder.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
+        return TrainingError(
+            f'{what} is not finite at step {step} (epoch {self.progress.epoch + 1}, learning rate '
+            f'{float(self.program.schedule(step - 1)):g}); {last}. Lower train.learning_rate or set train.clip_norm'
+        )
+
+    def _keep_records(self, wanted: Callable[[dict], bool]) -> None:
+        if is_first():
+            self.metrics_log.keep(wanted)
+
+
+def _plan_settings(configs: dict) -> list:
+    """The settings that decide an epoch's plan, in which a checkpoint of mid-epoch counts its steps."""
+    data, train = configs['data'], configs['train']
+    return [
+        *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step')),
+        *(train[key] for key in ('targets_per_step', 'seed')),
+    ]
+
+
+@jax.jit
+def _all_finite(params: dict) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))

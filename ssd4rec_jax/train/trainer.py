@@ -1,0 +1,199 @@
+"""The training loop: epochs of packed steps, an evaluation after each, early stopping, exact resume."""
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssd4rec_jax.config.run import RunConfig, flat
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import test_examples, valid_examples
+from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.files import write_json
+from ssd4rec_jax.model.implementation import ssd_implementation
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here
+from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.parallel.processes import Votes, agree, is_first
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.accounts import StepAccounts
+from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
+from ssd4rec_jax.train.program import TrainProgram
+from ssd4rec_jax.train.result import make_result
+from ssd4rec_jax.train.session import TrainSession
+from ssd4rec_jax.train.state import TrainState
+
+STOPPING_METRIC = 'NDCG@10'
+
+
+class Trainer:
+    """One run on a prepared dataset in a run folder, on all devices of all processes.
+
+    Every process of a run makes a Trainer and calls `run`; the first one alone writes metrics and result.
+    model_shards: devices that share the item table. devices: to run on; None takes all. stop_requested is asked after
+    each step; once it is true on any process the run saves a checkpoint and `run` returns None.
+
+    program, session, state: the compiled step, the run's record and its arrays, once `open` has been called.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
+        devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ):
+        self.config, self.dataset, self.folder = config, dataset, folder
+        self.model_shards, self.devices = model_shards, devices
+        self.reporter = reporter or Reporter()
+        self.stop_requested = stop_requested
+        self.program: TrainProgram
+        self.session: TrainSession
+        self.state: TrainState
+        self._is_open = False
+
+    def open(self) -> 'Trainer':
+        """Compare the processes, restore the newest checkpoint or draw a new state, say what will run; returns self."""
+        config, dataset, note = self.config, self.dataset, self.reporter.note
+        mesh = device_mesh(self.devices, self.model_shards)
+        agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
+        max_history = config.data.max_history
+        self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
+        note(objective_note(config.train.objective, config.model, self.examples, max_history))
+        note(loss_note(config.train, dataset.num_items))
+        if self.examples.cut:
+            note(
+                f'data.max_history={max_history} shortens {self.examples.cut:,} of '
+                f'{len(self.examples):,} training histories'
+            )
+        self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
+        self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter)
+        self.state = self.session.restore(self._choose_shape)
+        shape = self.session.progress.shape
+        self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
+        if self.implementation:
+            note(f'SSD scans run as {self.implementation}')
+        self._constants = self.program.constants(self.examples.target_counts(dataset.num_items))
+        self._compiled = None
+        self._plan_told = False
+        self._votes = Votes(mesh)
+        self._held_out = {
+            'valid': valid_examples(dataset, max_history=max_history),
+            'test': test_examples(dataset, max_history=max_history),
+        }
+        self._ranker = Ranker(
+            self.program.network, mesh, self._held_out['test'], targets_per_step=config.train.targets_per_step,
+            tokens_per_row=config.data.tokens_per_row, reporter=self.reporter,
+        )
+        self._is_open = True
+        return self
+
+    def run(self) -> dict | None:
+        """Train to the end and return result.json's content; None if stop_requested ended it early."""
+        if not self._is_open:
+            self.open()
+        with explain_out_of_memory('the train step'):
+            while not self._finished():
+                plan = self._plan()
+                if not self._steps(plan):
+                    return None
+                self._evaluate_epoch(plan)
+        return self._finish()
+
+    def _choose_shape(self) -> StepShape:
+        data = self.config.data
+        return choose_step_shape(
+            self.examples.lengths, targets_per_step=self.config.train.targets_per_step,
+            tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=self.program.mesh.size,
+            every_prefix=self.examples.every_prefix,
+        )
+
+    def _finished(self) -> bool:
+        progress, train = self.session.progress, self.config.train
+        return progress.epoch >= train.max_epochs or progress.stopping.should_stop(train.patience)
+
+    def _plan(self) -> EpochPlan:
+        """The current epoch's plan, its shape told once a session."""
+        progress = self.session.progress
+        plan = plan_epoch(self.examples.lengths, progress.shape, seed=self.config.train.seed, epoch=progress.epoch)
+        if not self._plan_told:
+            targets, shape = plan.per_step(self.examples.num_targets), progress.shape
+            self.reporter.note(
+                f'an epoch: {targets.sum():,} targets in {plan.num_steps:,} steps of {shape.rows} x {shape.tokens:,} '
+                f'tokens, {targets.mean():,.0f} targets a step ({targets.min():,} to {targets.max():,}), '
+                f'packing fill {plan.fill:.1%}'
+            )
+            self._plan_told = True
+        return plan
+
+    def _steps(self, plan: EpochPlan) -> bool:
+        """Run what is left of the epoch's steps, each one's loss read while the next runs; False if asked to stop."""
+        session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
+        done = session.progress.step_in_epoch
+        self.reporter.epoch(session.progress.epoch + 1, done, plan.num_steps)
+        if done == 0:
+            self.state = self.state._replace(**jax.device_put(
+                {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
+            ))
+        seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
+        account = StepAccounts(session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter)
+        loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
+        for number, batch in enumerate(loader, start=done + 1):
+            if self._compiled is None:
+                with self.reporter.compiling('the train step'):
+                    self._compiled = self.program.compile(plan.shape)
+                account.restart_clock()
+            self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
+            account.settle()
+            account.pending = number, loss
+            if number == plan.num_steps:
+                break  # the epoch's end evaluates and saves
+            stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
+            if stop or save:
+                account.settle()
+                session.save(self.state)
+            if stop:
+                session.checkpoints.wait()
+                return False
+        account.settle()
+        return True
+
+    def _evaluate_epoch(self, plan: EpochPlan) -> None:
+        session = self.session
+        session.check_parameters(self.state)
+        step, epoch = int(self.state.step), session.progress.epoch + 1
+        started = time.monotonic()
+        metrics = self._metrics('valid', self.state.params)
+        stopping, improved = session.progress.stopping.update(metrics[STOPPING_METRIC], epoch, step)
+        record = {
+            'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
+            'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
+            'packing_fill': plan.fill, 'ssd_implementation': self.implementation, 'best': improved,
+            'evaluation_seconds': time.monotonic() - started,
+        }
+        session.log(record)
+        self.reporter.evaluation(record)
+        session.progress = session.progress.after_epoch(stopping)
+        session.save(self.state)
+
+    def _metrics(self, split: str, params: dict) -> dict[str, float]:
+        return self._ranker.metrics(params, self._held_out[split])
+
+    def _finish(self) -> dict:
+        """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
+        session = self.session
+        del self.state  # there may be no room for two
+        self.state = session.checkpoints.restore_best(self.program.like).state
+        result = make_result(
+            self.program, session.progress, self.dataset, self.program.network.whole(self.state.params),
+            {split: self._metrics(split, self.state.params) for split in ('valid', 'test')},
+            ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
+        )
+        stopping = session.progress.stopping
+        test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
+        session.log(test)
+        self.reporter.evaluation(test)
+        if is_first():
+            write_json(self.folder.result, result)
+        return result

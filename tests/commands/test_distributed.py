@@ -1,0 +1,238 @@
+"""Several real processes over loopback: one process's numbers, and no hang when one of them fails."""
+import json
+import signal
+import subprocess
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from tests.processes import finished, start
+
+SETTINGS = (
+    '--set=model.hidden_size=16', '--set=model.num_layers=1', '--set=model.d_state=8', '--set=model.headdim=8',
+    '--set=data.rows_per_step=4', '--set=data.tokens_per_row=64', '--set=train.targets_per_step=24',
+    '--set=train.log_every=1', '--set=train.max_epochs=2',
+)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """A folder with a log of 50 users and 34 items; no count of devices here divides the 35 rows of their table."""
+    root = tmp_path_factory.mktemp('processes')
+    rng = np.random.default_rng(0)
+    lines = ['user,item,time']
+    for user in range(50):
+        lines += [f'{user},{rng.integers(0, 34)},{time}' for time in range(rng.integers(8, 14))]
+    (root / 'log.csv').write_text('\n'.join(lines))
+    return root
+
+
+def begin(root, workdir, count, devices, *more, **options) -> list[subprocess.Popen]:
+    flags = (
+        '--dataset=interactions', f'--data_dir={root / "log.csv"}', '--user_column=user', '--item_column=item',
+        '--time_column=time', '--separator=,', *SETTINGS, *more,
+    )
+    return start(count, root / workdir, *flags, devices=devices, cwd=root, **options)
+
+
+def records(root, workdir) -> list[dict]:
+    return [json.loads(line) for line in (root / workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def assert_same_run(root, ours, theirs):
+    """Every step once, with the loss of the other run; the same metrics and as good as the same ranks."""
+    pairs = list(zip(records(root, ours), records(root, theirs), strict=True))
+    for a, b in pairs:
+        assert (a['kind'], a['step']) == (b['kind'], b['step'])
+        for name in ('loss', 'epoch_loss', 'NDCG@10', 'HR@20'):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=2e-4), (name, a)
+    steps = [a['step'] for a, _ in pairs if a['kind'] == 'train']
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
+
+
+def succeeded(done):
+    for process in done:
+        assert process.returncode == 0, process.stderr[-2000:]
+
+
+@pytest.fixture(scope='module')
+def single(root):
+    succeeded(finished(begin(root, 'single', 1, 4)))
+    return 'single'
+
+
+def test_two_processes_give_one_process_s_run(root, single):
+    done = finished(begin(root, 'two', 2, 2))
+    succeeded(done)
+    assert_same_run(root, 'two', single)
+    assert 'best epoch' in done[0].stdout and done[1].stdout.replace('[Gloo]', '').count('epoch') == 0
+    result = json.loads((root / 'two' / 'result.json').read_text())
+    assert result['processes'] == 2 and result['devices'] == 4 and result['checkpoint_wait_seconds'] > 0
+    (root / 'two' / 'result.json').unlink()
+    succeeded(finished(begin(root, 'two', 1, 1)))
+    again = json.loads((root / 'two' / 'result.json').read_text())
+    assert again['parameters_sha256'] == result['parameters_sha256'] and again['processes'] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count, devices, shards', [(4, 1, 1), (4, 1, 4), (2, 2, 2)])
+def test_processes_that_share_the_table(root, single, count, devices, shards):
+    workdir = f'shared{count}{shards}'
+    succeeded(finished(begin(root, workdir, count, devices, f'--model_shards={shards}')))
+    assert_same_run(root, workdir, single)
+
+
+def wait_for_step(root, workdir, step):
+    for _ in range(2400):
+        if (root / workdir / 'metrics.jsonl').exists() and records_so_far(root, workdir) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f'step {step} was not reached')
+
+
+def records_so_far(root, workdir) -> int:
+    return (root / workdir / 'metrics.jsonl').read_text().count('"kind": "train"')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('first, then', [((4, 1, 2), (1, 2, 1)), ((2, 2, 1), (4, 1, 4)), ((1, 4, 4), (2, 1, 2))])
+def test_sigterm_to_one_saves_on_all_and_another_process_count_goes_on(root, single, first, then):
+    workdir = f'elastic{first[0]}'
+    processes = begin(root, workdir, *first[:2], f'--model_shards={first[2]}')
+    wait_for_step(root, workdir, 5)
+    processes[-1].send_signal(signal.SIGTERM)
+    done = finished(processes)
+    assert [process.returncode for process in done] == [128 + signal.SIGTERM] * first[0], done[0].stderr[-2000:]
+    assert 'stopped and saved' in done[0].stdout
+    assert not (root / workdir / 'result.json').exists()
+    done = finished(begin(root, workdir, *then[:2], f'--model_shards={then[2]}'))
+    succeeded(done)
+    assert 'going on from step' in done[0].stdout
+    assert_same_run(root, workdir, single)
+
+
+@pytest.mark.slow
+def test_each_example_of_an_epoch_is_seen_once_by_4_then_1_then_2_then_4_processes(root, single, monkeypatch):
+    """Counted where batches go onto the devices; three stops in the first epoch."""
+    steps = []
+    for number, (count, devices, shards) in enumerate([(4, 1, 2), (1, 2, 1), (2, 2, 4), (4, 1, 1)]):
+        folder = root / f'examples{number}'
+        folder.mkdir()
+        monkeypatch.setenv('RECORD_IN', str(folder))
+        monkeypatch.setenv('STOP_AFTER', '4' if number < 3 else '0')
+        done = finished(begin(
+            root, 'once', count, devices, f'--model_shards={shards}', program=('-m', 'tests.recorded_train')
+        ))
+        expected = 128 + signal.SIGTERM if number < 3 else 0
+        assert [process.returncode for process in done] == [expected] * count, done[0].stderr[-2000:]
+        by_process = [[json.loads(line) for line in file.read_text().splitlines()] for file in folder.iterdir()]
+        assert len(by_process) == count
+        steps += [sum(rows, []) for rows in zip(*by_process, strict=True)]
+        if number == 2:
+            assert len(steps) < 15, 'the last session begins in the first epoch as well'
+    users = [line.split(',')[0] for line in (root / 'log.csv').read_text().splitlines()[1:]]
+    examples = len(users) - 3 * len(set(users))  # of n items n - 3 prefixes have a target to train on
+    epochs = [record['epoch'] for record in records(root, 'once') if record['kind'] == 'train']
+    for epoch in (1, 2):
+        seen = [ids for at, ids in zip(epochs, steps, strict=True) if at == epoch]
+        assert sorted(sum(seen, [])) == list(range(examples))
+    assert_same_run(root, 'once', single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, victim):
+    workdir = f'killed{victim}'
+    processes = begin(root, workdir, 2, 2, '--set=train.checkpoint_seconds=0.5')
+    wait_for_step(root, workdir, 8)
+    processes[victim].kill()
+    killed = time.monotonic()
+    survivor = processes[1 - victim]
+    _, error = survivor.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert survivor.returncode not in (0, None) and 'error: ' in error, error[-2000:]
+    processes[victim].communicate()
+    succeeded(finished(begin(root, workdir, 2, 2, '--set=train.checkpoint_seconds=0.5')))
+    assert_same_run(root, workdir, single)
+
+
+@pytest.mark.parametrize('odd, message', [
+    ('--set=train.learning_rate=0.5', 'disagree on train.learning_rate: 0.001 on process 0, 0.5 on process 1'),
+    ('--set=data.rows_per_step=3', 'disagree on data.rows_per_step: 4 on process 0, 3 on process 1'),
+    pytest.param(
+        '--model_shards=3', 'disagree on --model_shards: 1 on process 0, 3 on process 1', marks=pytest.mark.slow
+    ),
+    ('--restart', 'disagree on --restart: false on process 0, true on process 1'),
+    ('--workdir=elsewhere', 'disagree on --workdir: "'),
+    pytest.param('--data_dir=other.csv', 'disagree on the data (fingerprint): "', marks=pytest.mark.slow),
+    pytest.param(
+        '--set=train.learning_rat=1', "--set=train.learning_rat=1: there is no key 'train.learning_rat'",
+        marks=pytest.mark.slow,
+    ),
+])
+def test_processes_that_disagree_all_say_so(root, odd, message):
+    (root / 'other.csv').write_text((root / 'log.csv').read_text().replace(',33,', ',32,'))
+    for process in finished(begin(root, 'odd', 2, 1, of_last=[odd])):
+        assert process.returncode == 1 and message in process.stderr, process.stderr[-2000:]
+
+
+def test_rows_or_tables_that_cannot_be_split_are_refused_by_all(root):
+    for flag, message in (
+        ('--set=data.rows_per_step=3', 'data.rows_per_step=3 must be a multiple of the 2 devices'),
+        ('--model_shards=3', '--model_shards=3 does not divide the 2 devices'),
+    ):
+        for process in finished(begin(root, 'uneven', 2, 1, flag)):
+            assert process.returncode == 1 and message in process.stderr, process.stderr[-2000:]
+
+
+@pytest.mark.parametrize('late', [0, 1])
+def test_a_process_that_comes_late_to_an_error_still_says_it(root, late):
+    """Process 0 hosts the coordinator, without which JAX aborts the others."""
+    code = f"""
+        import time
+        import jax
+        from absl import flags
+        from experiments import distributed
+        from ssd4rec_jax.commands.cli import run
+        from ssd4rec_jax.errors import UserError
+
+        def main():
+            distributed.join()
+            with distributed.failing_together():
+                time.sleep(2 if jax.process_index() == {late} else 0)
+                raise UserError('what both meet')
+
+        flags.DEFINE_string('workdir', None, '')
+        run(main)
+    """
+    for process in finished(start(2, root, devices=1, cwd=root, program=('-c', textwrap.dedent(code)))):
+        assert process.returncode == 1, process.stderr[-2000:]
+        assert 'what both meet' in process.stderr and 'Fatal' not in process.stderr
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_process_that_meets_nobody_says_where_it_looked(root, number):
+    processes = begin(root, 'alone', 2, 1, connect_seconds=4)
+    processes[1 - number].kill()
+    done = finished(processes)[number]
+    assert done.returncode == 1
+    assert 'error: the processes of the run did not all meet at --coordinator_address=127.0.0.1:' in done.stderr
+    assert 'within --connect_seconds=4' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--process_id=1'], '--process_id needs --distributed'),
+    (['--distributed', '--num_processes=2'], 'give all of --coordinator_address, --num_processes and --process_id'),
+    (['--distributed', '--num_processes=2', '--process_id=2', '--coordinator_address=a:1'], '--process_id=2 must be from 0 to 1'),
+    (
+        ['--distributed', '--num_processes=2', '--process_id=1', '--coordinator_address=a'],
+        '--coordinator_address=a must be HOST:PORT',
+    ),
+    (['--distributed'], '--distributed: coordinator_address should be defined'),
+])
+def test_flags_that_do_not_fit_together(root, flags, message):
+    done = finished(begin(root, 'flags', 1, 1, *flags))[0]
+    assert done.returncode == 1 and done.stderr.startswith(f'error: {message}')

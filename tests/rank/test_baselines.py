@@ -1,0 +1,87 @@
+"""Popularity and the transition table, on literal histories and against plain loops."""
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
+
+
+class Dataset(NamedTuple):
+    items: np.ndarray
+    offsets: np.ndarray
+    num_items: int
+
+    @classmethod
+    def of(cls, histories, num_items):
+        offsets = np.cumsum([0, *map(len, histories)])
+        return cls(np.concatenate(histories).astype(np.int32), offsets, num_items)
+
+
+def random_histories(seed, users=60, num_items=15):
+    rng = np.random.default_rng(seed)
+    histories = [rng.integers(1, num_items + 1, rng.integers(5, 12)).tolist() for _ in range(users)]
+    return histories, Dataset.of(histories, num_items)
+
+
+def position(target, key, num_items):
+    """Rank of the target when items are sorted by key descending, then id ascending."""
+    return sorted(range(1, num_items + 1), key=lambda item: (-key(item), item)).index(target) + 1
+
+
+def test_popularity_on_literal_histories():
+    """Counts over items 1 .. n-2: item 1 twice, 2 twice, 3 three times, 4 and 5 never."""
+    dataset = Dataset.of([[1, 2, 3, 4, 5], [3, 1, 2, 3, 1, 1]], 5)
+    np.testing.assert_array_equal(popularity_ranks(dataset, 'valid'), [4, 2])
+    np.testing.assert_array_equal(popularity_ranks(dataset, 'test'), [5, 2])
+
+
+def test_held_out_items_count_for_nobody():
+    """Item 2 is held out by every user, yet ranks behind each item seen in training."""
+    dataset = Dataset.of([[1, 3, 4, 2, 2]] * 4, 4)
+    np.testing.assert_array_equal(popularity_ranks(dataset, 'valid'), [4] * 4)
+    np.testing.assert_array_equal(popularity_ranks(dataset, 'test'), [4] * 4)
+
+
+@pytest.mark.parametrize('split, held_out', [('valid', 2), ('test', 1)])
+def test_popularity_matches_a_loop(split, held_out):
+    histories, dataset = random_histories(1)
+    counts = Counter(item for history in histories for item in history[:-2])
+    expected = [position(h[-held_out], lambda i: counts[i], dataset.num_items) for h in histories]
+    found = popularity_ranks(dataset, split)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('split, held_out', [('valid', 2), ('test', 1)])
+def test_transitions_match_a_loop(split, held_out):
+    histories, dataset = random_histories(2)
+    counts = Counter(item for history in histories for item in history[:-2])
+    followed = Counter(pair for h in histories for pair in zip(h[:-2], h[1:-2]))
+
+    def score_after(last):  # as one number; no item counts a thousand times here
+        return lambda item: 1000 * followed[last, item] + counts[item]
+
+    expected = [
+        position(h[-held_out], score_after(h[-held_out - 1]), dataset.num_items) for h in histories
+    ]
+    found = transition_ranks(dataset, split)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_first_order_chain_is_ranked_first():
+    """Every user walks round a ring; the item after the last one has always followed it."""
+    histories = [[(start + k) % 9 + 1 for k in range(14)] for start in range(9)]
+    dataset = Dataset.of(histories, 9)
+    for split in ('valid', 'test'):
+        np.testing.assert_array_equal(transition_ranks(dataset, split), np.ones(9))
+        assert popularity_ranks(dataset, split).mean() > 3
+
+
+def test_transitions_to_held_out_items_do_not_count():
+    """4 -> 4 leads to each validation item; in training 4 is followed by 1 alone."""
+    dataset = Dataset.of([[4, 1, 2, 2, 4, 4, 3]] * 5, 4)
+    found = transition_ranks(dataset, 'valid')
+    np.testing.assert_array_equal(found, [3] * 5, 'item 1, then 2 and 4, equally popular')

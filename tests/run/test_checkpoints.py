@@ -1,0 +1,440 @@
+"""Checkpoints: bitwise restore, retention, damage of any byte noticed, killed and failing saves."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ssd4rec_jax.run import checkpoints as module
+from ssd4rec_jax.run import manifest
+from ssd4rec_jax.run.checkpoints import Checkpoints
+from ssd4rec_jax.errors import CheckpointError
+
+
+class State(NamedTuple):
+    params: dict
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def state_of(seed, width=3):
+    """A small state with optax's containers; every value depends on the seed."""
+    rng = np.random.default_rng(seed)
+    params = {
+        'embedding': jnp.asarray(rng.standard_normal((5, width), np.float32)),
+        'layers': {0: {'bias': jnp.asarray(rng.standard_normal(width), jnp.bfloat16)}},
+    }
+    adam = optax.adam(optax.constant_schedule(1.0))
+    opt_state = optax.chain(optax.clip_by_global_norm(1.0), adam).init(params)
+    opt_state = jax.tree.map(lambda a: a + a.dtype.type(seed), opt_state)
+    return State(params, opt_state, jnp.int32(seed))
+
+
+def assert_bitwise(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save(checkpoints, step, state, meta):
+    checkpoints.save(step, state, meta)
+    checkpoints.wait()
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in files(folder)}
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---- what is saved comes back
+
+
+def test_restores_bitwise_and_the_newest(tmp_path):
+    saved = state_of(20)
+    odd = jnp.asarray(np.array([[np.nan, -0.0, np.inf], [1e-45, -np.inf, 3.0]], np.float32))
+    saved = saved._replace(params={**saved.params, 'odd': odd})
+    checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
+    save(checkpoints, 10, jax.tree.map(jnp.zeros_like, saved), {'epoch': 1})
+    save(checkpoints, 20, saved, {'epoch': 2, 'best_step': 10, 'best': 0.0125})
+    restored = Checkpoints(tmp_path / 'run' / 'checkpoints').restore_latest(
+        jax.tree.map(jnp.ones_like, saved)
+    )
+    assert restored.step == 20
+    assert restored.meta == {'epoch': 2, 'best_step': 10, 'best': 0.0125}
+    assert_bitwise(restored.state, saved)
+
+
+def test_restores_to_the_shardings_asked_for(tmp_path):
+    mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    saved = {'a': jnp.arange(32.0).reshape(8, 4), 'b': jnp.arange(3)}
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, jax.device_put(saved, jax.devices()[5]), {})
+    like = {
+        'a': jax.device_put(jnp.zeros((8, 4)), NamedSharding(mesh, PartitionSpec('data'))),
+        'b': jax.device_put(jnp.zeros(3, jnp.int32), NamedSharding(mesh, PartitionSpec())),
+    }
+    restored = checkpoints.restore_latest(like).state
+    assert_bitwise(restored, saved)
+    assert {k: v.sharding for k, v in restored.items()} == {k: v.sharding for k, v in like.items()}
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path / 'absent')
+    assert checkpoints.steps() == []
+    assert checkpoints.restore_latest(state_of(0)) is None
+    with pytest.raises(CheckpointError, match='absent holds no evaluated checkpoint yet'):
+        checkpoints.restore_best(state_of(0))
+    save(checkpoints, 3, state_of(3), {'best_step': None})
+    with pytest.raises(CheckpointError, match='train at least one epoch'):
+        checkpoints.restore_best(state_of(0))
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda s: state_of(0, width=4),
+     r'params.embedding is float32\[5, 3\] there and float32\[5, 4\] here'),
+    (lambda s: s._replace(step=jnp.float32(0)), r'step is int32\[\] there and float32\[\] here'),
+    (lambda s: s._replace(params={**s.params, 'w': jnp.zeros(2)}),
+     r'params.w is absent there and float32\[2\] here'),
+    (lambda s: s._replace(params={'embedding': s.params['embedding']}),
+     r'params.layers.0.bias is bfloat16\[3\] there and absent here'),
+])
+def test_a_state_of_another_kind_names_the_array(tmp_path, change, message):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, state_of(1), {})
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore_latest(change(state_of(0)))
+    assert names(tmp_path) == ['1'], 'it is not damaged'
+
+
+# ---- retention
+
+
+def test_keeps_the_newest_two_and_what_they_name_as_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    kept = []
+    for step, best in [(10, None), (20, 20), (30, 20), (40, 20), (50, 50), (60, 50), (70, 50)]:
+        save(checkpoints, step, {'w': jnp.float32(step)}, {'best_step': best})
+        kept.append(checkpoints.steps())
+    assert kept == [[10], [10, 20], [20, 30], [20, 30, 40], [20, 40, 50], [50, 60], [50, 60, 70]]
+    assert names(tmp_path) == ['50', '60', '70']
+    best = checkpoints.restore_best({'w': jnp.float32(0)})
+    assert (best.step, float(best.state['w'])) == (50, 50.0)
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (9, 10, 100):
+        save(checkpoints, step, {'w': jnp.float32(step)}, {})
+    assert checkpoints.restore_latest({'w': jnp.float32(0)}).step == 100
+
+
+def test_a_step_saved_again_is_what_restores(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 5, {'w': jnp.float32(1)}, {})
+    save(checkpoints, 5, {'w': jnp.float32(2)}, {})
+    assert float(checkpoints.restore_latest({'w': jnp.float32(0)}).state['w']) == 2.0
+
+
+# ---- while training goes on
+
+
+def test_what_is_written_is_what_the_arrays_held_when_save_was_called(tmp_path):
+    """A train step takes the state's buffers for its results as soon as save returns."""
+    overwrite = jax.jit(lambda w: w * 0 - 1, donate_argnums=0)
+    mesh = jax.make_mesh((8,), ('model',), axis_types=(AxisType.Auto,))
+    for sharding in (None, NamedSharding(mesh, PartitionSpec('model'))):
+        folder = tmp_path / str(sharding is None)
+        value = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
+        checkpoints, w = Checkpoints(folder), jax.device_put(jnp.array(value), sharding)
+        checkpoints.save(1, {'w': w}, {})
+        jax.block_until_ready(overwrite(w))
+        np.testing.assert_array_equal(checkpoints.restore_latest({'w': jnp.zeros(value.shape)}).state['w'], value)
+        assert checkpoints.seconds_waited > 0
+
+
+def test_an_error_of_the_background_comes_with_the_next_call(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, state_of(1), {})
+    monkeypatch.setattr(module, 'write_manifest', lambda folder: os.stat(folder / 'absent'))
+    checkpoints.save(2, state_of(2), {})
+    with pytest.raises(CheckpointError, match='checkpoint .*/2 cannot be written .*No such file'):
+        checkpoints.save(3, state_of(3), {})
+    assert names(tmp_path) == ['1']
+
+
+@pytest.mark.parametrize('shards', [1, 2, 8])
+def test_an_item_table_comes_back_with_another_padding(tmp_path, shards):
+    """Saved by 4 devices that share the table, restored by 1, 2 and 8, and back."""
+    def placed(shards, values):
+        mesh = jax.make_mesh((8 // shards, shards), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+        padded = np.zeros((-(-21 // shards) * shards, 3), np.float32)
+        padded[:21] = values
+        return {'item_embedding': jax.device_put(padded, NamedSharding(mesh, PartitionSpec('model'))), 'step': jnp.int32(7)}
+
+    values = np.random.default_rng(0).standard_normal((21, 3)).astype(np.float32)
+    checkpoints = Checkpoints(tmp_path, rows=21)
+    save(checkpoints, 1, placed(4, values), {})
+    for step, there in ((2, shards), (3, 4)):
+        like = placed(there, np.ones((21, 3)))
+        state = checkpoints.restore_latest(like).state
+        np.testing.assert_array_equal(state['item_embedding'], placed(there, values)['item_embedding'])
+        assert state['item_embedding'].sharding == like['item_embedding'].sharding and int(state['step']) == 7
+        save(checkpoints, step, state, {})
+    with pytest.raises(CheckpointError, match=r'item_embedding is float32\[24, 3\] there and float32\[20, 3\] here'):
+        checkpoints.restore_latest({'item_embedding': jnp.zeros((20, 3)), 'step': jnp.int32(0)})
+    with pytest.raises(CheckpointError, match='belongs to another config'):
+        Checkpoints(tmp_path).restore_latest({'item_embedding': jnp.zeros((21, 3)), 'step': jnp.int32(0)})
+
+
+# ---- damage
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    """A folder with checkpoints 1 and 2; the newest is the best."""
+    folder = tmp_path_factory.mktemp('two')
+    for step in (1, 2):
+        save(Checkpoints(folder), step, state_of(step), {'best_step': step})
+    return folder
+
+
+def assert_falls_back(two, tmp_path, caplog, damage):
+    """`damage(folder of checkpoint 2)` returns the name of the file that the warning must hold."""
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    name = damage(folder / '2')
+    damaged = contents(folder / '2')
+    caplog.clear()
+    restored = Checkpoints(folder).restore_latest(state_of(0))
+    assert restored.step == 1 and restored.meta == {'best_step': 1}
+    assert_bitwise(restored.state, state_of(1))
+    assert names(folder) == ['1', '2.damaged']
+    assert contents(folder / '2.damaged') == damaged, 'kept aside as it was found'
+    [warning] = caplog.records
+    assert warning.levelname == 'WARNING' and name in warning.getMessage()
+    shutil.rmtree(folder)
+
+
+def flip(path, position, bit):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_in_any_file_is_noticed(two, tmp_path, caplog):
+    there = files(two / '2')
+    assert {'meta.json', 'manifest.json'} < {p.name for p in there} and len(there) > 5
+    rng = np.random.default_rng(0)
+    for path in there:
+        size = path.stat().st_size
+        for position in {0, size - 1, int(rng.integers(size))}:
+            def damage(checkpoint):
+                flip(checkpoint / path.relative_to(two / '2'), position, int(rng.integers(8)))
+                return path.name
+            assert_falls_back(two, tmp_path, caplog, damage)
+
+
+def test_any_byte_of_the_manifest_is_noticed(two, tmp_path):
+    """The one file whose digest stands nowhere."""
+    folder = tmp_path / '2'
+    shutil.copytree(two / '2', folder)
+    sound = (folder / 'manifest.json').read_bytes()
+    manifest.verify(folder)
+    for position in range(len(sound)):
+        flip(folder / 'manifest.json', position, bit=position % 8)
+        with pytest.raises(manifest.Damaged):
+            manifest.verify(folder)
+        (folder / 'manifest.json').write_bytes(sound)
+
+
+@pytest.mark.parametrize('how', ['truncated', 'emptied', 'missing', 'extra'])
+def test_other_damage_to_any_file_is_noticed(two, tmp_path, caplog, how):
+    for path in files(two / '2'):
+        def damage(checkpoint):
+            victim = checkpoint / path.relative_to(two / '2')
+            if how == 'truncated':
+                victim.write_bytes(victim.read_bytes()[:-1])
+            elif how == 'emptied':
+                victim.write_bytes(b'')
+            elif how == 'missing':
+                victim.unlink()
+            else:
+                victim = victim.with_name('stray')
+                victim.touch()
+            return victim.name
+        assert_falls_back(two, tmp_path, caplog, damage)
+
+
+def test_no_sound_checkpoint_is_an_error_and_nothing_is_deleted(two, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    for step in ('1', '2'):
+        (folder / step / 'meta.json').unlink()
+    with pytest.raises(CheckpointError, match='no checkpoint in .* is sound'):
+        Checkpoints(folder).restore_latest(state_of(0))
+    assert names(folder) == ['1.damaged', '2.damaged']
+
+
+def test_a_run_that_fell_back_saves_the_step_again(two, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    for _ in range(2):
+        (folder / '2' / 'meta.json').unlink()
+        checkpoints = Checkpoints(folder)
+        assert checkpoints.restore_latest(state_of(0)).step == 1
+        save(checkpoints, 2, state_of(2), {'best_step': 2})
+    assert checkpoints.restore_latest(state_of(0)).step == 2
+    assert names(folder) == ['1', '2', '2.damaged', '2.damaged.1']
+
+
+def test_a_damaged_best_is_an_error_that_names_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        save(checkpoints, step, state_of(step), {'best_step': 1})
+    flip(tmp_path / '1' / 'meta.json', 0, 0)
+    with pytest.raises(CheckpointError, match='the best checkpoint .*/1 is damaged: meta.json'):
+        checkpoints.restore_best(state_of(0))
+
+
+# ---- saves that do not come to their end
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no clean-up of save may run on it."""
+
+
+def interrupt_before(monkeypatch, point):
+    def killed(*args, **kwargs):
+        raise Killed
+    if point == 'the arrays':
+        monkeypatch.setattr(module.ocp.AsyncCheckpointer, 'save', killed)
+    elif point == 'the manifest':
+        monkeypatch.setattr(manifest, '_fingerprint', killed)
+    elif point == 'the sync':
+        monkeypatch.setattr(manifest, 'sync_folder', killed)
+    elif point == 'the rename':
+        monkeypatch.setattr(module.Path, 'rename', killed)
+    elif point == 'retirement':
+        monkeypatch.setattr(module.shutil, 'rmtree', killed)
+
+
+@pytest.mark.parametrize('point, newest', [
+    ('the arrays', 2), ('the manifest', 2), ('the sync', 2), ('the rename', 2), ('retirement', 3),
+])
+def test_a_save_killed_at_any_point_leaves_a_sound_newest(two, tmp_path, point, newest):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        interrupt_before(patch, point)
+        save(Checkpoints(folder), 3, state_of(3), {'best_step': 3})
+    assert any(name.startswith('.partial') for name in names(folder))
+    restored = Checkpoints(folder).restore_latest(state_of(0))
+    assert restored.step == newest
+    assert_bitwise(restored.state, state_of(newest))
+    save(Checkpoints(folder), 4, state_of(4), {'best_step': 4})
+    assert names(folder) == [str(newest), '4'], 'what was left unfinished is gone'
+
+
+def test_reading_leaves_a_running_save_alone(two, tmp_path):
+    """evaluate may look into the folder while train saves to it."""
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    (folder / '.partial-3-1').mkdir()
+    assert Checkpoints(folder).restore_best(state_of(0)).step == 2
+    assert names(folder) == ['.partial-3-1', '1', '2']
+
+
+def python(code, *args):
+    return [sys.executable, '-c', textwrap.dedent(code), *map(str, args)]
+
+
+def test_kill_9_in_the_midst_of_saves(tmp_path):
+    """Saves follow one another without a pause, so nearly any moment is inside one."""
+    child = subprocess.Popen(python('''
+        import sys
+        import jax.numpy as jnp
+        from ssd4rec_jax.run.checkpoints import Checkpoints
+        checkpoints = Checkpoints(sys.argv[1])
+        for step in range(1, 10_000):
+            w = jnp.full((64, 64), step, jnp.float32)
+            checkpoints.save(step, {'w': w}, {'best_step': step})
+            print(step, flush=True)
+    ''', tmp_path), stdout=subprocess.PIPE, text=True)
+    for _ in range(3):
+        printed = int(child.stdout.readline())
+    child.send_signal(signal.SIGKILL)
+    printed = max([printed, *map(int, child.stdout.read().split())])
+    child.wait()
+    restored = Checkpoints(tmp_path).restore_latest({'w': jnp.zeros((64, 64))})
+    assert restored.step in (printed - 1, printed, printed + 1)
+    np.testing.assert_array_equal(restored.state['w'], np.full((64, 64), restored.step, np.float32))
+    assert not list(tmp_path.glob('*.damaged'))
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """The kernel refuses writes above a file size, from the smallest file to the largest."""
+    result = subprocess.run(python('''
+        import json, resource, sys
+        from pathlib import Path
+        import jax.numpy as jnp, numpy as np
+        from ssd4rec_jax.run.checkpoints import Checkpoints
+        from ssd4rec_jax.errors import CheckpointError
+        folder = Path(sys.argv[1])
+        noise = jnp.asarray(np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32))
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(1, {'w': noise}, {'best_step': 1})
+        checkpoints.wait()
+        report = []
+        def largest_file(size):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        for limit in (0, 100, 300, 1000, 30_000):
+            largest_file(limit)
+            try:
+                checkpoints.save(2, {'w': noise}, {'best_step': 2})
+                checkpoints.wait()
+                message = 'saved'
+            except CheckpointError as error:
+                message = str(error)
+            largest_file(resource.RLIM_INFINITY)
+            sound = np.array_equal(checkpoints.restore_latest({'w': noise}).state['w'], noise)
+            report.append([message, sorted(p.name for p in folder.iterdir()), sound])
+        checkpoints.save(2, {'w': noise}, {'best_step': 2})
+        print(json.dumps([report, checkpoints.restore_latest({'w': noise}).step]))
+    ''', tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 0, result.stderr
+    report, last = json.loads(result.stdout)
+    for message, left, sound in report:
+        assert message.startswith(f'checkpoint {tmp_path}/2 cannot be written (')
+        assert 'File too large' in message and 'MiB are free there' in message
+        assert left == ['1'] and sound
+    assert len(report) == 5 and last == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(CheckpointError, match='checkpoint .*file/checkpoints/1 cannot be written'):
+        save(Checkpoints(tmp_path / 'file' / 'checkpoints'), 1, state_of(1), {})
+
+
+def test_meta_that_json_cannot_hold_leaves_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match='cannot be written .*JSON'):
+        save(Checkpoints(tmp_path), 1, state_of(1), {'loss': float('nan')})
+    assert os.listdir(tmp_path) == []
