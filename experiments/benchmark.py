@@ -20,18 +20,18 @@ from rich.table import Table
 from experiments.bench.catalogue import measure_catalogues
 from experiments.bench.large_log import measure_preparation
 from experiments.bench.loader import measure_loader
-from experiments.logs import SHAPES, random_log
 from experiments.bench.long import measure_long
 from experiments.bench.softmax import measure_softmax
-from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
 from experiments.bench.training import Forms, measure_evaluation, measure_steps
-from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.presets import default_config
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
+from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
+from experiments.logs import SHAPES, random_log
 from pallas_kernels.bench.chip import chip_name
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.runtime import enable_compilation_cache
+from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import write_json
+from ssd4rec_jax.presets import default_config
 
 # Preset: the configuration it takes and what it changes there.
 CONFIGS = {

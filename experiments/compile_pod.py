@@ -15,22 +15,22 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssd4rec_jax.commands import cli
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
-from experiments.pod.chips import chip_of
 from experiments.compiled.collectives import collectives
 from experiments.compiled.hbm import hbm_bytes
 from experiments.compiled.hlo import Module
-from experiments.pod.memory import compile_or_refusal
-from experiments.pod.projection import project
-from experiments.pod.assumed import assumed_step
-from experiments.published import published
-from experiments.pod.report import Report
 from experiments.compiled.step import pod_devices, trace_step
 from experiments.compiled.work import work_of
+from experiments.pod.assumed import assumed_step
+from experiments.pod.chips import chip_of
+from experiments.pod.memory import compile_or_refusal
+from experiments.pod.projection import project
+from experiments.pod.report import Report
+from experiments.published import published
+from ssd4rec_jax.commands import cli
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import write_json
+from ssd4rec_jax.presets import default_config
 
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:16x16', 'TPU topology, such as v5e:2x2, v6e:4x4 or v5p:2x2x1.')
 _DATASET = flags.DEFINE_string('dataset', 'kuairand', 'Data set whose configuration and published size are taken.')

@@ -5,7 +5,6 @@ import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 
-
 QUANTILES = 0, 0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.999, 1
 
 

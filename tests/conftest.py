@@ -10,10 +10,10 @@ os.environ['XLA_FLAGS'] = ' '.join([
 ]).strip()
 os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd4rec-tests-{os.getuid()}'))
 
-import jax  # noqa: E402  (after the flags it reads)
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from ssd4rec_jax.commands.runtime import enable_compilation_cache  # noqa: E402
+from ssd4rec_jax.commands.runtime import enable_compilation_cache
 
 
 @pytest.fixture(scope='session', autouse=True)

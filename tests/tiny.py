@@ -2,13 +2,13 @@
 import numpy as np
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
-from ssd4rec_jax.train.trainer import Trainer
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.trainer import Trainer
 
 MODEL = ModelConfig(
     hidden_size=8, num_layers=1, d_state=4, headdim=4, beta=0.3, dropout_prob=0.2, norm_embedding=True, dtype='float32',

@@ -14,8 +14,8 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.reporter import Reporter
-from ssd4rec_jax.train.trainer import Trainer
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.trainer import Trainer
 
 RUNS = (50_000, 'full'), (50_000, 'sampled'), (5_000_000, 'sampled')
 USERS, LENGTH = 512, 30

@@ -1,9 +1,9 @@
 """Train steps on histories of 1k to 64k items, always the same number of tokens a step."""
 import dataclasses
 
-from pallas_kernels.bench.clock import median_seconds
-from experiments.logs import equal_histories
 from experiments.bench.training import Forms, TrainStep
+from experiments.logs import equal_histories
+from pallas_kernels.bench.clock import median_seconds
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.examples import valid_examples
 

@@ -3,9 +3,9 @@ from typing import NamedTuple
 
 from flax import nnx
 
+from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
-from ssd4rec_jax.model.network import Network
 
 
 class PlainModel(NamedTuple):

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.bench.clock import median_seconds
 from experiments.bench.plain_network import PlainNetwork
+from pallas_kernels.bench.clock import median_seconds
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.model.network import Network, init_network
+from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
-from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
 from ssd4rec_jax.train.objective import one_pass_obstacle, training_examples
-from ssd4rec_jax.model.network import Network, init_network
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.state import TrainState
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import jax
 
-from ssd4rec_jax.config.run import RunConfig
 from experiments.compiled.collectives import collectives
 from experiments.compiled.hlo import Module
 from experiments.compiled.step import trace_step
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.packing import StepShape
 
 DEVICES = 1, 2, 4, 8

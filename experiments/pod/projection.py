@@ -1,8 +1,8 @@
 """Seconds that a step takes at least, at a chip's published rates."""
 from typing import NamedTuple
 
-from experiments.pod.chips import Chip, ring_bytes_per_second
 from experiments.compiled.collectives import Collective
+from experiments.pod.chips import Chip, ring_bytes_per_second
 
 
 class Projection(NamedTuple):

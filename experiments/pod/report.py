@@ -1,12 +1,12 @@
 """A projected step as JSON-ready figures and as text."""
 from typing import NamedTuple
 
-from experiments.pod.chips import Chip
 from experiments.compiled.collectives import Collective
+from experiments.compiled.work import Work
+from experiments.pod.assumed import Assumed
+from experiments.pod.chips import Chip
 from experiments.pod.memory import Memory, size
 from experiments.pod.projection import Projection, seconds
-from experiments.pod.assumed import Assumed
-from experiments.compiled.work import Work
 
 HBM_NOTE = (
     'operands and results, of every scheduled operation and Pallas kernel, that the compiler did not place in VMEM; a loop '

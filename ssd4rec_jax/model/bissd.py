@@ -2,8 +2,8 @@
 import jax
 from flax import nnx
 
-from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
-from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens

@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, MODEL_AXIS, gathered_array
 from ssd4rec_jax.model.networks import make_network
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, MODEL_AXIS, gathered_array
 from ssd4rec_jax.parallel.table_shard import TableShard
 
 

@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.model.inputs import ItemInputs, ProjectedItems, TokenInputs

@@ -15,7 +15,15 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.scores import map_scores
 from ssd4rec_jax.parallel.mesh import (
-    AXES, ITEM_EMBEDDING, MODEL_AXIS, local_rows, over_devices, place_rows, rows_here, shardings, specs,
+    AXES,
+    ITEM_EMBEDDING,
+    MODEL_AXIS,
+    local_rows,
+    over_devices,
+    place_rows,
+    rows_here,
+    shardings,
+    specs,
 )
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.parallel.processes import sum_over_processes

@@ -13,6 +13,7 @@ from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
 from ssd4rec_jax.parallel.table_shard import TableShard
 
+
 def softmax_loss_sum(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, shard: TableShard | None = None,
     max_scores: int = MAX_SCORES,

@@ -9,13 +9,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
-from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.draws import mask_items
+from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
+from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.sampled_softmax import draw_negatives
-from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 
 
 class RowGradients(NamedTuple):

@@ -1,8 +1,8 @@
 """The optimiser that a TrainConfig names: optax's, and row-wise Adagrad for the table of a sampled softmax."""
 import optax
 
-from ssd4rec_jax.train.row_updates import SparseTableOptimizer
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.train.row_updates import SparseTableOptimizer
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:

@@ -17,7 +17,14 @@ from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
 from ssd4rec_jax.train.losses import make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from ssd4rec_jax.train.state import TrainState, abstract_state, create_state, init_state, make_train_step, place_probability
+from ssd4rec_jax.train.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    init_state,
+    make_train_step,
+    place_probability,
+)
 
 
 class TrainProgram:

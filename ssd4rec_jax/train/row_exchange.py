@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssd4rec_jax.train.gradients import RowGradients
 from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, MODEL_AXIS, over_devices
 from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.train.gradients import RowGradients
 
 
 def first_rows(shard: TableShard) -> jax.Array:

@@ -11,10 +11,10 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssd4rec_jax.train.gradients import RowGradients
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, MODEL_AXIS, over_devices
-from ssd4rec_jax.train.row_exchange import first_rows, is_under_way, send_round
 from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.train.gradients import RowGradients
+from ssd4rec_jax.train.row_exchange import first_rows, is_under_way, send_round
 
 EPSILON = 1e-10
 

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, by_item, shardings
 from ssd4rec_jax.model.network import Network, abstract_network, init_network
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, by_item, shardings
+from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.row_updates import SparseTableOptimizer, update_rows
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from ssd4rec_jax.config.run import RunConfig, apply_overrides, differences, from_dict, to_dict
-from ssd4rec_jax.presets import DATASETS, default_config
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig, apply_overrides, differences, from_dict, to_dict
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import DATASETS, default_config
 
 
 @pytest.mark.parametrize('dataset, layers, dropout, mask_ratio, norm_embedding', [

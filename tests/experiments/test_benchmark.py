@@ -12,12 +12,12 @@ import pytest
 
 import pallas_kernels.bench.clock as clock
 from experiments.bench import long, softmax, training
-from experiments.logs import QUANTILES, SHAPES, equal_histories, random_log
 from experiments.bench.training import Forms, TrainStep
+from experiments.logs import QUANTILES, SHAPES, equal_histories, random_log
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.examples import train_examples, valid_examples
-from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.rank.ranker import Ranker
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
 
 ITEMS = 30

@@ -4,14 +4,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
-from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.compiled.collectives import Collective
+from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.pod.memory import Memory, parse_refusal
 from experiments.pod.projection import project, seconds
 from experiments.published import LOGS, assumed_step, example_lengths, history_lengths, published
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import default_config
 
 POD = [(x, y, 0) for y in range(16) for x in range(16)]  # device 16 y + x
 V5E = CHIPS['v5e']

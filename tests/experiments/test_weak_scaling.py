@@ -4,8 +4,8 @@ import dataclasses
 import pytest
 
 from experiments.bench.weak_scaling import SEGMENTS, TOKENS, measure_weak_scaling
-from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.presets import default_config
 
 pytestmark = pytest.mark.slow
 

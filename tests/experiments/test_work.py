@@ -5,11 +5,11 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
 from experiments.compiled.step import trace_step
 from experiments.compiled.work import Work, work_of
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.presets import default_config
 
 A, B = jnp.zeros((8, 16)), jnp.zeros((16, 32))
 PRODUCT = 2 * 8 * 16 * 32

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.draws import mask_items
 from tests.packed import pack
 
 ITEMS = list(range(1, 501))

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from pallas_kernels import tracing_for
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.config.model import BACKWARD_ORDERS, ModelConfig
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.inputs import TokenInputs
 from ssd4rec_jax.model.layout import Layout

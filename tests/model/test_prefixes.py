@@ -12,10 +12,9 @@ import pytest
 from flax import nnx
 
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.model.draws import mask_items
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
 

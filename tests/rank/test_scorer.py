@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.examples import valid_examples
 from ssd4rec_jax.errors import TrainingError
-from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_hidden
-from ssd4rec_jax.rank.recommend import TopItems, TopK
 from ssd4rec_jax.parallel.mesh import AXES, MODEL_AXIS, device_mesh, over_devices
 from ssd4rec_jax.parallel.table_shard import TableShard
-from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.rank.recommend import TopItems, TopK
 from tests.packed import pack
 from tests.tiny import MODEL, history, tiny_dataset
 

@@ -11,16 +11,16 @@ import pytest
 
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
+from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.gradients import loss_and_gradients, make_gradients
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import init_network
-from ssd4rec_jax.rank.metrics import ranks
 from ssd4rec_jax.train.state import create_state, init_state, make_train_step, update
-from ssd4rec_jax.parallel.table_shard import TableShard
 from tests.packed import pack
 
 MASK_RATIO = 0.3

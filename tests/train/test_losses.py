@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
 N, ITEMS, WIDTH = 24, 40, 16
 REAL = np.arange(N) % 5 != 3

@@ -9,11 +9,10 @@ import pytest
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.objective import objective_note, training_examples
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.train.gradients import make_gradients
-from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.train.objective import Objective, objective_note, training_examples
 from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)

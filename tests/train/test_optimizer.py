@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from tests.train.adamw import adamw_by_hand
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
+from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.train.gradients import RowGradients
 from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
-from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.train.row_updates import SparseTableOptimizer, rounded, update_rows
 from ssd4rec_jax.train.sampled_softmax import draw_negatives, sampled_losses
-from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.train.state import init_state, make_train_step
 from tests.packed import pack
 

@@ -10,13 +10,13 @@ import ssd4rec_jax.train.trainer
 from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
-from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.model.network import parameters_sha256
 from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import parameters_sha256
-from tests.train.adamw import adamw_by_hand
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
+from tests.train.adamw import adamw_by_hand
 
 SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
