@@ -1,4 +1,4 @@
-"""Draws keyed by example: rates, independence, and nothing of where a history lies."""
+"""Draws are keyed by example: their rates, their independence, and no influence of where a history lies."""
 import numpy as np
 import pytest
 
@@ -19,7 +19,7 @@ def test_rate_is_the_probability(probability):
     hits = np.asarray(draws([[(0, ITEMS), (1, ITEMS)]]).below(probability, 'a', 256))[0, :1000]
     error = np.sqrt(probability * (1 - probability))
     assert abs(hits.mean() - probability) < 4 * error / np.sqrt(hits.size)
-    # Neither a channel nor a token is drawn for as a whole.
+    # No channel and no token is dropped or kept as a whole.
     assert abs(hits.mean(0) - probability).max() < 5 * error / np.sqrt(1000)
     assert abs(hits.mean(1) - probability).max() < 5 * error / np.sqrt(256)
 
