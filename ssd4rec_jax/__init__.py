@@ -1,1 +1,1 @@
-"""SSD4Rec in JAX: data, model, training, ranking, and the commands that users run."""
+"""SSD4Rec in JAX: data, networks, training, ranking, and the commands that users run."""

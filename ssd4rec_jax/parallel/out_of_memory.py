@@ -1,5 +1,6 @@
-"""Turn XLA's out-of-memory errors into a sentence that names the settings to lower."""
+"""Turns XLA's out-of-memory errors into a sentence that names the settings to lower."""
 import contextlib
+from collections.abc import Iterator
 
 import jax
 
@@ -7,8 +8,8 @@ from ssd4rec_jax.errors import TrainingError
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(what: str):
-    """Re-raise an out-of-memory error inside the block as a TrainingError about `what`."""
+def explain_out_of_memory(what: str) -> Iterator[None]:
+    """Re-raises an out-of-memory error inside the block as a TrainingError, which says that it happened in `what`."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Any interaction log in a csv, tsv or RecBole .inter file (--data_dir names the file).
+"""Any interaction log in a csv, tsv or RecBole .inter file, which --data_dir names.
 
     python -m experiments.train --dataset=interactions
 """
@@ -8,6 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
+    """The configuration for any interaction log."""
     return RunConfig(
         dataset='interactions',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),
