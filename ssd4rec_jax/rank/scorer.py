@@ -1,4 +1,4 @@
-"""Histories -> readouts -> f(scores over the whole catalogue): the one way to score, on any mesh."""
+"""The one way to score: histories -> readouts -> f(scores over the whole catalogue), on any mesh."""
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -32,17 +32,17 @@ from ssd4rec_jax.reporter import Reporter
 
 
 class Prepared(NamedTuple):
-    """Parameters placed on the mesh, and what the network computes of each item alone, for all batches to share."""
+    """Parameters on the mesh, and the network's item_table (or None), which all batches share."""
 
     params: dict
     table: Any
 
 
 class Scorer:
-    """Applies f(scores) to many histories in packed steps; each f is compiled once for a shape and kept.
+    """Applies a function f to the scores of many histories, in packed steps; the program for each f and shape is kept.
 
-    No item is masked and nothing is dropped out. The item table may be split over devices: each device then scores its
-    part of the items for the readouts of its group.
+    There is no masking and no dropout. The item table may be split over devices; each device then scores its part of
+    the items for the readouts of all devices along `model`.
     """
 
     def __init__(self, network: Network, mesh: Mesh, *, reporter: Reporter | None = None):
@@ -52,7 +52,11 @@ class Scorer:
         self._compiled: dict[Hashable, Any] = {}
 
     def prepare(self, params: dict, tokens: int) -> Prepared:
-        """Place parameters (the item table whole or padded); tokens: how many will be read with them altogether."""
+        """Place parameters on the mesh; their item table may be whole or padded.
+
+        tokens: the number of tokens that will be read with them altogether, which decides whether projecting the item
+        table pays.
+        """
         params = self.network.split(params, self.mesh)
         params = jax.device_put(params, shardings(params, self.mesh))
         with explain_out_of_memory('evaluation'):
@@ -62,13 +66,15 @@ class Scorer:
         self, prepared: Prepared, examples: ExampleIndex, shape: StepShape, f: Callable[..., Any],
         arguments: Callable[[PackedBatch], tuple[np.ndarray, ...]], *, about: str = '',
     ) -> tuple[np.ndarray, ...]:
-        """f's results for each history of `examples`, arrays [examples, ...], on every process.
+        """The results of f for each history of `examples`: arrays [examples, ...] on every process.
 
-        f(scores float32 [n, held], *arguments [n, ...], shard=TableShard) -> (*results [n, ...], finite bool [n]),
-        computed for each row by itself; of a split table it sees this device's items and combines them over `shard`.
-        f must be hashable: equal ones are compiled once. arguments: makes f's further arguments [rows, segments, ...]
-        from a packed batch. about: a sentence for the user that is said when f is compiled.
-        TrainingError where a score is not finite.
+        f(scores float32 [n, held], *arguments [n, ...], shard=TableShard) -> (*results [n, ...], finite bool [n]) must
+          treat each row independently. Of a split table it sees the scores of this device's items only, and combines
+          devices through `shard`. It must be hashable; equal functions are compiled once.
+        arguments: makes f's further arguments [rows, segments, ...] from a packed batch.
+        about: a sentence for the user, reported when f is compiled.
+
+        Raises TrainingError where `finite` is False for a history.
         """
         found: tuple[np.ndarray, ...] = ()
         plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False)
@@ -102,7 +108,7 @@ class Scorer:
         return self._compiled[key]
 
     def _projects_table(self, params: dict, tokens: int) -> bool:
-        """Whether every item's projection is made once, for all batches."""
+        """Whether the network's item_table is computed once for all batches."""
         model = self.network.bind(params)
         return self.mesh.shape[MODEL_AXIS] == 1 and hasattr(model, 'item_table') and model.table_is_less_work(tokens)
 
@@ -113,7 +119,7 @@ class Scorer:
 
 
 def _score(network: Network, shard: TableShard, f, params, table, batch, args):
-    """Per-device body; every device scores its part of the items for the readouts of all devices along `model`."""
+    """The computation of one device, which scores its items for the readouts of all devices along `model`."""
     embedding, items = None, batch.items
     if shard.shards > 1:
         embedding = params[ITEM_EMBEDDING]

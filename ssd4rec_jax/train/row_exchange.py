@@ -1,9 +1,9 @@
 """Sends the gradients of table rows to the devices that hold these rows.
 
 The table is split over the mesh axis `model` into parts, and each device has gradients for rows of all parts. A single
-exchange would need buffers for the worst case, in which all rows of all devices belong to one part; on average a part
-receives no more than one even share of them. The exchange therefore happens in rounds. In each round, every part
-receives the rows up to a limit that is chosen so that no device sends more than an even share of its rows to the part.
+exchange would need buffers for the worst case, in which all rows of all devices belong to one part; usually only about
+an even share of a device's rows belongs to each part. The exchange therefore happens in rounds. In each round, every
+part receives the rows up to a limit, chosen so that no device sends more than an even share of its rows to the part.
 All gradients of a row arrive in the same round, because an update is not linear in them.
 """
 import jax
@@ -32,8 +32,8 @@ def send_round(mesh: Mesh, shard: TableShard, cursor: jax.Array, rows: RowGradie
     cursor: int32 [shards], the first row of each part whose gradients have not been sent yet.
     rows: the gradients of all devices one after another, ids [devices * n]; those of each device ascend strictly.
     Returns (the cursor of the next round, the gradients that each part receives in this one). The latter have ids
-    int32 [shards, devices / shards, m] and gradients [shards, devices / shards, m, D], where the first axis is the part;
-    ids beyond the table mark empty entries.
+    int32 [shards, devices / shards, m] and gradients [shards, devices / shards, m, D], where the first axis is the
+    part; ids beyond the table mark empty entries.
     """
     part = PartitionSpec(MODEL_AXIS, DATA_AXIS)
 

@@ -21,7 +21,7 @@ EPSILON = 1e-10
 
 
 class SparseTableOptimizer(NamedTuple):
-    """An optax optimiser for the network and row-wise Adagrad for the item table; its state is a dict of both states."""
+    """An optax optimiser for the network and row-wise Adagrad for the item table; the state is a dict of both."""
 
     network: optax.GradientTransformation
     table_learning_rate: float
@@ -83,8 +83,8 @@ def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, r
 def rounded(x: jax.Array, dtype: jax.typing.DTypeLike, key: jax.Array) -> jax.Array:
     """x float32 in another dtype.
 
-    A bfloat16 result is rounded up or down at random with the mean x, so that changes below bfloat16's precision are
-    kept on average.
+    A bfloat16 result is rounded up or down at random so that its mean is x: changes below bfloat16's precision then
+    survive on average.
     """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)

@@ -1,4 +1,4 @@
-"""The training loop: epochs of packed steps, an evaluation after each, early stopping, exact resume."""
+"""The training loop: epochs of packed steps, an evaluation after each epoch, early stopping, exact resume."""
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,13 +30,14 @@ STOPPING_METRIC = 'NDCG@10'
 
 
 class Trainer:
-    """One run on a prepared dataset in a run folder, on all devices of all processes.
+    """One run on prepared data, kept in a run folder, on all devices of all processes.
 
-    Every process of a run makes a Trainer and calls `run`; the first one alone writes metrics and result.
-    model_shards: devices that share the item table. devices: to run on; None takes all. stop_requested is asked after
-    each step; once it is true on any process the run saves a checkpoint and `run` returns None.
+    Every process of a run makes a Trainer and calls `run`; only the first process writes metrics and result.
+    model_shards: the number of devices that share the item table. devices: the devices to run on; None means all.
+    stop_requested: called after each step; once it returns True on any process, the run saves a checkpoint and `run`
+      returns None.
 
-    program, session, state: the compiled step, the run's record and its arrays, once `open` has been called.
+    program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
 
     def __init__(
@@ -54,7 +55,11 @@ class Trainer:
         self._is_open = False
 
     def open(self) -> 'Trainer':
-        """Compare the processes, restore the newest checkpoint or draw a new state, say what will run; returns self."""
+        """Prepare the run and return self.
+
+        This compares the settings of all processes, restores the newest checkpoint or draws a new state, and reports
+        what will run.
+        """
         config, dataset, note = self.config, self.dataset, self.reporter.note
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
@@ -75,7 +80,7 @@ class Trainer:
         if self.implementation:
             note(f'SSD scans run as {self.implementation}')
         self._constants = self.program.constants(self.examples.target_counts(dataset.num_items))
-        self._compiled = None
+        self._compiled: jax.stages.Compiled | None = None
         self._plan_told = False
         self._votes = Votes(mesh)
         self._held_out = {
@@ -90,7 +95,7 @@ class Trainer:
         return self
 
     def run(self) -> dict | None:
-        """Train to the end and return result.json's content; None if stop_requested ended it early."""
+        """Train to the end and return the content of result.json; None where stop_requested ended the run early."""
         if not self._is_open:
             self.open()
         with explain_out_of_memory('the train step'):
@@ -114,7 +119,7 @@ class Trainer:
         return progress.epoch >= train.max_epochs or progress.stopping.should_stop(train.patience)
 
     def _plan(self) -> EpochPlan:
-        """The current epoch's plan, its shape told once a session."""
+        """The plan of the current epoch; the first call of a session reports its shape."""
         progress = self.session.progress
         plan = plan_epoch(self.examples.lengths, progress.shape, seed=self.config.train.seed, epoch=progress.epoch)
         if not self._plan_told:
@@ -128,7 +133,10 @@ class Trainer:
         return plan
 
     def _steps(self, plan: EpochPlan) -> bool:
-        """Run what is left of the epoch's steps, each one's loss read while the next runs; False if asked to stop."""
+        """Run the remaining steps of the epoch; False where the run is asked to stop.
+
+        The loss of a step is read while the next step runs.
+        """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
         self.reporter.epoch(session.progress.epoch + 1, done, plan.num_steps)
@@ -137,7 +145,9 @@ class Trainer:
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
             ))
         seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
-        account = StepAccounts(session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter)
+        account = StepAccounts(
+            session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter
+        )
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
         for number, batch in enumerate(loader, start=done + 1):
             if self._compiled is None:
@@ -148,7 +158,7 @@ class Trainer:
             account.settle()
             account.pending = number, loss
             if number == plan.num_steps:
-                break  # the epoch's end evaluates and saves
+                break  # The run evaluates and saves after the epoch.
             stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
             if stop or save:
                 account.settle()
@@ -183,7 +193,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
         session = self.session
-        del self.state  # there may be no room for two
+        del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
         result = make_result(
             self.program, session.progress, self.dataset, self.program.network.whole(self.state.params),
