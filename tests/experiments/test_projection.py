@@ -10,7 +10,8 @@ from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.compiled.collectives import Collective
 from experiments.pod.memory import Memory, parse_refusal
 from experiments.pod.projection import project, seconds
-from experiments.published import LOGS, assumed_step, example_lengths, history_lengths, published
+from experiments.pod.assumed import assumed_step, example_lengths
+from experiments.published import LOGS, history_lengths, published
 from ssd4rec_jax.errors import ConfigError
 
 POD = [(x, y, 0) for y in range(16) for x in range(16)]  # device 16 y + x

@@ -50,11 +50,11 @@ def test_pallas_tpu_gives_the_same_value_and_gradients_as_xla(x64):
 
 def test_what_runs_is_chosen_by_platform_dtype_and_shape():
     auto = ModelConfig()
-    assert ssd_implementation(auto, jnp.dtype('float32'), 8, 512) == 'xla'
+    assert ssd_implementation(auto, 8, 512) == 'xla'
     with tracing_for('tpu'):
-        assert ssd_implementation(auto, jnp.dtype('bfloat16'), 8, 512) == 'pallas_tpu'
-        assert ssd_implementation(dataclasses.replace(auto, headdim=8), jnp.dtype('bfloat16'), 8, 512) == 'xla'
-        assert ssd_implementation(dataclasses.replace(auto, ssd_implementation='xla'), jnp.dtype('bfloat16'), 8, 512) == 'xla'
+        assert ssd_implementation(auto, 8, 512) == 'pallas_tpu'
+        assert ssd_implementation(dataclasses.replace(auto, headdim=8), 8, 512) == 'xla'
+        assert ssd_implementation(dataclasses.replace(auto, ssd_implementation='xla'), 8, 512) == 'xla'
 
 
 @pytest.mark.parametrize('name,said', [
@@ -63,4 +63,4 @@ def test_what_runs_is_chosen_by_platform_dtype_and_shape():
 ])
 def test_one_that_cannot_serve_is_refused_with_the_reason(name, said):
     with pytest.raises(ConfigError, match=said):
-        ssd_implementation(ModelConfig(ssd_implementation=name), jnp.dtype('float32'), 8, 512)
+        ssd_implementation(ModelConfig(ssd_implementation=name), 8, 512)
