@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from experiments.compiled.collectives import Collective
+from experiments.pod.assumed import assumed_step, example_lengths
 from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.pod.memory import Memory, parse_refusal
 from experiments.pod.projection import project, seconds
-from experiments.published import LOGS, assumed_step, example_lengths, history_lengths, published
+from experiments.published import LOGS, history_lengths, published
 from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import default_config

@@ -159,7 +159,7 @@ def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG):
     optimizer = SparseTableOptimizer(optax.adam(1e-2), 0.1)
     state = init_state(net, params, optimizer, mesh)
     probability = np.random.default_rng(3).dirichlet(np.ones(ITEMS + 1)).astype(np.float32)
-    probability = {'item_embedding': net.table(mesh).pad(probability)}
+    probability = {'item_embedding': net.shard(mesh).pad(probability)}
     probability = jax.device_put(probability, shardings(probability, mesh))['item_embedding']
     step, losses = make_train_step(Objective(net, 0.3, loss=SAMPLED_SOFTMAX, negatives=negatives), optimizer, mesh), []
     for _ in range(steps):

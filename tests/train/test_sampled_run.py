@@ -9,8 +9,8 @@ import pytest
 from ssd4rec_jax.config.train import SAMPLED_ABOVE, TrainConfig
 from ssd4rec_jax.data.examples import train_examples, train_histories
 from ssd4rec_jax.errors import ConfigError
+from tests import tiny
 from tests.tiny import StopAfter, history, tiny_dataset, trainer_in
-from tests.train import tiny
 
 SAMPLED = dataclasses.replace(tiny.TRAIN, loss='sampled', num_negatives=64, max_epochs=6, log_every=1)
 
