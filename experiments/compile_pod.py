@@ -1,11 +1,11 @@
-"""Compile a train step for a TPU pod without one: memory a chip, collectives, operations, and the time they take at published rates.
+"""Compiles a train step for a TPU pod without one, and reports memory, collectives, operations and projected time.
 
     python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand
     python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand-27k --model_shards=16
 
-Needs libtpu (pip install "ssd4rec-jax[tpu]") and no data: the step's shape follows from the configuration and from the
-data set's published size, and what was assumed is printed. Exit code 1 where the step does not fit a chip's memory.
-Times are at the chip's published peak rates, with nothing else counted: a real step takes longer.
+It needs libtpu (pip install "ssd4rec-jax[tpu]") but no data: the shape of the step follows from the configuration and
+from the published size of the data set, and what was assumed is printed. The exit code is 1 where the step does not fit
+into the memory of a chip. Times are computed from the chip's published peak rates alone, so a real step takes longer.
 """
 import importlib.metadata
 import importlib.util
@@ -44,13 +44,14 @@ _JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main() -> int:
+    """Run the command; returns its exit code."""
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ConfigError(f'--json={_JSON.value} cannot be written: there is no such folder')
     chip, log = chip_of(_TOPOLOGY.value), published(_DATASET.value)
     config = apply_overrides(default_config(_DATASET.value), _SET.value)
     if importlib.util.find_spec('libtpu') is None:
         raise UserError('compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"')
-    jax.config.update('jax_platforms', 'cpu')  # there is no TPU to ask, and another process may hold libtpu's lock
+    jax.config.update('jax_platforms', 'cpu')  # No TPU is used, and libtpu may be locked.
     devices = pod_devices(_TOPOLOGY.value)
     assumed = assumed_step(
         log, config, len(devices), tokens_per_row=_TOKENS.value, rows_per_device=_ROWS.value
@@ -63,11 +64,11 @@ def main() -> int:
         step.state_bytes, memory, work_of(step.jaxpr), time.monotonic() - started,
     )
     if compiled is not None:
-        module = Module.parse(compiled.as_text())
+        module = Module.parse(compiled.as_text() or '')
         found, moved = collectives(module, len(devices)), hbm_bytes(module)
         report = report._replace(
             collectives=found, unknown_loops=module.loops().count(None), hbm_bytes=moved,
-            accessed_bytes=compiled.cost_analysis()['bytes accessed'],
+            accessed_bytes=(compiled.cost_analysis() or {})['bytes accessed'],
             projection=project(chip, report.work.mxu, moved, found, step.coordinates),
         )
     print(report)

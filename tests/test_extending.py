@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, as they stand there, run by the commands that stand there."""
+"""Runs the examples of docs/extending.md as they stand there, with the commands that stand there."""
 import importlib
 import json
 import os
@@ -24,12 +24,15 @@ from tests.packed import pack
 
 DOC = (Path(__file__).parents[1] / 'docs' / 'extending.md').read_text()
 EXAMPLES = {re.match(r'# (\w+)\.py\n', code)[1]: code for code in re.findall(r'```python\n(.*?)```', DOC, re.DOTALL)}
-REGISTRIES = plugs.NETWORK_SETTINGS, plugs.LOSS_SETTINGS, networks._MODULES, losses._LOSSES, sources.OFFICIAL, presets._REGISTERED
+REGISTRIES = (
+    plugs.NETWORK_SETTINGS, plugs.LOSS_SETTINGS, networks._MODULES, losses._LOSSES, sources.OFFICIAL,
+    presets._REGISTERED,
+)
 
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path, monkeypatch):
-    """The examples as modules that can be imported here; what they register is taken back afterwards."""
+    """Makes the examples importable as modules; what they register is removed after the test."""
     for name, code in EXAMPLES.items():
         (tmp_path / f'{name}.py').write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -88,7 +91,8 @@ def test_a_network_of_ones_own_trains_alike_on_a_table_split_over_devices(module
     config = apply_overrides(presets.default_config('ml-100k'), [
         'model.name=mean', 'model.hidden_size=8', 'model.dropout_prob=0', f'train.loss={loss}', 'train.num_negatives=6',
     ])
-    batch = pack([[(row, [1, 2, 3 + row])] for row in range(4)], tokens=8, segments=2, targets=dict.fromkeys(range(4), 5))
+    rows, targets = [[(row, [1, 2, 3 + row])] for row in range(4)], dict.fromkeys(range(4), 5)
+    batch = pack(rows, tokens=8, segments=2, targets=targets)
     losses_ = []
     for shards in (1, 4):
         program = TrainProgram(config, 12, device_mesh(jax.devices()[:shards], shards), every_prefix=False)
@@ -120,7 +124,8 @@ def test_the_loss_of_ones_own_is_what_its_formula_says_and_refuses_a_split_table
 
 def test_names_that_nobody_registered_are_refused():
     config = presets.default_config('ml-100k')
-    with pytest.raises(ConfigError, match=r"model.name=meen is unknown; did you mean '.*'\? Known: ssd4rec.*--plug=MODULE"):
+    said = r"model.name=meen is unknown; did you mean '.*'\? Known: ssd4rec.*--plug=MODULE"
+    with pytest.raises(ConfigError, match=said):
         apply_overrides(config, ['model.name=meen'])
     with pytest.raises(ConfigError, match=r"train.loss=ful is unknown; did you mean 'full'"):
         apply_overrides(config, ['train.loss=ful'])

@@ -82,7 +82,7 @@ class EpochPlan:
 
 
 def choose_step_shape(
-    lengths: np.ndarray, *, targets_per_step: int, tokens_per_row: int, rows: int = 0,
+    lengths: np.ndarray, *, targets_per_step: float, tokens_per_row: int, rows: int = 0,
     row_multiple: int = 1, every_prefix: bool = False,
 ) -> StepShape:
     """The shape that holds targets_per_step targets a step on average, whatever the shuffle.

@@ -1,4 +1,4 @@
-"""Dataset defaults, overrides from the command line, and the stored form of a config."""
+"""The defaults of each data set, overrides from the command line, and the stored form of a config."""
 import dataclasses
 import json
 import subprocess
@@ -93,7 +93,7 @@ def test_overrides_that_cannot_be_used(override, message):
 
 
 def test_keys_of_a_section_are_checked_together():
-    """Each of the two alone is refused, so no order of applying them one by one would do."""
+    """Each of the two alone is refused, so applying them one by one would fail in any order."""
     pair = ['train.weight_decay=0.1', 'train.optimizer=adamw']
     for order in (pair, pair[::-1]):
         assert apply_overrides(default_config('ml-1m'), order).train.weight_decay == 0.1

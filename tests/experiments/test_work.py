@@ -1,4 +1,4 @@
-"""Operations counted from jaxprs, against hand counts and against XLA's own count."""
+"""Operations counted from jaxprs, compared with counts by hand and with XLA's own count."""
 import jax
 import jax.numpy as jnp
 import pytest
@@ -34,7 +34,9 @@ def test_elementwise_transcendental_and_sums():
 
 
 def test_loops_and_branches():
-    step = lambda a, _: (jnp.tanh(a), None)  # noqa: E731
+    def step(a, _):
+        return jnp.tanh(a), None
+
     assert work(lambda a: lax.scan(step, a, None, length=7)[0], A) == Work(transcendental=7 * 128)
     assert work(lambda a: lax.while_loop(lambda a: a[0, 0] < 1, jnp.tanh, a), A).unknown_loops == 1
     branch = work(lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: (a + 1) @ (b * 2) * 0), A, B)
@@ -64,7 +66,7 @@ def test_a_kernel_counts_once_a_program_of_its_grid():
 
 @pytest.mark.parametrize('layers', [1, 2])
 def test_a_train_steps_operations_are_those_that_xla_counts(layers):
-    """Of a step without long loops, whose bodies XLA counts once; matrix products are most of it."""
+    """For a step without long loops, whose bodies XLA counts once; most of the work is matrix products."""
     overrides = ['model.ssd_implementation=xla', f'model.num_layers={layers}']
     config = apply_overrides(default_config('kuairand'), overrides)
     step = trace_step(config, 999, StepShape(rows=1, tokens=32, segments=16), jax.devices()[:1], 1)

@@ -1,4 +1,4 @@
-"""Evaluation and recommendation against rankings made history by history, unpacked, in NumPy."""
+"""Evaluation and recommendation compared with rankings in NumPy, made from one unpacked history at a time."""
 import dataclasses
 
 import jax
@@ -30,14 +30,14 @@ def dataset():
 
 @pytest.fixture(scope='module')
 def network():
-    """A new model whose parameters are larger than usual, so that histories matter."""
+    """A new model with larger parameters than usual, so that the history matters."""
     net, params = init_network(dataclasses.replace(MODEL, num_layers=2), ITEMS, seed=3)
     rng = np.random.default_rng(4)
     return net, jax.tree.map(lambda w: w + 0.3 * rng.normal(size=w.shape).astype(np.float32), params)
 
 
 def scores_alone(network, histories) -> np.ndarray:
-    """[histories, items + 1], each history in a row of its own, by the plain algorithm; item 0 at -inf."""
+    """The scores [histories, items + 1] by the plain algorithm, with each history in its own row and item 0 at -inf."""
     net, params = network
     batch = pack([[(e, list(h))] for e, h in enumerate(histories)], tokens=16, segments=1)
     hidden = np.asarray(jax.jit(lambda p: plain_hidden(net.bind(p), batch.items, Layout.of(batch)))(params))
@@ -50,7 +50,8 @@ def scores_alone(network, histories) -> np.ndarray:
 def by_hand(network, dataset, held_out) -> list[int]:
     scores = scores_alone(network, [history(dataset, user, held_out) for user in range(USERS)])
     targets = [history(dataset, user)[-held_out] for user in range(USERS)]
-    return [sorted(range(ITEMS + 1), key=lambda i: -row[i]).index(t) + 1 for row, t in zip(scores, targets)]
+    orders = [sorted(range(ITEMS + 1), key=lambda i: -row[i]) for row in scores]
+    return [order.index(target) + 1 for order, target in zip(orders, targets, strict=True)]
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +100,7 @@ def test_scores_that_are_not_finite_are_an_error(network, dataset):
 def test_recommend_is_the_top_of_that_ranking(network, dataset, devices, model, exclude_seen):
     net, params = network
     histories = [history(dataset, u) for u in range(USERS)]
-    # Rows of 64 tokens make several packed steps of the 60 histories.
+    # With rows of 64 tokens, the 60 histories need several packed steps.
     top = TopItems(net, device_mesh(jax.devices()[:devices], model), params, tokens_per_row=64)
     items, scores = top(histories, k=5, exclude=histories if exclude_seen else None)
     expected = scores_alone(network, histories)
@@ -121,9 +122,9 @@ def test_k_is_cut_to_the_catalogue_and_seen_items_come_last(network):
 @pytest.mark.parametrize('model', [1, 2, 3, 4, 8])
 @pytest.mark.parametrize('k', [1, 4, 9, 30])
 def test_top_k_of_whole_numbers_breaks_ties_by_lower_id_on_any_split(model, k):
-    """Scores that are exact whatever the order of sums: readouts and table of small whole numbers, many ties."""
+    """Readouts and table are small whole numbers: scores are exact in any order of sums, and many are equal."""
     rng = np.random.default_rng(model)
-    rows, items = 24, 30  # 31 rows of the table divide by none of the splits
+    rows, items = 24, 30  # No number of shards but 1 divides the 31 rows of the table.
     readout, table = rng.integers(-2, 3, (rows, 4)), rng.integers(-2, 3, (items + 1, 4))
     excluded = rng.integers(0, items + 1, (rows, 3))
     scores = (readout @ table.T).astype(float)
@@ -143,7 +144,7 @@ def test_top_k_of_whole_numbers_breaks_ties_by_lower_id_on_any_split(model, k):
         readout.astype(np.float32), shard.pad(jnp.asarray(table, jnp.float32)), excluded.astype(np.int32)
     )
     np.testing.assert_array_equal(values, np.take_along_axis(scores, np.asarray(expected), axis=1))
-    ranked = np.isfinite(values)  # excluded items come last, in any order
+    ranked = np.isfinite(values)  # Excluded items come last, in any order.
     assert np.array_equal(np.where(ranked, best, 0), np.where(ranked, expected, 0)) and np.all(finite)
 
 
