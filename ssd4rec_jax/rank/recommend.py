@@ -1,5 +1,6 @@
 """The best next items for given histories."""
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,51 +17,64 @@ from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.rank.scorer import Scorer
 
 TOKENS_PER_ROW = 8192
-# Slots for histories per token of a row: a history is seldom shorter, and empty slots cost a row of scores each.
-_TOKENS_PER_SLOT = 8
+_LEAST_TOKENS, _LEAST_SLOTS = 64, 1
 
 
 class TopItems:
-    """Ranks the catalogue for histories of internal item ids and returns its top, on any mesh.
+    """Scores histories of internal item ids with fixed parameters, and ranks the catalogue for them, on any mesh.
 
-    Calls of one size class share a compiled program: rows, slots, k and the longest list of excluded items are rounded
+    Calls of one size class share a compiled program: tokens, slots, k and the longest list of excluded items are rounded
     up to powers of two. max_history: newest items that the network reads of a history; 0 reads all.
     """
 
-    def __init__(self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW):
+    def __init__(
+        self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW
+    ):
         self.network, self.max_history, self.tokens_per_row = network, max_history, tokens_per_row
         self._scorer = Scorer(network, mesh)
         # Projected once, for all calls to come.
         self._prepared = self._scorer.prepare(params, tokens=np.iinfo(np.int64).max)
 
     def __call__(
-        self, histories: Sequence[np.ndarray], *, k: int, exclude: Sequence[np.ndarray] | None = None
+        self, histories: Sequence[np.ndarray], *, k: int, exclude: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Items int32 [histories, k] and scores float32 [histories, k], best first, equal scores by lower id.
 
         histories: int arrays of item ids (1, 2, ...), none empty. exclude: for each history the ids of items that score
-        -inf and come last. k is cut to the catalogue's size. TrainingError where a score is not finite.
+        -inf and come last. allowed: bool [items + 1]; items that are not allowed do so for all histories. k is cut to
+        the catalogue's size. TrainingError where a score is not finite.
         """
+        k = min(k, self.network.num_items)
+        examples = self._examples(histories)
+        items, scores = self._scorer(
+            self._prepared, examples, self._shape(examples.lengths), TopK(min(_round_up(k), self.network.num_items)),
+            functools.partial(_excluded, exclude), per_item=() if allowed is None else (allowed,),
+        )
+        return items[:, :k], scores[:, :k]
+
+    def vectors(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [histories, D], whose dot products with the rows of the item table are the scores."""
+        examples = self._examples(histories)
+        return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))
+
+    def _examples(self, histories: Sequence[np.ndarray]) -> ExampleIndex:
         read = [h[-self.max_history:] if self.max_history else h for h in histories]
         lengths = np.asarray([len(h) for h in read], np.int64)
         stop = np.cumsum(lengths)
-        examples = ExampleIndex(
+        return ExampleIndex(
             items=np.concatenate(read).astype(np.int32), start=stop - lengths, stop=stop,
             target=np.zeros(len(read), np.int32), cut=0,
         )
-        k = min(k, self.network.num_items)
-        items, scores = self._scorer(
-            self._prepared, examples, self._shape(lengths), TopK(min(_round_up(k), self.network.num_items)),
-            functools.partial(_excluded, exclude),
-        )
-        return items[:, :k], scores[:, :k]
 
     def _shape(self, lengths: np.ndarray) -> StepShape:
         """The size class of histories of these lengths."""
         rows = self._scorer.mesh.size
         tokens = min(-(-int(lengths.sum()) // rows), self.tokens_per_row)
-        tokens = _round_up(max(tokens, int(lengths.max()), 64))
-        return StepShape(rows, tokens, max(8, tokens // _TOKENS_PER_SLOT))
+        tokens = _round_up(max(tokens, int(lengths.max()), _LEAST_TOKENS))
+        # A slot more than are used costs a row of scores, one too few leaves tokens of the row empty.
+        slots = _round_up(min(-(-len(lengths) // rows), math.ceil(tokens / lengths.mean())))
+        return StepShape(rows, tokens, min(max(slots, _LEAST_SLOTS), tokens))
 
 
 class TopK(NamedTuple):
@@ -69,18 +83,20 @@ class TopK(NamedTuple):
     k: int
 
     def __call__(
-        self, scores: jax.Array, excluded: jax.Array, *, shard: TableShard
+        self, scores: jax.Array, excluded: jax.Array, *, shard: TableShard, per_item: tuple[jax.Array, ...] = ()
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """scores float32 [n, held], of this device's items; excluded int32 [n, m], item ids, 0 where there is none.
+        """scores float32 [n, held], of this device's items; excluded int32 [n, m], item ids, 0 where there is none;
+        per_item: nothing, or bool [held], which of this device's items are allowed.
 
         Returns items int32 [n, k], scores [n, k], best first and equal ones by lower id, and bool [n] whether all
-        scores of real items are finite. Items that are excluded score -inf; item 0 never ranks.
+        scores of real items are finite. Items that are excluded or not allowed score -inf; item 0 never ranks.
         """
         row = jnp.arange(len(scores))[:, None]
         item = shard.first + jnp.arange(scores.shape[1], dtype=jnp.int32)
         real = (item > 0) & (item < shard.rows)
         finite = shard.sum(jnp.sum(~jnp.isfinite(scores) & real, axis=1, dtype=jnp.int32)) == 0
-        scores = jnp.where(real, scores, -jnp.inf).at[row, shard.find(excluded)[0]].set(-jnp.inf, mode='drop')
+        ranked = functools.reduce(jnp.logical_and, per_item, real)
+        scores = jnp.where(ranked, scores, -jnp.inf).at[row, shard.find(excluded)[0]].set(-jnp.inf, mode='drop')
         # top_k takes the first of equal ones. Parts of the table follow one another, so that the first has the lower id.
         best, at = lax.top_k(scores, min(self.k, scores.shape[1]))
         if shard.shards > 1:

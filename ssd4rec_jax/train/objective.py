@@ -30,7 +30,7 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
     'prefix': each prefix of a user's history is an example, as released. 'one_pass': each user is one, and all
     prefixes are read from a single pass; ConfigError where that is not exact. The loss has the same expectation; its
     gradient is noisier (a user's prefixes share the input mask and come in the same step). 'auto' therefore takes
-    prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ (WORKSPACE.md).
+    prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ (docs/decisions/model-and-savings.md).
     """
     prefixes = train_examples(dataset, max_history=max_history)
     if asked != 'one_pass':
