@@ -32,7 +32,7 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
     example, and all prefixes are read from a single pass. Raises ConfigError where that is not exact. The expectation
     of the loss is the same, but its gradient is noisier, because a user's prefixes share the input mask and come in the
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
-    (WORKSPACE.md).
+    (docs/decisions/model-and-savings.md).
     """
     prefixes = train_examples(dataset, max_history=max_history)
     if asked != 'one_pass':

@@ -151,6 +151,36 @@ def test_top_k_of_whole_numbers_breaks_ties_by_lower_id_on_any_split(model, k):
 def test_calls_of_one_size_class_share_a_compiled_program(network, dataset):
     top = TopItems(network[0], device_mesh(jax.devices()[:1]), network[1])
     histories = [history(dataset, u) for u in range(12)]
-    for count, k in ((3, 5), (4, 7), (2, 8)):
+    for count, k in ((3, 5), (4, 7), (3, 8)):
         top(histories[:count], k=k)
     assert len(top._scorer._compiled) == 1
+
+
+def test_items_that_are_not_allowed_come_last_on_a_split_table_too(network, dataset):
+    allowed = np.zeros(ITEMS + 1, bool)
+    allowed[[2, 5, 9, 30]] = True
+    histories = [history(dataset, u) for u in range(9)]
+    expected = [sorted((2, 5, 9, 30), key=lambda i: -row[i]) for row in scores_alone(network, histories)]
+    for devices in (1, 4):
+        top = TopItems(network[0], device_mesh(jax.devices()[:devices], devices), network[1])
+        items, scores = top(histories, k=6, allowed=allowed)
+        assert items[:, :4].tolist() == expected and (scores[:, 4:] == -np.inf).all()
+
+
+@pytest.mark.parametrize('devices, model', [(1, 1), (4, 4), (8, 2)])
+def test_vectors_are_the_readouts_whose_products_are_the_scores(network, dataset, devices, model):
+    histories = [history(dataset, u) for u in range(20)]
+    top = TopItems(network[0], device_mesh(jax.devices()[:devices], model), network[1], tokens_per_row=64)
+    scores = top.vectors(histories) @ np.asarray(network[1]['item_embedding']).T
+    np.testing.assert_allclose(scores[:, 1:], scores_alone(network, histories)[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_newest_items_alone_are_read_and_the_whole_history_can_be_excluded(network, dataset):
+    """max_history cuts what the network reads, not what is excluded."""
+    histories = [history(dataset, u) for u in range(USERS)]
+    top = TopItems(network[0], device_mesh(jax.devices()[:1]), network[1], max_history=3)
+    items, _ = top(histories, k=5, exclude=histories)
+    expected = scores_alone(network, [h[-3:] for h in histories])
+    for row, h in zip(expected, histories, strict=True):
+        row[h] = -np.inf
+    assert items.tolist() == [sorted(range(ITEMS + 1), key=lambda i: -row[i])[:5] for row in expected]
