@@ -39,8 +39,8 @@ class BidirectionalMamba2(nnx.Module):
     out_proj is linear, so it is applied once to the sum of both.
 
     Parameters: in_proj [D, z + x + B + C + dt], conv_kernel [d_conv, x + B + C], conv_bias [x + B + C], dt_bias [H],
-    A_log [H], D_skip [H], norm [expand * D], out_proj [expand * D, D], where a letter stands for the number of its
-    columns; all have the dtype param_dtype.
+    A_log [H], D_skip [H], norm [expand * D], out_proj [expand * D, D], where z, x, B, C and dt stand for the numbers of
+    their columns. All have the dtype param_dtype.
     """
 
     def __init__(self, config: ModelConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
@@ -179,8 +179,8 @@ class BidirectionalMamba2(nnx.Module):
 
         It is read at token 1, the first of the history, after it has gone through the whole prefix: there it is the sum
         over k <= e of w_k (C_1 . B_k) x_k. The weight w_k decays from token 1 and does not depend on e, so the sum is a
-        running sum over the history. Only the convolution sees where the prefix ends, since it reads no token after e.
-        This changes B and x of the last d_conv - 1 tokens and, while e < d_conv, C and x of token 1.
+        running sum over the history. Only the convolution depends on where the prefix ends, since it reads no token
+        after e. This changes B and x of the last d_conv - 1 tokens and, while e < d_conv, C and x of token 1.
         """
         c = self.config
         cut = cut_convs(xBC, self._cast(self.conv_kernel), self._cast(self.conv_bias), layout)

@@ -60,7 +60,7 @@ class TableShard(NamedTuple):
         return jnp.take(part, self.find(ids)[0], axis=0, mode='fill', fill_value=0)
 
     def fetch(self, part: jax.Array, ids: jax.Array) -> jax.Array:
-        """The rows `ids` [n] of the whole table, which each device chooses: [n, ...], zeros for ids >= padded."""
+        """The rows `ids` [n] of the whole table, [n, ...], zeros for ids >= padded; each device has its own ids."""
         return self.own_sum(self.take(part, self.gather(ids)))
 
     def hide_padding(self, logits: jax.Array, first: jax.Array | int = 0) -> jax.Array:

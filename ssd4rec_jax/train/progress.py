@@ -45,7 +45,7 @@ class TrainProgress:
     @classmethod
     def from_meta(cls, meta: dict) -> 'TrainProgress':
         """The inverse of to_meta."""
-        meta = {'every_prefix': False, **meta}  # Runs from before there was a choice have no such entry.
+        meta = {'every_prefix': False, **meta}  # Older runs, which had no choice, did not store it.
         fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
         fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
         return cls(**fields)

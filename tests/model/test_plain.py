@@ -80,7 +80,10 @@ def per_token(readout_of, items, train=False, **change):
         batch = pack([[(0, [1] * tokens)]], tokens=tokens, segments=2)
         layout = Layout.of(batch)
         draws = Draws.of(np.uint32(1), np.uint32(2), layout) if train else None
-        readout = lambda params: readout_of(nnx.merge(graphdef, params), batch.items, layout, draws)  # noqa: E731
+
+        def readout(params):
+            return readout_of(nnx.merge(graphdef, params), batch.items, layout, draws)
+
         return work_of(jax.make_jaxpr(readout)(params)).matmul / 2
 
     return (multiply_adds(1024) - multiply_adds(512)) / 512

@@ -227,8 +227,8 @@ def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
         replica = jax.tree.map(lambda a, k=k: np.asarray(a[k]), theirs)
         chex.assert_trees_all_close(replica.params, jax.tree.map(np.asarray, ours.params), rtol=1e-4, atol=1e-6)
         # A constant factor cancels in the updates of Adam, but not in its first moment.
-        moments = lambda s: jax.tree.map(np.asarray, s.opt_state[0].mu)  # noqa: E731
-        assert_same_gradients(moments(replica), moments(ours))
+        moments = [jax.tree.map(np.asarray, s.opt_state[0].mu) for s in (replica, ours)]
+        assert_same_gradients(*moments)
 
 
 def test_the_loss_is_the_mean_over_targets_of_each_history_alone(x64):
