@@ -2,9 +2,9 @@
 
     python -m experiments.train --dataset=amazon-beauty
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:

@@ -5,9 +5,9 @@
 The authors trained on KuaiRand-Pure alone; network and masking are theirs for it. max_history is ours: a user has 11,800
 items on average, every one of which is a training target with the history before it.
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
 
 

@@ -5,9 +5,9 @@
 One small layer and small steps, so that it learns within minutes on two cores: validation NDCG@10 about 0.6 after
 7 epochs, popularity 0.05.
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
 
 
