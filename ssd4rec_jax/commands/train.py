@@ -19,6 +19,7 @@ from ssd4rec_jax.run.saved_run import read_config, write_config
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.runtime import StopSignals, backend_warning, enable_compilation_cache
 from ssd4rec_jax.commands.terminal import Terminal
+from ssd4rec_jax.data.summary import kept_lines
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import unused_path
 from ssd4rec_jax.parallel.processes import agree, is_first, on_first, several, together
@@ -63,7 +64,7 @@ def _train() -> int:
     if several():  # the first one prepares what the others open
         on_first(lambda: str(prepared_dataset(config)[1]))
     dataset, prepared = together(lambda: prepared_dataset(config))
-    terminal.note(f'data: {prepared}\nworkdir: {path}')
+    terminal.note('\n'.join([f'data: {prepared}', *kept_lines(dataset, prepared), f'workdir: {path}']))
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()

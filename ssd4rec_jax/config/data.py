@@ -17,7 +17,8 @@ class DataConfig:
     rows_per_step: the number of packed rows in a step; 0 chooses it from tokens_per_row and the number of devices.
     timestamp_precision: 'exact' orders interactions by their integer time; 'float32' rounds the time first, as RecBole
       does.
-    min_interactions: the k of the iterated user and item k-core.
+    min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
+    min_user_interactions, min_item_interactions: k of users and of items where they differ; 0 takes min_interactions.
     """
 
     mask_ratio: float = 0.1
@@ -26,8 +27,10 @@ class DataConfig:
     rows_per_step: int = 0
     timestamp_precision: str = 'exact'
     min_interactions: int = 5
+    min_user_interactions: int = 0
+    min_item_interactions: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 <= self.mask_ratio < 1.0:
             raise ConfigError(f'data.mask_ratio={self.mask_ratio} must be in [0, 1)')
         if self.max_history < 0:
@@ -36,13 +39,23 @@ class DataConfig:
             raise ConfigError(f'data.rows_per_step={self.rows_per_step} must be 0 (choose) or positive')
         if self.tokens_per_row < 16:
             raise ConfigError(f'data.tokens_per_row={self.tokens_per_row} must be at least 16')
-        if self.min_interactions < 4:
-            raise ConfigError(
-                f'data.min_interactions={self.min_interactions} must be at least 4: leave-one-out needs a '
-                f'training example, a validation and a test item of every user'
-            )
+        if self.min_interactions < 1:
+            raise ConfigError(f'data.min_interactions={self.min_interactions} must be at least 1, which keeps all')
+        for key in ('min_user_interactions', 'min_item_interactions'):
+            if getattr(self, key) < 0:
+                raise ConfigError(f'data.{key}={getattr(self, key)} must be 0 (as data.min_interactions) or positive')
         if self.timestamp_precision not in TIMESTAMP_PRECISIONS:
             raise ConfigError(
                 f'data.timestamp_precision={self.timestamp_precision!r} must be one of '
                 f'{", ".join(TIMESTAMP_PRECISIONS)}'
             )
+
+    @property
+    def user_core(self) -> int:
+        """Fewest interactions of a user that is kept."""
+        return self.min_user_interactions or self.min_interactions
+
+    @property
+    def item_core(self) -> int:
+        """Fewest interactions of an item that is kept."""
+        return self.min_item_interactions or self.min_interactions

@@ -2,23 +2,32 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
 
+from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import DataError
 from ssd4rec_jax.files import free_space, sync_folder, write_synced
 
-FORMAT_VERSION = 1
-_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids')
+FORMAT_VERSION = 2
+# Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
+_READ_VERSIONS = 1, FORMAT_VERSION
+_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times')
+_IDS = ('user_ids', 'item_ids')
 _DESCRIPTION = 'dataset.json'
-_FILES = {_DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS)}
+# Ids of text are two arrays (TextIds).
+_FILES = {
+    _DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS), *(f'{ids}.{part}.npy' for ids in _IDS for part in TEXT_ARRAYS)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +36,23 @@ class SequenceDataset:
 
     items: int32 [interactions], internal ids 1..num_items in order of first appearance after the k-core.
     offsets: int64 [num_users + 1]; user u's history is items[offsets[u]:offsets[u + 1]].
-    user_ids: [num_users] original ids in order of first appearance, int64 or fixed-width str.
+    user_ids: [num_users] original ids in order of first appearance, an int64 array or, for text, TextIds.
     item_ids: [num_items] likewise; internal id i is item_ids[i - 1].
     fingerprint: sha256 hex of the source's content and the settings that shaped the arrays.
+    times: int64 [interactions], when each one was; None where an older version prepared the data.
+    time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
+    report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
     name: str
     items: np.ndarray
     offsets: np.ndarray
-    user_ids: np.ndarray
-    item_ids: np.ndarray
+    user_ids: np.ndarray | TextIds
+    item_ids: np.ndarray | TextIds
     fingerprint: str
+    times: np.ndarray | None = None
+    time_unit: str = ''
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_users(self) -> int:
@@ -70,14 +85,14 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
     try:
         partial.mkdir(parents=True)
         checksums = {}
-        for array in _ARRAYS:
-            file = partial / f'{array}.npy'
-            write_synced(file, lambda out: np.save(out, getattr(dataset, array)))
+        for name, array in _stored_arrays(dataset).items():
+            file = partial / f'{name}.npy'
+            write_synced(file, functools.partial(_save_array, array))
             checksums[file.name] = _sha256(file)
         description = {
             'format_version': FORMAT_VERSION, 'name': dataset.name, 'fingerprint': dataset.fingerprint,
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
-            'sha256': checksums,
+            'time_unit': dataset.time_unit, 'report': dataset.report, 'sha256': checksums,
         }
         write_synced(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
         with _locked(path.parent):
@@ -103,16 +118,44 @@ def open_dataset(path: Path) -> SequenceDataset | None:
         return None
     try:
         description = json.loads((path / _DESCRIPTION).read_bytes())
-        if description['format_version'] != FORMAT_VERSION:
+        if description['format_version'] not in _READ_VERSIONS:
+            logging.warning(
+                '%s: the prepared data set there is of format %s, which this version does not read', path,
+                description['format_version'],
+            )
             return None
         for file, checksum in description['sha256'].items():
             if _sha256(path / file) != checksum:
                 raise ValueError(f'{file} is not what was written')
-        arrays = {array: np.load(path / f'{array}.npy', mmap_mode='r') for array in _ARRAYS}
-        return SequenceDataset(name=description['name'], fingerprint=description['fingerprint'], **arrays)
+        arrays: dict[str, Any] = {
+            file.removesuffix('.npy'): np.load(path / file, mmap_mode='r') for file in description['sha256']
+        }
+        ids = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
+            *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
+        ) for name in _IDS}
+        return SequenceDataset(
+            name=description['name'], fingerprint=description['fingerprint'], time_unit=description.get('time_unit', ''),
+            report=description.get('report', {}), **ids, **arrays,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
         return None
+
+
+def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
+    """{name: array} of all that is written."""
+    arrays = {'items': dataset.items, 'offsets': dataset.offsets}
+    for name in _IDS:
+        ids = stored_ids(getattr(dataset, name))
+        if isinstance(ids, TextIds):
+            arrays |= {f'{name}.{part}': getattr(ids, part) for part in TEXT_ARRAYS}
+        else:
+            arrays[name] = ids
+    return arrays if dataset.times is None else {**arrays, 'times': dataset.times}
+
+
+def _save_array(array: np.ndarray, out: BinaryIO) -> None:
+    np.save(out, array)
 
 
 def refuse_foreign_folder(path: Path) -> None:
