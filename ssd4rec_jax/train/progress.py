@@ -11,7 +11,7 @@ class TrainProgress:
 
     epoch counts from 0; step_in_epoch steps of it are done. seconds, targets, tokens and slots (for tokens, filled or
     not) are totals over all sessions of the run; compilation and evaluation are not counted. every_prefix: the form of
-    the objective that the steps of this epoch had.
+    the objective that the steps of this epoch had. score: the evaluation's, where an epoch has just ended.
     """
 
     shape: StepShape
@@ -24,17 +24,18 @@ class TrainProgress:
     tokens: int = 0
     slots: int = 0
     stopping: EarlyStopping = EarlyStopping()
+    score: float | None = None
 
     def after_step(self, seconds: float, targets: int, tokens: int) -> 'TrainProgress':
         """The progress after one more step."""
         return dataclasses.replace(
             self, step_in_epoch=self.step_in_epoch + 1, seconds=self.seconds + seconds, targets=self.targets + targets,
-            tokens=self.tokens + tokens, slots=self.slots + self.shape.rows * self.shape.tokens,
+            tokens=self.tokens + tokens, slots=self.slots + self.shape.rows * self.shape.tokens, score=None,
         )
 
-    def after_epoch(self, stopping: EarlyStopping) -> 'TrainProgress':
+    def after_epoch(self, stopping: EarlyStopping, score: float) -> 'TrainProgress':
         """The progress after the evaluation that ends an epoch."""
-        return dataclasses.replace(self, epoch=self.epoch + 1, step_in_epoch=0, stopping=stopping)
+        return dataclasses.replace(self, epoch=self.epoch + 1, step_in_epoch=0, stopping=stopping, score=score)
 
     def to_meta(self) -> dict:
         """JSON-ready; best_step tells the checkpoints which of them to keep."""
@@ -43,7 +44,7 @@ class TrainProgress:
     @classmethod
     def from_meta(cls, meta: dict) -> 'TrainProgress':
         """Inverse of to_meta."""
-        meta = {'every_prefix': False, **meta}  # what runs were before there was a choice
+        meta = {'every_prefix': False, 'score': None, **meta}  # what older runs did not store
         fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
         fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
         return cls(**fields)

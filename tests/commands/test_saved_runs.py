@@ -143,11 +143,11 @@ def test_flags_that_cannot_be_used(root, name, flags, text):
     assert done.returncode not in (0, None) and text in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('prepared, text', [('gone', 'is no longer in'), ('other', 'no longer holds the data')])
+@pytest.mark.parametrize('prepared, text', [('gone', 'is no longer in'), ('other', 'is not what its config.json names')])
 def test_data_that_is_gone_or_another_is_refused(root, prepared, text):
     save_dataset(tiny_dataset(seed=5), root / 'other')
     copy = root / f'copy-{prepared}'
     copy.mkdir()
     (copy / 'checkpoints').symlink_to(root / 'done/checkpoints')
     write_config(RunFolder(copy), RunConfig('interactions', MODEL, DATA, TRAIN), root / prepared)
-    refused(command('evaluate', f'--workdir={copy}', cwd=root), text, str(root / prepared))
+    refused(command('evaluate', f'--workdir={copy}', cwd=root), text, 'run its training command again')
