@@ -18,6 +18,7 @@ from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, configured, pr
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.runtime import StopSignals, backend_warning, enable_compilation_cache
 from ssd4rec_jax.commands.terminal import Terminal
+from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.config.run import RunConfig, differences, flat
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.errors import ConfigError, DataError
@@ -28,7 +29,6 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import checkpoint_config, read_config, write_config
 from ssd4rec_jax.train.trainer import Trainer
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/DATASET if not given.')
 _RESTART = flags.DEFINE_bool(
     'restart', False, 'Start anew: a run that lies in the workdir is moved aside to WORKDIR.1, WORKDIR.2, ...'
 )
@@ -46,7 +46,7 @@ def main() -> int:
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
     config = together(configured)
-    path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
+    path = Path(WORKDIR.value or Path('runs') / DATASET.value).resolve()
     # Before anything is done for which the processes have to be of one mind.
     agree({
         '--workdir': str(path), '--restart': _RESTART.value, '--adopt_config': _ADOPT_CONFIG.value,

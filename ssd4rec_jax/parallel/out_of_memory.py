@@ -30,14 +30,19 @@ def foretell_out_of_memory(what: str, arrays: Any, mesh: Mesh) -> None:
     arrays: pytree of shapes and dtypes, each with the sharding it will have on the mesh or with none. Other platforms
     are not asked: they report a failed allocation themselves.
     """
-    if mesh.devices.flat[0].platform == 'cpu':
-        planned = sum(_bytes_here(leaf) for leaf in jax.tree.leaves(arrays))
-        foretell_bytes(what, planned)
+    _foretell(what, sum(_bytes_here(leaf) for leaf in jax.tree.leaves(arrays)), mesh)
 
 
-def foretell_bytes(what: str, planned: int) -> None:
+def foretell_temporaries(what: str, program: jax.stages.Compiled, mesh: Mesh) -> None:
+    """The same of what a compiled program holds while it runs."""
+    analysis = program.memory_analysis()
+    if analysis is not None:
+        _foretell(what, analysis.temp_size_in_bytes * len(mesh.local_devices), mesh)
+
+
+def _foretell(what: str, planned: int, mesh: Mesh) -> None:
     """TrainingError if `planned` more bytes than this process holds now cannot be had on this machine."""
-    available = _available_bytes()
+    available = _available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None
     if available is not None and planned > available:
         raise _out_of_memory(
             what, f'it plans to hold {planned / 2**20:,.0f} MiB, and {available / 2**20:,.0f} MiB can be had here'

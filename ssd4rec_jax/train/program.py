@@ -14,7 +14,6 @@ from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
-from ssd4rec_jax.parallel.out_of_memory import foretell_out_of_memory
 from ssd4rec_jax.train.losses import make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -47,7 +46,6 @@ class TrainProgram:
 
     def create_state(self) -> TrainState:
         """Step 0's state, its parameters drawn by train.seed on the devices where they belong."""
-        foretell_out_of_memory('the train step', (self.like, self.like.params), self.mesh)  # the state and gradients
         return create_state(self.config.model, self.num_items, self.config.train.seed, self.optimizer, self.mesh)[1]
 
     def init_state(self, params: dict) -> TrainState:

@@ -13,7 +13,7 @@ from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, pl
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here
-from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
@@ -68,6 +68,8 @@ class Trainer:
                 f'{len(self.examples):,} training histories'
             )
         self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
+        like = self.program.like
+        foretell_out_of_memory('the train step', (like, like.params), mesh)  # the state, and gradients
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
         self.state = self.session.restore(self._choose_shape)
         shape = self.session.progress.shape
@@ -146,6 +148,7 @@ class Trainer:
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
                     self._compiled = self.program.compile(plan.shape)
+                foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
             self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
             account.settle()
