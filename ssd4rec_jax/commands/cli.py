@@ -52,6 +52,9 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except UserError as error:
         complain(f'error: {error}')
         return 1
+    except OSError as error:  # of a disk, a network or a file's permissions
+        complain(f'error: {error}')
+        return 1
     except KeyboardInterrupt:
         complain('interrupted')
         return 128 + signal.SIGINT

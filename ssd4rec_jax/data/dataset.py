@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from ssd4rec_jax.errors import DataError
-from ssd4rec_jax.files import free_space, sync_folder, write_synced
+from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
 
 FORMAT_VERSION = 1
 _ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids')
@@ -79,7 +79,8 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
             'sha256': checksums,
         }
-        write_synced(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
+        text = json.dumps(seal(description), indent=1) + '\n'
+        write_synced(partial / _DESCRIPTION, lambda out: out.write(text.encode()))
         with _locked(path.parent):
             there = open_dataset(path)
             if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
@@ -102,17 +103,32 @@ def open_dataset(path: Path) -> SequenceDataset | None:
     if not (path / _DESCRIPTION).exists():
         return None
     try:
-        description = json.loads((path / _DESCRIPTION).read_bytes())
+        description = parse_json((path / _DESCRIPTION).read_bytes())
+        with contextlib.suppress(Unsealed):  # of an older version, whose arrays have checksums all the same
+            unseal(description)
         if description['format_version'] != FORMAT_VERSION:
             return None
-        for file, checksum in description['sha256'].items():
-            if _sha256(path / file) != checksum:
-                raise ValueError(f'{file} is not what was written')
-        arrays = {array: np.load(path / f'{array}.npy', mmap_mode='r') for array in _ARRAYS}
+        arrays = {array: _open_array(path / f'{array}.npy', description['sha256'][f'{array}.npy']) for array in _ARRAYS}
         return SequenceDataset(name=description['name'], fingerprint=description['fingerprint'], **arrays)
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
         return None
+
+
+def _open_array(path: Path, checksum: str) -> np.ndarray:
+    """The array in a file, memory-mapped; ValueError unless its bytes have the checksum (sha256 hex).
+
+    What is mapped is the file that was read for the checksum, though another process may put a new one in its place.
+    """
+    with open(path, 'rb') as file:
+        if hashlib.file_digest(file, 'sha256').hexdigest() != checksum:
+            raise ValueError(f'{path.name} is not what was written')
+        file.seek(0)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = read_header[np.lib.format.read_magic(file)](file)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, 'r', file.tell(), shape, order='F' if fortran_order else 'C')
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -134,7 +150,7 @@ def _remove_leftovers(path: Path) -> None:
             os.kill(int(leftover.name.rpartition('-')[2]), 0)  # signal 0 only asks whether the process lives
         except ProcessLookupError:
             shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:
+        except (PermissionError, ValueError, OverflowError):  # not ours to remove
             continue
 
 

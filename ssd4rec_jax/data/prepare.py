@@ -10,6 +10,7 @@ from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import FORMAT_VERSION, SequenceDataset, open_dataset, refuse_foreign_folder, save_dataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences
+from ssd4rec_jax.errors import DataError
 
 
 class Source(Protocol):
@@ -40,7 +41,7 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
       matches and rebuilt, said aloud, if not. DataError if the source is bad or the folder holds something else.
     """
     wanted = fingerprint(source, config)
-    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').absolute()
+    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').resolve()  # a link is followed, not replaced
     dataset = open_dataset(output)
     if dataset is not None and dataset.fingerprint == wanted:
         return dataset, output
@@ -48,4 +49,7 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
     if output.exists() and any(output.iterdir()):
         logging.warning('%s: prepared from another source or with other settings, or damaged: rebuilt', output)
     save_dataset(build_sequences(source.read(), config, name=source.name, fingerprint=wanted), output)
-    return open_dataset(output), output
+    opened = open_dataset(output)
+    if opened is None or opened.fingerprint != wanted:
+        raise DataError(f'{output}: another process prepares other data in this folder: give each data set one of its own')
+    return opened, output

@@ -38,6 +38,8 @@ class RawFile:
                     pass
         except _DAMAGE as error:
             raise DataError(f'{self}: cut short or damaged ({error}): get the file again') from error
+        except (RuntimeError, NotImplementedError) as error:  # zipfile's word for a password or an unknown compression
+            raise DataError(f'{self}: cannot be unpacked ({error}): unpack it by hand') from error
         except FileNotFoundError as error:
             raise DataError(f'{self.path}: no such file') from error
         except OSError as error:
@@ -57,7 +59,7 @@ class RawFile:
                 return whole, whole
             archive = stack.enter_context(tarfile.open(fileobj=whole, mode='r|', bufsize=1 << 20))
             for info in archive:
-                if self._is_member(info.name):
+                if self._is_member(info.name) and info.isreg():  # a folder, link or device of that name holds no rows
                     return stack.enter_context(archive.extractfile(info)), whole
         raise DataError(f'{self.path}: the archive holds no {self.member}: get the official archive')
 

@@ -267,7 +267,11 @@ class Checkpoints:
                     dtype=leaf.dtype, sharding=getattr(leaf, 'sharding', None), global_shape=leaf.shape, strict=False
                 ) for name, leaf in wanted.items()
             }
-            arrays = checkpointer.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
+            args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+            try:
+                arrays = checkpointer.restore(path / ARRAYS, args=args)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f'checkpoint {path} cannot be read ({_reason(error)})') from error
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
         return Restored(step, state, self.meta(step))
 
