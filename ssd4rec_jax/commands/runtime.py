@@ -1,4 +1,5 @@
 """The process around a run: compilation cache, a backend that may surprise, signals that ask for a stop."""
+import contextlib
 import glob
 import os
 import signal
@@ -30,12 +31,16 @@ def backend_warning() -> str | None:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask the run to save and stop; a second Ctrl-C interrupts at once."""
+    """Ctrl-C, SIGTERM and SIGHUP (a closed terminal) ask the run to save and stop; a second Ctrl-C interrupts at once.
+
+    A SIGHUP that was ignored at the start, as nohup has it, stays ignored.
+    """
 
     def __init__(self):
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
         if self.received is not None and number == signal.SIGINT:
@@ -43,7 +48,8 @@ class StopSignals:
         self.received = number
         # Not print: the signal may have come in the midst of one.
         name = signal.Signals(number).name
-        os.write(2, f'\n{name}: stopping after the step that runs; Ctrl-C again stops without saving\n'.encode())
+        with contextlib.suppress(OSError):  # a terminal that is closed takes no more
+            os.write(2, f'\n{name}: stopping after the step that runs; Ctrl-C again stops without saving\n'.encode())
 
     def requested(self) -> bool:
         return self.received is not None

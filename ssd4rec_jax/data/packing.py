@@ -99,6 +99,10 @@ def choose_step_shape(
             f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices'
         )
     mean, longest = float(lengths.mean()), int(lengths.max())
+    if rows > max(len(lengths), row_multiple):
+        raise ConfigError(
+            f'data.rows_per_step={rows} is more than the {len(lengths):,} histories that there are to train on: lower it'
+        )
     targets_each = mean if every_prefix else 1.0
     histories = targets_per_step / targets_each
     one_step = len(lengths) <= histories

@@ -74,6 +74,8 @@ class Official:
     files: of the log, in the order in which they are read.
     format: theirs.
     others: (file name, format) of other published forms that are read where they are there.
+    form: regular expression of the file's first line, where no md5 is published.
+    counts: users, items and interactions of the 5-core, where no md5 is published.
     """
 
     address: str
@@ -83,6 +85,8 @@ class Official:
     md5: str = ''
     size: int = 0
     others: tuple[tuple[str, JsonLinesFormat], ...] = ()
+    form: str = ''
+    counts: tuple[int, int, int] | None = None
 
     @property
     def file_name(self) -> str:
@@ -97,12 +101,13 @@ def _movielens(separator: str) -> TableFormat:
     return TableFormat(separator, 'UserID', 'MovieID', 'Timestamp', columns=_MOVIELENS_COLUMNS, numeric_ids=True)
 
 
-def _amazon(category: str) -> Official:
+def _amazon(category: str, counts: tuple[int, int, int]) -> Official:
     return Official(
         address=f'https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_{category}.csv',
         folder='', files=(f'ratings_{category}.csv',),
         format=TableFormat(',', 'user', 'item', 'time', columns=('user', 'item', 'rating', 'time'), order_unsure=True),
         others=((f'reviews_{category}_5.json', JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')),),
+        form='[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+', counts=counts,
     )
 
 
@@ -133,8 +138,8 @@ OFFICIAL = {
         address='https://files.grouplens.org/datasets/movielens/ml-100k.zip',
         md5='0e33842e24a9c977be4e0107933c0723', folder='ml-100k', files=('u.data',), format=_movielens('\t'),
     ),
-    'amazon-beauty': _amazon('Beauty'),
-    'amazon-video-games': _amazon('Video_Games'),
+    'amazon-beauty': _amazon('Beauty', (22_363, 12_101, 198_502)),
+    'amazon-video-games': _amazon('Video_Games', (24_303, 10_672, 231_780)),
 }
 
 
@@ -171,7 +176,8 @@ def find_source(
     source = _search(name, official, folder)
     if source is None and data_dir is None:
         download(
-            official.address, folder / official.file_name, md5=official.md5, size=official.size, progress=progress
+            official.address, folder / official.file_name, md5=official.md5, size=official.size, form=official.form,
+            progress=progress,
         )
         source = _search(name, official, folder)
     if source is None:

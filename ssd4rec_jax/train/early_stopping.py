@@ -21,6 +21,10 @@ class EarlyStopping:
             return EarlyStopping(value, epoch, step, 0), True
         return dataclasses.replace(self, worse=self.worse + 1), False
 
+    def forget(self) -> 'EarlyStopping':
+        """The state where the next evaluation is the best, whatever it gives; until then the best epoch stays named."""
+        return dataclasses.replace(self, best=None, worse=0)
+
     def should_stop(self, patience: int) -> bool:
         """Whether more than `patience` evaluations in a row were worse than the best."""
         return self.worse > patience

@@ -11,10 +11,9 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
-from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here
-from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
@@ -36,6 +35,8 @@ class Trainer:
     model_shards: the number of devices that share the item table. devices: the devices to run on; None means all.
     stop_requested: called after each step; once it returns True on any process, the run saves a checkpoint and `run`
       returns None.
+    on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
+      is a run of this config.
 
     program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
@@ -43,12 +44,12 @@ class Trainer:
     def __init__(
         self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
         devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
-        stop_requested: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
     ):
         self.config, self.dataset, self.folder = config, dataset, folder
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
-        self.stop_requested = stop_requested
+        self.stop_requested, self.on_saved = stop_requested, on_saved
         self.program: TrainProgram
         self.session: TrainSession
         self.state: TrainState
@@ -73,7 +74,9 @@ class Trainer:
                 f'{len(self.examples):,} training histories'
             )
         self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
-        self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter)
+        like = self.program.like
+        foretell_out_of_memory('the train step', (like, like.params), mesh)  # the state, and gradients
+        self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
         self.state = self.session.restore(self._choose_shape)
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
@@ -98,13 +101,16 @@ class Trainer:
         """Train to the end and return the content of result.json; None where stop_requested ended the run early."""
         if not self._is_open:
             self.open()
-        with explain_out_of_memory('the train step'):
-            while not self._finished():
-                plan = self._plan()
-                if not self._steps(plan):
-                    return None
-                self._evaluate_epoch(plan)
-        return self._finish()
+        try:
+            with explain_out_of_memory('the train step'):
+                while not self._finished():
+                    plan = self._plan()
+                    if not self._steps(plan):
+                        return None
+                    self._evaluate_epoch(plan)
+            return self._finish()
+        finally:
+            self.session.checkpoints.close()
 
     def _choose_shape(self) -> StepShape:
         data = self.config.data
@@ -153,6 +159,7 @@ class Trainer:
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
                     self._compiled = self.program.compile(plan.shape)
+                foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
             self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
             account.settle()
@@ -184,7 +191,7 @@ class Trainer:
         }
         session.log(record)
         self.reporter.evaluation(record)
-        session.progress = session.progress.after_epoch(stopping)
+        session.progress = session.progress.after_epoch(stopping, round(metrics[STOPPING_METRIC], 4))
         session.save(self.state)
 
     def _metrics(self, split: str, params: dict) -> dict[str, float]:
@@ -193,6 +200,9 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
         session = self.session
+        if session.stored_config != self.config:  # adopted, with no epoch left to train
+            session.save(self.state)
+        session.checkpoints.wait()
         del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
         result = make_result(
@@ -205,5 +215,5 @@ class Trainer:
         session.log(test)
         self.reporter.evaluation(test)
         if is_first():
-            write_json(self.folder.result, result)
+            self.folder.write_result(result)
         return result

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.commands import runtime
-from ssd4rec_jax.rank.baselines import transition_ranks
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.errors import TrainingError, UserError
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.rank.baselines import transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.run.folder import RunFolder
 

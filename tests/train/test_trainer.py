@@ -13,6 +13,7 @@ from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.model.network import parameters_sha256
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
@@ -207,7 +208,7 @@ def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
 
 def test_the_result_describes_the_run(whole):
     path, result, _ = whole
-    assert json.loads((path / 'result.json').read_text()) == result
+    assert RunFolder(path).read_result() == result
     trainer = trainer_in(path)
     best = trainer.session.checkpoints.restore_best(trainer.state).state.params
     assert result['parameters_sha256'] == parameters_sha256(best)
