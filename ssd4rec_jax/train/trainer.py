@@ -18,6 +18,7 @@ from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
@@ -198,22 +199,26 @@ class Trainer:
         return self._ranker.metrics(params, self._held_out[split])
 
     def _finish(self) -> dict:
-        """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
+        """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
         if session.stored_config != self.config:  # adopted, with no epoch left to train
             session.save(self.state)
         session.checkpoints.wait()
         del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
+        params, stopping = self.program.network.whole(self.state.params), session.progress.stopping
         result = make_result(
-            self.program, session.progress, self.dataset, self.program.network.whole(self.state.params),
+            self.program, session.progress, self.dataset, params,
             {split: self._metrics(split, self.state.params) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
         )
-        stopping = session.progress.stopping
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)
         self.reporter.evaluation(test)
         if is_first():
+            save_model(
+                self.folder.model, self.config, self.dataset, params, step=stopping.best_step,
+                best_epoch=stopping.best_epoch,
+            )
             self.folder.write_result(result)
         return result

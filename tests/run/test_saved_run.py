@@ -30,7 +30,7 @@ def saved_on(request, tmp_path_factory):
     trainer = trainer_in(root / 'run', data=CONFIG.data, devices=jax.devices()[:shards], model_shards=shards)
     saved_run.write_config(RunFolder(root / 'run'), CONFIG, root / 'prepared')
     session = trainer.session
-    session.progress = session.progress.after_epoch(EarlyStopping(0.5, best_epoch=1, best_step=1))
+    session.progress = session.progress.after_epoch(EarlyStopping(0.5, best_epoch=1, best_step=1), 0.5)
     session.save(trainer.state._replace(step=jnp.int32(1)))
     session.checkpoints.wait()
     return root / 'run', trainer.program.network.whole(trainer.state.params)
