@@ -22,7 +22,7 @@ class EarlyStopping:
         return dataclasses.replace(self, worse=self.worse + 1), False
 
     def forget(self) -> 'EarlyStopping':
-        """The state where the next evaluation is the best, whatever it gives; until then the best epoch stays named."""
+        """The state in which the next evaluation counts as the best; until then best_epoch and best_step are kept."""
         return dataclasses.replace(self, best=None, worse=0)
 
     def should_stop(self, patience: int) -> bool:

@@ -47,7 +47,7 @@ class TrainProgress:
     @classmethod
     def from_meta(cls, meta: dict) -> 'TrainProgress':
         """The inverse of to_meta."""
-        meta = {'every_prefix': False, 'score': None, **meta}  # what older runs did not store
+        meta = {'every_prefix': False, 'score': None, **meta}  # Older runs did not store these.
         fields = {f.name: meta[f.name] for f in dataclasses.fields(cls)}
         fields.update(shape=StepShape(**meta['shape']), stopping=EarlyStopping(**meta['stopping']))
         return cls(**fields)

@@ -24,8 +24,8 @@ from ssd4rec_jax.train.state import TrainState
 class TrainSession:
     """The checkpoints, the log and the progress of a run, kept in its folder.
 
-    progress: how far the run has come; every `save` stores it in the checkpoint. stored_config: the config of the newest
-    checkpoint, None where there is none. Every process has a session, but only the first one writes the log.
+    progress: how far the run has come; every `save` stores it in the checkpoint. stored_config: the config of the
+    newest checkpoint, None where there is none. Every process has a session, but only the first one writes the log.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class TrainSession:
             )
         if had_best and progress.stopping.best is None and progress.epoch >= config.train.max_epochs:
             raise ConfigError(
-                f'{self.folder.path} has trained all of its {progress.epoch} epochs and keeps no evaluated checkpoint of this '
-                f'config: go on with --set=train.max_epochs={progress.epoch + 1} or more, and --adopt_config'
+                f'{self.folder.path} has trained all of its {progress.epoch} epochs and keeps no evaluated checkpoint '
+                f'of this config: go on with --set=train.max_epochs={progress.epoch + 1} or more, and --adopt_config'
             )
         # What a killed session logged after this checkpoint is computed again, and logged again.
         self._keep_records(lambda r: r['step'] <= step and r.get('kind') != 'test')
@@ -102,7 +102,7 @@ class TrainSession:
         self.stored_config, self._on_saved, self._saved_at = self.program.config, None, time.monotonic()
 
     def _with_sound_best(self, progress: TrainProgress) -> TrainProgress:
-        """The progress, its best epoch another one where the best checkpoint proves damaged."""
+        """The progress, with another best epoch where the checkpoint of the best epoch is damaged."""
         best = progress.stopping.best_step
         if not best:
             return progress

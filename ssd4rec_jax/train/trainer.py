@@ -76,7 +76,7 @@ class Trainer:
             )
         self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
         like = self.program.like
-        foretell_out_of_memory('the train step', (like, like.params), mesh)  # the state, and gradients
+        foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
         self.state = self.session.restore(self._choose_shape)
         shape = self.session.progress.shape
@@ -201,7 +201,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        if session.stored_config != self.config:  # adopted, with no epoch left to train
+        if session.stored_config != self.config:  # The config was adopted with no epoch left to train.
             session.save(self.state)
         session.checkpoints.wait()
         del self.state  # There may be no memory for two states.
