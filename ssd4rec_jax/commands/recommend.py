@@ -13,9 +13,9 @@ from absl import flags
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.output import shown_id, write_stdout
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.run.saved_run import load_run
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd4rec_jax.commands import runtime
+from ssd4rec_jax.commands import backend
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.errors import TrainingError, UserError
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
@@ -152,11 +152,11 @@ def test_other_errors_pass():
 @pytest.mark.parametrize('device, extra', [('/dev/nvidia0', 'gpu'), ('/dev/accel0', 'tpu')])
 def test_cpu_jax_beside_an_accelerator_is_warned_of(monkeypatch, device, extra):
     monkeypatch.setattr(glob, 'glob', lambda pattern: [device] if pattern.startswith(device[:-1]) else [])
-    assert runtime.backend_warning() is None  # JAX_PLATFORMS=cpu asks for the CPU
+    assert backend.backend_warning() is None  # JAX_PLATFORMS=cpu asks for the CPU
     monkeypatch.delenv('JAX_PLATFORMS')
-    assert f'pip install "ssd4rec-jax[{extra}]"' in runtime.backend_warning()
+    assert f'pip install "ssd4rec-jax[{extra}]"' in backend.backend_warning()
     monkeypatch.setattr(glob, 'glob', lambda pattern: [])
-    assert runtime.backend_warning() is None
+    assert backend.backend_warning() is None
 
 
 @pytest.fixture
