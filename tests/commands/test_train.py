@@ -13,6 +13,7 @@ import pytest
 
 from ssd4rec_jax.commands import backend
 from ssd4rec_jax.data.dataset import open_dataset
+from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.errors import TrainingError, UserError
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.rank.baselines import transition_ranks
@@ -169,7 +170,7 @@ def restored_signals():
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(restored_signals, capfd, number, code):
-    stop = runtime.StopSignals()
+    stop = StopSignals()
     assert not stop.requested()
     os.kill(os.getpid(), number)
     assert stop.requested() and stop.exit_code == code
