@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
+from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import CheckpointError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -61,6 +61,7 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
         raise DataError(
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
+    dataset = with_split(dataset, config.data)
     mesh = device_mesh(model_shards=model_shards)
     network, like = abstract_network(config.model, dataset.num_items, mesh)
     placed = jax.tree.map(

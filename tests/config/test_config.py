@@ -31,7 +31,8 @@ def test_published_settings(dataset, layers, dropout, mask_ratio, norm_embedding
             backward_order='reversed', dtype='auto',
         ),
         data=DataConfig(
-            mask_ratio=mask_ratio, max_history=0, timestamp_precision='exact', min_interactions=5,
+            mask_ratio=mask_ratio, max_history=0, timestamp_precision='exact',
+            min_interactions=1 if dataset == 'interactions' else 5,
         ),
         train=TrainConfig(
             targets_per_step=1024, max_epochs=300, learning_rate=1e-3, optimizer='adam',
