@@ -45,7 +45,7 @@ def kept_lines(dataset: SequenceDataset, folder: Path) -> list[str]:
     lengths = dataset.lengths
     dropped = report['dropped_by_user_rule'] + report['dropped_by_item_rule']
     span = f'{report["first_time"]} to {report["last_time"]}' if dataset.time_unit else 'no times, the order alone'
-    kinds = ', '.join(f'{n:,} with {kind}' for kind, n in report['bad_kinds'].items())
+    kinds = ', '.join(f'{n:,}: {kind}' for kind, n in report['bad_kinds'].items())
     bad = f'{report["bad_rows"]:,} bad ({kinds}; listed in {bad_rows_file(folder)})' if report['bad_rows'] else '0 bad'
     return [
         *report['notes'],

@@ -19,6 +19,13 @@ _LF, _QUOTE = 10, 34
 _OPEN = 'a quote opens a field and none closes it: close it, or switch quotes off with --quote=none'
 
 
+def quotes_enclose_fields(text: str, separator: str, *, whole: bool) -> bool:
+    """Whether every quote of a text opens or closes a field. whole: the text is not cut off at its end."""
+    raw = text.replace('\r\n', '\n').rstrip('\n').encode() + b'\n'
+    found = _regular(raw, separator.encode(), _spare_bytes(raw), 1)
+    return found is not None and (found[1] == len(raw) if whole else 2 * found[1] >= len(raw))
+
+
 class BrokenRow(NamedTuple):
     """A row that cannot be read: the number of its first line, what is wrong, and its text."""
 
