@@ -38,7 +38,8 @@ class Ranker:
         (found,) = self.scorer(prepared, examples, self.shape, ranks, _targets, about=about)
         if not found.all():
             raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
-        return found.astype(np.int64)
+        found = found.astype(np.int64)
+        return found if examples.missed is None else np.where(examples.missed, self.scorer.network.num_items + 1, found)
 
     def metrics(self, params: dict, examples: ExampleIndex) -> dict[str, float]:
         """HR, NDCG and MRR at 10 and 20, as means over all examples."""

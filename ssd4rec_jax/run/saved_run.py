@@ -8,7 +8,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
+from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -135,6 +135,7 @@ def _restore(
             f'the data that {path} was trained on is not what its config.json names: run its training command again, '
             'which prepares it'
         )
+    dataset = with_split(dataset, config.data)
     network, like = abstract_network(config.model, dataset.num_items, mesh)
     placed = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, shardings(like, mesh)

@@ -13,12 +13,12 @@ import pytest
 
 from ssd4rec_jax.commands import backend
 from ssd4rec_jax.data.dataset import open_dataset
-from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.errors import TrainingError, UserError
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.rank.baselines import transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.stop_signals import StopSignals
 
 TINY = [
     '--dataset=interactions', '--set=model.hidden_size=8', '--set=model.d_state=4', '--set=model.headdim=4',
