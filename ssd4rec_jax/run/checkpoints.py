@@ -183,6 +183,8 @@ class Checkpoints:
             return verified_json(self.directory / str(step), META)
         except Damaged as damage:
             raise CheckpointError(f'checkpoint {self.directory / str(step)} is damaged: {damage}') from damage
+        except OSError as error:
+            raise self._unreadable(step, error) from error
 
     def newest_meta(self) -> dict | None:
         """The meta dict of the newest checkpoint whose meta is sound, None where there is none; no array is read."""
@@ -191,6 +193,8 @@ class Checkpoints:
                 return verified_json(self.directory / str(step), META)
             except Damaged:
                 continue
+            except OSError as error:
+                raise self._unreadable(step, error) from error
         return None
 
     def _newest_sound(self, on_damage: Callable[[int, Damaged, str], None]) -> int | None:
@@ -233,7 +237,15 @@ class Checkpoints:
         except Damaged as damage:
             on_damage(step, damage, remedy)
             return False
+        except OSError as error:
+            raise self._unreadable(step, error) from error
         return True
+
+    def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f'checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): try again, or rename its folder '
+            'to go on with the one before'
+        )
 
     def _set_aside(self, step: int, damage: Damaged, remedy: str) -> None:
         path = self.directory / str(step)
@@ -271,7 +283,7 @@ class Checkpoints:
             try:
                 arrays = checkpointer.restore(path / ARRAYS, args=args)
             except (OSError, ValueError) as error:
-                raise CheckpointError(f'checkpoint {path} cannot be read ({_reason(error)})') from error
+                raise self._unreadable(step, error) from error
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
         return Restored(step, state, self.meta(step))
 
