@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,24 @@ class Restored:
     step: int
     state: Any
     meta: dict
+
+
+def _is_for_users(record: logging.logging.LogRecord) -> bool:
+    """Whether a log record may pass: orbax logs each error that it raises as well, with pages of its stack."""
+    return not (record.exc_info and 'orbax' in record.pathname)
+
+
+def _report_unless_closed_loop(unraisable: Any) -> None:
+    """sys.unraisablehook without what tensorstore prints for each array when orbax gives a failing save up.
+
+    Its callbacks then call an event loop that is closed already; the reason itself comes as a CheckpointError.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        _report(unraisable)
+
+
+logging.get_absl_logger().addFilter(_is_for_users)
+_report, sys.unraisablehook = sys.unraisablehook, _report_unless_closed_loop
 
 
 class Checkpoints:
