@@ -1,5 +1,6 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -106,13 +107,16 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
             "checkpoints' own", folder.config, '; '.join(different),
         )
-    while True:  # a training process may save new checkpoints and retire those that are being read
+    for attempt in itertools.count():  # a training process may retire the checkpoints that are being read
         before = checkpoints.steps()
         try:
-            return _restore(path, checkpoints, written, dataset, mesh)
+            saved = _restore(path, checkpoints, written, dataset, mesh)
         except (CheckpointError, FileNotFoundError):
             if checkpoints.steps() == before:
                 raise
+            continue
+        if checkpoints.steps() == before or attempt > 9:
+            return saved
 
 
 def _open_model(path: Path, mesh: Mesh) -> SavedRun:
