@@ -49,7 +49,9 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
     warnings = logging.StreamHandler(err)
     absl = logging.getLogger('absl')
     absl.addHandler(warnings)
-    gc.collect()  # the lock of a run goes with its last reference
+    propagates, absl.propagate = absl.propagate, False
+    if command == 'train':
+        gc.collect()  # the lock of a run goes with its last reference
     try:
         os.chdir(folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -66,6 +68,7 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
                 code = 1
     finally:
         absl.removeHandler(warnings)
+        absl.propagate = propagates
         os.chdir(before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
