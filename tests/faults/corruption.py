@@ -5,6 +5,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from ssd4rec_jax.commands import evaluate
+from ssd4rec_jax.rank.ranker import Ranker
 from tests.faults.inside import TINY, Done, call, write_log
 
 KINDS = 'byte', 'truncation', 'deletion', 'emptying', 'swapped keys', 'swapped files'
@@ -23,6 +25,7 @@ class Corruptions:
     def __init__(self, root: Path):
         self.root = root
         self.folder = root / 'try'
+        self._rankers: dict[tuple, Ranker] = {}
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         start = root / 'try'
@@ -78,10 +81,24 @@ class Corruptions:
             command, expected = ('train', *TINY), self.table
         else:
             command, expected = rng.choice([(EVALUATE, self.evaluated), ((*EVALUATE, '--split=valid'), self.valid)])
-        done = call(*command, folder=self.folder)
+        done = self._call(command)
         self._judge(what, command, done, expected)
         if command[0] == 'train' and 'are lost' not in done.out and done.code == 0:  # and what it left is sound
-            self._judge(f'{what}, after a training command', EVALUATE, call(*EVALUATE, folder=self.folder), self.evaluated)
+            self._judge(f'{what}, after a training command', EVALUATE, self._call(EVALUATE), self.evaluated)
+
+    def _call(self, command: tuple[str, ...]) -> Done:
+        evaluate.Ranker = self._ranker  # type: ignore[assignment, misc]
+        try:
+            return call(*command, folder=self.folder)
+        finally:
+            evaluate.Ranker = Ranker  # type: ignore[misc]
+
+    def _ranker(self, network, mesh, longest, **sizes) -> Ranker:
+        """A ranker of the same network, mesh and sizes made before, which spares tracing its program anew."""
+        key = network, mesh, longest.items.tobytes(), longest.start.tobytes(), longest.stop.tobytes(), *sizes.values()
+        if key not in self._rankers:
+            self._rankers[key] = Ranker(network, mesh, longest, **sizes)
+        return self._rankers[key]
 
     def _judge(self, what: str, command: tuple[str, ...], done: Done, expected: str) -> None:
         said = done.out + done.err
