@@ -8,24 +8,44 @@ from rich.progress import Progress as ProgressBar
 
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.presets import DATASETS, default_config
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.log import BadRowPolicy
 from ssd4rec_jax.data.prepare import prepare
 from ssd4rec_jax.data.sources import OFFICIAL, FileSource, find_source
-from ssd4rec_jax.errors import DataError
 from ssd4rec_jax.data.synthetic import SyntheticSource
+from ssd4rec_jax.data.tables.formats import TableOptions
+from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.presets import DATASETS, default_config
 
 DATASET = flags.DEFINE_string('dataset', 'synthetic', f'One of {", ".join(DATASETS)}.')
 DATA_DIR = flags.DEFINE_string(
     'data_dir', None,
-    'Folder of the official archive, its unpacked form, NAME.inter or NAME.inter.gz; the file itself for '
-    '--dataset=interactions. If not given, data/NAME, where the official file is downloaded to.',
+    'Folder of the official archive, its unpacked form, NAME.inter or NAME.inter.gz; for --dataset=interactions the log '
+    'itself: a file, a folder of files or a pattern. If not given, data/NAME, where the official file is downloaded to.',
 )
 _SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.num_layers=1.')
-_USER_COLUMN = flags.DEFINE_string('user_column', None, 'Column of user ids, for --dataset=interactions.')
-_ITEM_COLUMN = flags.DEFINE_string('item_column', None, 'Column of item ids, for --dataset=interactions.')
-_TIME_COLUMN = flags.DEFINE_string('time_column', None, 'Column of times, for --dataset=interactions.')
-_SEPARATOR = flags.DEFINE_string('separator', None, "Between fields, for --dataset=interactions; 'tab' is a tabulator.")
+_ONE_S_OWN = 'for --dataset=interactions'
+_USER_COLUMN = flags.DEFINE_string('user_column', None, f'Column of user ids, {_ONE_S_OWN}.')
+_ITEM_COLUMN = flags.DEFINE_string('item_column', None, f'Column of item ids, {_ONE_S_OWN}.')
+_TIME_COLUMN = flags.DEFINE_string(
+    'time_column', None, f"Column of times, {_ONE_S_OWN}; 'none' takes the order of the rows."
+)
+_SEPARATOR = flags.DEFINE_string(
+    'separator', None, f"Between fields, {_ONE_S_OWN}: one character, one twice (::), 'tab', or 'space' for runs of blanks."
+)
+_QUOTE = flags.DEFINE_string('quote', None, f"The character around fields, {_ONE_S_OWN}: '\"' or 'none'.")
+_COLUMNS = flags.DEFINE_list(
+    'columns', [], f'Names of all columns of a file without a header, {_ONE_S_OWN}: user,item,rating,time.'
+)
+_ENCODING = flags.DEFINE_string('encoding', None, f'Of the text, {_ONE_S_OWN}, such as latin-1 or utf-16; else UTF-8.')
+_TIME_FORMAT = flags.DEFINE_string(
+    'time_format', None, f'Of dates that are not ISO 8601, {_ONE_S_OWN}, as strptime writes it: "%d/%m/%Y %H:%M".'
+)
+_BAD_ROWS = flags.DEFINE_enum(
+    'bad_rows', 'refuse', ['refuse', 'skip'],
+    'Rows that cannot be used: refuse the log at the first one, or skip them, count them and list them in a file.',
+)
+_MAX_BAD_SHARE = flags.DEFINE_float('max_bad_share', 0.01, 'With --bad_rows=skip, refuse the log above this share of rows.')
 
 
 def configured() -> RunConfig:
@@ -35,7 +55,7 @@ def configured() -> RunConfig:
 
 def prepared_dataset(config: RunConfig, output: str | None = None) -> tuple[SequenceDataset, Path]:
     """(the data set that the flags name, the folder where it lies prepared); downloads and prepares where needed."""
-    dataset, prepared = prepare(_source(), config.data, output)
+    dataset, prepared = prepare(_source(), config.data, Path(output) if output else None)
     _check_counts(config, dataset)
     return dataset, prepared
 
@@ -56,6 +76,14 @@ def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
         )
 
 
+def _options() -> TableOptions:
+    return TableOptions(
+        user=_USER_COLUMN.value, item=_ITEM_COLUMN.value, time=_TIME_COLUMN.value, separator=_SEPARATOR.value,
+        quote=_QUOTE.value, columns=tuple(name.strip() for name in _COLUMNS.value), encoding=_ENCODING.value,
+        time_format=_TIME_FORMAT.value,
+    )
+
+
 def _source() -> FileSource | SyntheticSource:
     bar = ProgressBar(
         TextColumn('download'), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
@@ -67,11 +95,9 @@ def _source() -> FileSource | SyntheticSource:
         bar.start()
         bar.update(task, completed=here, total=total)
 
+    policy = BadRowPolicy(skip=_BAD_ROWS.value == 'skip', max_share=_MAX_BAD_SHARE.value)
     try:
-        return find_source(
-            DATASET.value, DATA_DIR.value, user_column=_USER_COLUMN.value, item_column=_ITEM_COLUMN.value,
-            time_column=_TIME_COLUMN.value, separator=_SEPARATOR.value, progress=progress,
-        )
+        return find_source(DATASET.value, DATA_DIR.value, options=_options(), policy=policy, progress=progress)
     finally:
         if bar.live.is_started:
             bar.stop()

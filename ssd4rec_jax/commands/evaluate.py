@@ -11,9 +11,9 @@ from absl import flags
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.output import write_stdout
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.data.examples import test_examples, valid_examples
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.run.saved_run import load_run
 

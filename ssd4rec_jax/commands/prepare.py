@@ -1,11 +1,14 @@
 """Prepare a data set and describe it.
 
     python -m experiments.prepare --dataset=ml-100k --data_dir=DIR --output=DIR [--set=data.timestamp_precision=float32]
+    python -m experiments.prepare --dataset=interactions --data_dir=LOG [--columns=user,item,time] [--bad_rows=skip]
 
-Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, and
-sha256 of the held-out items (lines 'user,item' of original ids, users ascending).
+Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, sha256 of
+the held-out items (lines 'user,item' of original ids, users ascending), and what was read, left out and noticed. What was
+guessed of a log goes to stderr too.
 """
 import json
+import sys
 
 from absl import flags
 
@@ -19,6 +22,8 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepar
 
 def main() -> int:
     dataset, _ = prepared_dataset(configured(), _OUTPUT.value)
+    for note in dataset.report.get('notes', []):
+        print(note, file=sys.stderr)
     write_stdout(json.dumps(describe(dataset)) + '\n')
     return 0
 

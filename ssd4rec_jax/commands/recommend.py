@@ -13,9 +13,11 @@ from absl import flags
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.output import shown_id, write_stdout
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.commands.workdir_flag import required_workdir
+from ssd4rec_jax.data import ids
+from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.run.saved_run import load_run
 
@@ -50,16 +52,15 @@ def main() -> int:
     return 0
 
 
-def positions(ids: np.ndarray, wanted: list[str], flag: str) -> np.ndarray:
-    """Position in `ids` of each wanted original id, int64; UserError names the first that is unknown."""
-    where = {str(i): k for k, i in enumerate(ids.tolist())}
-    wanted = [w.strip() for w in wanted]
-    unknown = [w for w in wanted if w not in where]
+def positions(known: np.ndarray | TextIds, wanted: list[str], flag: str) -> np.ndarray:
+    """Position in `known` of each wanted original id, int64; UserError names the first that is unknown."""
+    found = ids.positions(known, wanted)
+    unknown = [w for w, at in zip(wanted, found.tolist(), strict=True) if at < 0]
     if unknown or not wanted:
-        example = ', '.join(map(shown_id, ids[:3].tolist()))
+        example = ', '.join(map(shown_id, known[:3].tolist()))
         what = f'{unknown[0]!r} is not in the prepared log' if unknown else 'no id given'
-        raise UserError(f'{flag}: {what} (ids look like {example}; the 5-core may have left it out)')
-    return np.asarray([where[w] for w in wanted])
+        raise UserError(f'{flag}: {what} (ids look like {example}; the k-core may have left it out)')
+    return found
 
 
 if __name__ == '__main__':

@@ -2,23 +2,34 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
 
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.data.splits import Split, leave_out, make_split
+from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import DataError
 from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
 
-FORMAT_VERSION = 1
-_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids')
+FORMAT_VERSION = 2
+# Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
+_READ_VERSIONS = 1, FORMAT_VERSION
+_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times')
+_IDS = ('user_ids', 'item_ids')
 _DESCRIPTION = 'dataset.json'
-_FILES = {_DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS)}
+# Ids of text are two arrays (TextIds).
+_FILES = {
+    _DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS), *(f'{ids}.{part}.npy' for ids in _IDS for part in TEXT_ARRAYS)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +38,25 @@ class SequenceDataset:
 
     items: int32 [interactions], internal ids 1..num_items in order of first appearance after the k-core.
     offsets: int64 [num_users + 1]; user u's history is items[offsets[u]:offsets[u + 1]].
-    user_ids: [num_users] original ids in order of first appearance, int64 or fixed-width str.
+    user_ids: [num_users] original ids in order of first appearance, an int64 array or, for text, TextIds.
     item_ids: [num_items] likewise; internal id i is item_ids[i - 1].
     fingerprint: sha256 hex of the source's content and the settings that shaped the arrays.
+    times: int64 [interactions], when each one was; None where an older version prepared the data.
+    time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
+    split: what is held out; None is leave-one-out (`held_out`). It is not stored: settings decide it.
+    report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
     name: str
     items: np.ndarray
     offsets: np.ndarray
-    user_ids: np.ndarray
-    item_ids: np.ndarray
+    user_ids: np.ndarray | TextIds
+    item_ids: np.ndarray | TextIds
     fingerprint: str
+    times: np.ndarray | None = None
+    time_unit: str = ''
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    split: Split | None = None
 
     @property
     def num_users(self) -> int:
@@ -52,10 +71,23 @@ class SequenceDataset:
     def num_interactions(self) -> int:
         return len(self.items)
 
+    @functools.cached_property
+    def held_out(self) -> Split:
+        """What trains and what is predicted."""
+        return self.split or leave_out(self.offsets)
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [num_users], interactions of each user."""
         return np.diff(self.offsets)
+
+
+def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
+    """The data set with what data.split holds out; DataError where the log does not allow it."""
+    if config.split == 'leave_one_out':
+        return dataclasses.replace(dataset, split=None)
+    split = make_split(np.asarray(dataset.offsets), dataset.times, dataset.time_unit, config)
+    return dataclasses.replace(dataset, split=split)
 
 
 def save_dataset(dataset: SequenceDataset, path: Path) -> None:
@@ -70,14 +102,14 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
     try:
         partial.mkdir(parents=True)
         checksums = {}
-        for array in _ARRAYS:
-            file = partial / f'{array}.npy'
-            write_synced(file, lambda out: np.save(out, getattr(dataset, array)))
+        for name, array in _stored_arrays(dataset).items():
+            file = partial / f'{name}.npy'
+            write_synced(file, functools.partial(_save_array, array))
             checksums[file.name] = _sha256(file)
         description = {
             'format_version': FORMAT_VERSION, 'name': dataset.name, 'fingerprint': dataset.fingerprint,
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
-            'sha256': checksums,
+            'time_unit': dataset.time_unit, 'report': dataset.report, 'sha256': checksums,
         }
         text = json.dumps(seal(description), indent=1) + '\n'
         write_synced(partial / _DESCRIPTION, lambda out: out.write(text.encode()))
@@ -106,13 +138,42 @@ def open_dataset(path: Path) -> SequenceDataset | None:
         description = parse_json((path / _DESCRIPTION).read_bytes())
         with contextlib.suppress(Unsealed):  # of an older version, whose arrays have checksums all the same
             unseal(description)
-        if description['format_version'] != FORMAT_VERSION:
+        if description['format_version'] not in _READ_VERSIONS:
+            logging.warning(
+                '%s: the prepared data set there is of format %s, which this version does not read', path,
+                description['format_version'],
+            )
             return None
-        arrays = {array: _open_array(path / f'{array}.npy', description['sha256'][f'{array}.npy']) for array in _ARRAYS}
-        return SequenceDataset(name=description['name'], fingerprint=description['fingerprint'], **arrays)
+        arrays: dict[str, Any] = {
+            file.removesuffix('.npy'): _open_array(path / file, checksum)
+            for file, checksum in description['sha256'].items() if file in _FILES
+        }
+        ids = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
+            *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
+        ) for name in _IDS}
+        return SequenceDataset(
+            name=description['name'], fingerprint=description['fingerprint'], time_unit=description.get('time_unit', ''),
+            report=description.get('report', {}), **ids, **arrays,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
         return None
+
+
+def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
+    """{name: array} of all that is written."""
+    arrays = {'items': dataset.items, 'offsets': dataset.offsets}
+    for name in _IDS:
+        ids = stored_ids(getattr(dataset, name))
+        if isinstance(ids, TextIds):
+            arrays |= {f'{name}.{part}': getattr(ids, part) for part in TEXT_ARRAYS}
+        else:
+            arrays[name] = ids
+    return arrays if dataset.times is None else {**arrays, 'times': dataset.times}
+
+
+def _save_array(array: np.ndarray, out: BinaryIO) -> None:
+    np.save(out, array)
 
 
 def _open_array(path: Path, checksum: str) -> np.ndarray:

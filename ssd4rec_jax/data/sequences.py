@@ -3,7 +3,9 @@
 Of KuaiRand-27K's 322 million rows no temporary may have 8 bytes a row beside the log's 16: what gathers or counts does so
 in blocks.
 """
+import collections
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -11,6 +13,8 @@ import polars as pl
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.interactions import Interactions
+from ssd4rec_jax.data.times import as_stored, in_words
+from ssd4rec_jax.data.vocabulary import stored_ids
 from ssd4rec_jax.errors import DataError
 
 BLOCK_ROWS = 1 << 22
@@ -23,49 +27,86 @@ def build_sequences(
 ) -> SequenceDataset:
     """The prepared form of a raw log, as RecBole prepares it.
 
-    Users and items with fewer than config.min_interactions rows are removed until none is left; the others get ids in
-    order of first appearance in the rows that remain; a user's rows are ordered by time, ties in file order.
-    DataError if nothing remains. block_rows: handled at a time; the result does not depend on it.
+    Users with fewer than config.user_core rows and items with fewer than config.item_core are removed until none is left;
+    the others get ids in order of first appearance in the rows that remain; a user's rows are ordered by time, ties in
+    file order. DataError if nothing remains. block_rows: handled at a time; the result does not depend on it.
     """
-    source, rows, times = log.source, len(log), log.times
+    source, rows = log.source, len(log)
+    times, time_unit, notes, bad = log.times, log.time_unit, list(log.notes), log.bad_rows
+    order_unsure = log.order_unsure
     users, user_vocabulary = _codes(log.users)
     items, item_vocabulary = _codes(log.items)
     del log  # and with it, where the caller keeps none, each column once its successor is there
-    kept = k_core(users, items, config.min_interactions, block_rows)
-    if not kept.any():
-        raise DataError(
-            f'{source}: of {rows} rows none is left after the iterated user and item '
-            f'{config.min_interactions}-core: give the whole log, or lower data.min_interactions'
+    all_users, all_items = (int(np.count_nonzero(_counts(codes, block_rows))) for codes in (users, items))
+    if order_unsure and all_users < all_items:
+        notes.append(
+            f'warning: {source} has {all_users:,} users and {all_items:,} items: if the item stands first in its rows, as in '
+            "Amazon's files of 2018, read it with --dataset=interactions --columns=item,user,rating,time"
         )
-    users = users[kept]
-    items = items[kept]
-    times = times[kept]
+    core = k_core(users, items, config.user_core, config.item_core, block_rows)
+    if not core.kept.any():
+        raise DataError(
+            f'{source}: of {rows} rows none is left after the iterated {core_name(config)}: '
+            f'{core.by_user_rule} were of users and {core.by_item_rule} of items with too few: give the whole log, or lower '
+            'data.min_interactions'
+        )
+    if not core.kept.all():
+        users, items, times = users[core.kept], items[core.kept], times[core.kept]
+    else:
+        users, items = users.copy(), items.copy()  # they are renumbered in place
     kept_users = _number_by_first_appearance(users, block_rows)
     kept_items = _number_by_first_appearance(items, block_rows)
     offsets = np.concatenate([[0], np.cumsum(_counts(users, block_rows))])
+    histories = _histories(users, items, times, offsets, config.timestamp_precision, block_rows)
+    del users, items
+    stored, unit = as_stored(histories.times, time_unit)
     return SequenceDataset(
-        name=name,
-        items=_histories(users, items, times, offsets, config.timestamp_precision, block_rows),
-        offsets=offsets,
-        user_ids=_id_array(user_vocabulary[kept_users]),
-        item_ids=_id_array(item_vocabulary[kept_items]),
-        fingerprint=fingerprint,
+        name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
+        user_ids=stored_ids(user_vocabulary[kept_users]), item_ids=stored_ids(item_vocabulary[kept_items]),
+        report={
+            'rows': rows + len(bad), 'bad_rows': len(bad), 'bad_kinds': dict(collections.Counter(row.kind for row in bad)),
+            'dropped_by_user_rule': core.by_user_rule, 'dropped_by_item_rule': core.by_item_rule,
+            'rules': core_name(config), 'all_users': all_users, 'all_items': all_items,
+            'first_time': in_words(int(stored.min()), unit), 'last_time': in_words(int(stored.max()), unit),
+            'repeats': histories.repeats, 'notes': notes,
+        },
     )
 
 
-def k_core(users: np.ndarray, items: np.ndarray, k: int, block_rows: int = BLOCK_ROWS) -> np.ndarray:
-    """bool [rows]: the largest part of a log in which each user and each item has at least k rows.
+def core_name(config: DataConfig) -> str:
+    """What the k-core asks of users and items."""
+    if config.user_core == config.item_core:
+        return f'user and item {config.user_core}-core'
+    return f'user {config.user_core}-core and item {config.item_core}-core'
 
-    users, items: [rows] integer codes from 0.
+
+class Core(NamedTuple):
+    """kept: bool [rows], the rows of a k-core. by_user_rule, by_item_rule: how many rows each rule removed."""
+
+    kept: np.ndarray
+    by_user_rule: int
+    by_item_rule: int
+
+
+def k_core(
+    users: np.ndarray, items: np.ndarray, user_k: int, item_k: int, block_rows: int = BLOCK_ROWS
+) -> Core:
+    """The largest part of a log in which each user has at least user_k rows and each item at least item_k.
+
+    users, items: [rows] integer codes from 0. A row whose user and item both have too few counts for the user's rule.
     """
     kept = np.ones(len(users), bool)
+    removed = [0, 0]
     while True:
-        often = [_counts(codes, block_rows, kept) >= k for codes in (users, items)]
-        before = np.count_nonzero(kept)
+        often = [_counts(codes, block_rows, kept) >= k for codes, k in ((users, user_k), (items, item_k))]
+        before = sum(removed)
         for block in _blocks(len(kept), block_rows):
-            kept[block] &= often[0][users[block]] & often[1][items[block]]
-        if np.count_nonzero(kept) == before:
-            return kept
+            for rule, codes in enumerate((users, items)):
+                there = np.count_nonzero(kept[block])
+                kept[block] &= often[rule][codes[block]]
+                removed[rule] += int(there - np.count_nonzero(kept[block]))
+        if sum(removed) == before:
+            return Core(kept, *removed)
 
 
 def _codes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,8 +118,8 @@ def _codes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         vocabulary, codes = np.unique(ids, return_inverse=True)
         return codes, vocabulary.astype(np.int64)
     texts = pl.Series(ids, dtype=pl.String)
-    vocabulary = texts.unique(maintain_order=True)
-    return texts.cast(pl.Enum(vocabulary)).to_physical().to_numpy(), vocabulary.to_numpy()
+    known = texts.unique(maintain_order=True)
+    return texts.cast(pl.Enum(known)).to_physical().to_numpy(), known.to_numpy()
 
 
 def _number_by_first_appearance(codes: np.ndarray, block_rows: int) -> np.ndarray:
@@ -96,18 +137,33 @@ def _number_by_first_appearance(codes: np.ndarray, block_rows: int) -> np.ndarra
     return old
 
 
-def _histories(users, items, times, offsets, precision: str, block_rows: int) -> np.ndarray:
-    """int32 [rows], items counted from 1: users one after another, each in time order, ties in file order."""
-    histories = np.empty(len(items), np.int32)
-    first = 0
+class _Histories(NamedTuple):
+    """items: int32 [rows], counted from 1, users one after another, each in time order, ties in file order.
+
+    times: [rows], theirs. repeats: rows whose user had the same item before.
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    repeats: int
+
+
+def _histories(
+    users: np.ndarray, items: np.ndarray, times: np.ndarray, offsets: np.ndarray, precision: str, block_rows: int
+) -> _Histories:
+    histories, in_order = np.empty(len(items), np.int32), np.empty_like(times)
+    repeats = first = 0
     while first < len(offsets) - 1:  # the next users who have at most block_rows rows, or one who has more
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + block_rows, side='right')) - 1)
         rows = np.flatnonzero((users >= first) & (users < last))
         keys = times[rows].astype(np.float32) if precision == 'float32' else times[rows]
         order = rows[np.lexsort((keys, users[rows]))]  # stable: equal times stay in file order
         histories[offsets[first]:offsets[last]] = items[order] + 1
+        in_order[offsets[first]:offsets[last]] = times[order]
+        pairs = np.sort(users[rows].astype(np.int64) << 32 | items[rows])
+        repeats += int(np.count_nonzero(pairs[1:] == pairs[:-1]))
         first = last
-    return histories
+    return _Histories(histories, in_order, repeats)
 
 
 def _counts(codes: np.ndarray, block_rows: int, kept: np.ndarray | None = None) -> np.ndarray:
@@ -121,7 +177,3 @@ def _counts(codes: np.ndarray, block_rows: int, kept: np.ndarray | None = None) 
 
 def _blocks(rows: int, block_rows: int) -> Iterator[slice]:
     return (slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows))
-
-
-def _id_array(ids: np.ndarray) -> np.ndarray:
-    return ids.astype(str) if ids.dtype == object else ids

@@ -1,35 +1,67 @@
 """Which file serves a data set: the official archive, else its unpacked folder, else NAME.inter or NAME.inter.gz."""
 import dataclasses
+import glob
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from ssd4rec_jax.data.download import OnBytes, download
 from ssd4rec_jax.data.interactions import Interactions
+from ssd4rec_jax.data.log import BadRowPolicy
 from ssd4rec_jax.data.raw_file import RawFile, hash_files
-from ssd4rec_jax.data.readers import JsonLinesFormat, TableFormat, read_interactions
+from ssd4rec_jax.data.readers import Format, read_frame, read_interactions
 from ssd4rec_jax.data.synthetic import SyntheticSource
+from ssd4rec_jax.data.tables.formats import JsonLinesFormat, TableFormat, TableOptions
+from ssd4rec_jax.data.tables.frames import hash_frame
 from ssd4rec_jax.errors import ConfigError, DataError
 
 RECBOLE = TableFormat('\t')
-_SEPARATORS = {'.csv': ',', '.tsv': '\t', '.inter': '\t'}
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Raw files of one format, read one after another."""
+    """Raw files of one format, read one after another.
+
+    format: how they are written; TableOptions where that is found out.
+    """
 
     name: str
     files: tuple[RawFile, ...]
-    format: TableFormat | JsonLinesFormat
+    format: Format
+    policy: BadRowPolicy = BadRowPolicy()
 
     def content_hash(self) -> str:
         """sha256 hex over the files as they lie on disk, which members are read and how."""
         digest = hash_files(list(dict.fromkeys(file.path for file in self.files)))
         how = repr(([file.member for file in self.files], self.format))
+        # Official data keeps the fingerprint that it had before bad rows could be skipped.
+        how += f' {self.policy}' if self.policy.skip else ''
         return hashlib.sha256(f'{digest} {how}'.encode()).hexdigest()
 
     def read(self) -> Interactions:
-        return read_interactions(self.files, self.format)
+        """The raw log; DataError names what is wrong and where."""
+        return read_interactions(self.files, self.format, self.policy)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSource:
+    """A log that lies in memory: a frame of polars or pandas, or a pyarrow.Table.
+
+    name: of the data set, after which its folder is called.
+    """
+
+    frame: Any
+    options: TableOptions = TableOptions()
+    policy: BadRowPolicy = BadRowPolicy()
+    name: str = 'interactions'
+
+    def content_hash(self) -> str:
+        """sha256 hex over the frame's values and how they are read."""
+        return hashlib.sha256(f'{hash_frame(self.frame)} {self.options} {self.policy}'.encode()).hexdigest()
+
+    def read(self) -> Interactions:
+        """The raw log; DataError names what is wrong and where."""
+        return read_frame(self.frame, self.options, self.policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +105,7 @@ def _amazon(category: str, counts: tuple[int, int, int]) -> Official:
     return Official(
         address=f'https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_{category}.csv',
         folder='', files=(f'ratings_{category}.csv',),
-        format=TableFormat(',', 'user', 'item', 'time', columns=('user', 'item', 'rating', 'time')),
+        format=TableFormat(',', 'user', 'item', 'time', columns=('user', 'item', 'rating', 'time'), order_unsure=True),
         others=((f'reviews_{category}_5.json', JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')),),
         form='[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+', counts=counts,
     )
@@ -112,28 +144,35 @@ OFFICIAL = {
 
 
 def find_source(
-    name: str, data_dir: str | Path | None = None, *, user_column: str | None = None, item_column: str | None = None,
-    time_column: str | None = None, separator: str | None = None, progress: OnBytes | None = None,
+    name: str, data_dir: str | Path | None = None, *, options: TableOptions = TableOptions(),
+    policy: BadRowPolicy = BadRowPolicy(), progress: OnBytes | None = None,
 ) -> FileSource | SyntheticSource:
     """The source of a data set.
 
-    data_dir: the folder to look in; for 'interactions' the file itself. If None, data/NAME, where the official file
-      is downloaded to if nothing is there yet. 'synthetic' is generated and needs none.
-    user_column, item_column, time_column, separator: of 'interactions' alone; by default RecBole's names, and the
-      separator that the file's ending tells.
+    data_dir: the folder to look in; for 'interactions' the log itself: a file, a folder of files or a pattern (logs/*.csv).
+      If None, data/NAME, where the official file is downloaded to if nothing is there yet. 'synthetic' is generated and
+      needs none.
+    options: of 'interactions' alone. policy: what becomes of bad rows.
     DataError if nothing is found.
     """
-    given = {'user': user_column, 'item': item_column, 'time': time_column, 'separator': separator}
-    given = {key: value for key, value in given.items() if value is not None}
     if name == 'interactions':
-        return _named_file(data_dir, given)
-    if given:
-        raise ConfigError(f'columns and a separator can be given with --dataset=interactions alone, not with {name}')
+        return FileSource(name, _named_files(data_dir), options, policy)
+    if options != TableOptions():
+        raise ConfigError(
+            f'columns, a separator and the like can be given with --dataset=interactions alone, not with {name}'
+        )
     if name == 'synthetic':
         return SyntheticSource()
     if name not in OFFICIAL:
         raise ConfigError(f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)} or interactions')
     official, folder = OFFICIAL[name], Path(data_dir or Path('data') / name)
+    if folder.is_file():
+        if folder.name != official.file_name:
+            raise DataError(
+                f'--data_dir={folder} is a file: name the folder that holds {official.file_name}, or read a file of your own '
+                'with --dataset=interactions'
+            )
+        folder = folder.parent
     source = _search(name, official, folder)
     if source is None and data_dir is None:
         download(
@@ -146,7 +185,7 @@ def find_source(
         raise DataError(
             f'--data_dir={folder} {what}: put {official.file_name} there (from {official.address}), or {name}.inter'
         )
-    return source
+    return dataclasses.replace(source, policy=policy)
 
 
 def _search(name: str, official: Official, folder: Path) -> FileSource | None:
@@ -158,12 +197,14 @@ def _search(name: str, official: Official, folder: Path) -> FileSource | None:
     parts = Path(official.folder).parts
     for unpacked in (folder.joinpath(*parts[k:]) for k in range(len(parts) + 1)):
         files = [_plain_or_gzip(unpacked / file) for file in official.files]
-        if all(files):
-            return FileSource(name, tuple(map(RawFile, files)), official.format)
-        if any(files):
+        there = [file for file in files if file is not None]
+        if len(there) == len(files):
+            return FileSource(name, tuple(map(RawFile, there)), official.format)
+        if there:
             missing = official.files[files.index(None)]
             raise DataError(f'{unpacked}: {missing} is missing beside the other files of {name}: put it there')
-    for file_name, format in (*official.others, (f'{name}.inter', RECBOLE)):
+    others: tuple[tuple[str, Format], ...] = (*official.others, (f'{name}.inter', RECBOLE))
+    for file_name, format in others:
         if file := _plain_or_gzip(folder / file_name):
             return FileSource(name, (RawFile(file),), format)
     return None
@@ -176,19 +217,25 @@ def _plain_or_gzip(path: Path) -> Path | None:
     return None
 
 
-def _named_file(data_dir: str | Path | None, given: dict[str, str]) -> FileSource:
+def _named_files(data_dir: str | Path | None) -> tuple[RawFile, ...]:
+    """The files of a log of one's own, in order of their names."""
     if data_dir is None:
-        raise DataError('--dataset=interactions needs --data_dir to name the csv, tsv or .inter file, plain or gzip')
+        raise DataError('--dataset=interactions needs --data_dir to name the log: a csv, Parquet, JSON lines or .inter file')
     path = Path(data_dir)
-    if not path.is_file():
+    if path.is_dir():
+        # Spark and others put markers and checksums beside their parts, with such names.
+        found = sorted(p for p in path.rglob('*') if p.is_file() and not any(
+            part.startswith(('.', '_')) for part in p.relative_to(path).parts
+        ))
+        if not found:
+            raise DataError(f'--data_dir={path}: the folder is empty: name the log, or the folder that holds it alone')
+        if len({''.join(p.suffixes[-2:]) for p in found}) > 1:
+            raise DataError(
+                f'--data_dir={path}: files of several kinds lie there ({", ".join(p.name for p in found[:4])}): name the log '
+                f'itself, or its files by a pattern such as {path}/*{found[0].suffix}'
+            )
+    else:
+        found = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(path))) if Path(p).is_file()]
+    if not found:
         raise DataError(f'--data_dir={path}: no such file; with --dataset=interactions it names the file itself')
-    ending = Path(path.name.removesuffix('.gz')).suffix
-    separator = given.get('separator', _SEPARATORS.get(ending))
-    separator = {'tab': '\t', '\\t': '\t'}.get(separator, separator)
-    if separator is None:
-        raise DataError(f'{path}: ends neither in .csv, .tsv nor .inter: tell the fields apart with --separator')
-    if len(separator) != 1 and not (len(separator) == 2 and separator[0] == separator[1]) or not separator.isascii():
-        raise ConfigError(f'--separator={separator!r} must be one character (tab for a tabulator) or one twice (::)')
-    quoted = len(separator) == 1 and ending != '.inter'
-    columns = {key: value for key, value in given.items() if key != 'separator'}
-    return FileSource('interactions', (RawFile(path),), TableFormat(separator, quoted=quoted, **columns))
+    return tuple(map(RawFile, found))

@@ -1,4 +1,4 @@
-"""Foretell that memory will not do, or turn XLA's out-of-memory errors into a sentence; both name the settings to lower."""
+"""Errors for memory that does not suffice, before or after it runs out; they name the settings to lower."""
 import contextlib
 import math
 import os
@@ -14,34 +14,35 @@ from ssd4rec_jax.errors import TrainingError
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str) -> Iterator[None]:
-    """Re-raise an out-of-memory error inside the block as a TrainingError about `what`."""
+    """Re-raises an out-of-memory error inside the block as a TrainingError, which says that it happened in `what`."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'ut of memory' in text:
-            raise _out_of_memory(what, f'the backend said: {text.splitlines()[0] if text else type(error).__name__}') from error
+            said = text.splitlines()[0] if text else type(error).__name__
+            raise _out_of_memory(what, f'the backend said: {said}') from error
         raise
 
 
 def foretell_out_of_memory(what: str, arrays: Any, mesh: Mesh) -> None:
-    """TrainingError if the CPU's memory cannot hold these arrays; a failed allocation there can hang without a word.
+    """Raises TrainingError if these arrays do not fit into the memory of a CPU, where a failed allocation can hang.
 
-    arrays: pytree of shapes and dtypes, each with the sharding it will have on the mesh or with none. Other platforms
-    are not asked: they report a failed allocation themselves.
+    arrays: a pytree of shapes and dtypes, each with the sharding that it will have on the mesh, or with none. Other
+    platforms report a failed allocation themselves, so nothing is checked for them.
     """
     _foretell(what, sum(_bytes_here(leaf) for leaf in jax.tree.leaves(arrays)), mesh)
 
 
 def foretell_temporaries(what: str, program: jax.stages.Compiled, mesh: Mesh) -> None:
-    """The same of what a compiled program holds while it runs."""
+    """The same as foretell_out_of_memory, for the temporaries that a compiled program needs while it runs."""
     analysis = program.memory_analysis()
     if analysis is not None:
         _foretell(what, analysis.temp_size_in_bytes * len(mesh.local_devices), mesh)
 
 
 def _foretell(what: str, planned: int, mesh: Mesh) -> None:
-    """TrainingError if `planned` more bytes than this process holds now cannot be had on this machine."""
+    """Raises TrainingError if this process cannot get `planned` bytes in addition to what it holds now."""
     available = _available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None
     if available is not None and planned > available:
         raise _out_of_memory(
@@ -56,7 +57,7 @@ def _out_of_memory(what: str, reason: str) -> TrainingError:
 
 
 def _bytes_here(leaf: Any) -> int:
-    """Bytes that this process will hold of an array."""
+    """The number of bytes of an array that this process will hold."""
     itemsize, sharding = leaf.dtype.itemsize, getattr(leaf, 'sharding', None)
     if sharding is None:
         return math.prod(leaf.shape) * itemsize
@@ -64,7 +65,7 @@ def _bytes_here(leaf: Any) -> int:
 
 
 def _available_bytes() -> int | None:
-    """Bytes that this process may still ask for: what its address space and the machine leave; None if neither is told."""
+    """The bytes that this process can still get, by the limits of its address space and machine; None if unknown."""
     found = []
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     try:
@@ -75,6 +76,6 @@ def _available_bytes() -> int | None:
             fields = dict(line.split(':', 1) for line in file)
         kinds = [fields[kind] for kind in ('MemAvailable', 'SwapFree')]
         found.append(sum(int(text.split()[0]) for text in kinds) * 1024)
-    except (OSError, KeyError, ValueError):  # not Linux
+    except (OSError, KeyError, ValueError):  # Only Linux has these files.
         pass
     return max(0, min(found)) if found else None

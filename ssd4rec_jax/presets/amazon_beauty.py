@@ -2,12 +2,13 @@
 
     python -m experiments.train --dataset=amazon-beauty
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
+    """The configuration for Amazon Beauty."""
     return RunConfig(
         dataset='amazon-beauty',
         model=ModelConfig(num_layers=1, dropout_prob=0.4, norm_embedding=False),

@@ -1,13 +1,14 @@
-"""MovieLens 100K; the authors give no settings, these are MovieLens 1M's.
+"""MovieLens 100K. The authors give no settings for it; these are the published ones of MovieLens 1M.
 
     python -m experiments.train --dataset=ml-100k
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
+    """The configuration for MovieLens 100K."""
     return RunConfig(
         dataset='ml-100k',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

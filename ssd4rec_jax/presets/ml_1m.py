@@ -2,12 +2,13 @@
 
     python -m experiments.train --dataset=ml-1m
 """
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
+    """The configuration for MovieLens 1M."""
     return RunConfig(
         dataset='ml-1m',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

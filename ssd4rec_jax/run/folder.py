@@ -32,6 +32,7 @@ class RunFolder:
         self.metrics = self.path / 'metrics.jsonl'
         self.checkpoints = self.path / 'checkpoints'
         self.result = self.path / 'result.json'
+        self.model = self.path / 'model'
         self._lock: Any = None
 
     def lock(self) -> None:

@@ -4,11 +4,12 @@ import itertools
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
+from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -16,6 +17,7 @@ from ssd4rec_jax.parallel.mesh import device_mesh, shardings
 from ssd4rec_jax.parallel.out_of_memory import foretell_out_of_memory
 from ssd4rec_jax.run.checkpoints import Checkpoints, Restored
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import is_model_folder, item_counts, model_step, open_model
 
 _PREPARED = 'prepared'
 
@@ -24,7 +26,9 @@ _PREPARED = 'prepared'
 class SavedRun:
     """The config that a run's best parameters (by validation NDCG@10) were trained with, the data and the parameters.
 
+    dataset: the prepared data, or what a saved model keeps of it: no users where their histories were left out.
     params: placed on the mesh, the item table split over `model` and padded where it does not divide evenly.
+    item_counts: int64 [items + 1], how often each item occurs. step: the step at which the parameters were taken.
     """
 
     config: RunConfig
@@ -33,6 +37,8 @@ class SavedRun:
     network: Network
     params: dict
     best_epoch: int
+    step: int
+    item_counts: np.ndarray
 
 
 def write_config(folder: RunFolder, config: RunConfig, prepared: Path) -> None:
@@ -69,25 +75,33 @@ def answer_settings(config: RunConfig) -> dict:
 
 
 def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
-    """The run in a folder, on all devices, model_shards of which share the item table; trained on any number of them.
+    """The run or the saved model in a folder, on all devices, model_shards of which share the item table.
 
-    It answers with the config that is stored in the checkpoint of its best weights; a config.json that says something
+    The run may have been trained on any number of devices. A finished run answers from its folder `model`, which needs
+    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data, and then it answers with the config that is stored in the checkpoint of its best weights; a config.json that says something
     else is warned of. CheckpointError where it has no evaluated checkpoint yet, DataError where its prepared data is gone
     or another.
     """
-    folder = RunFolder(path)
+    folder, mesh = RunFolder(path), device_mesh(model_shards=model_shards)
+    if is_model_folder(folder.path):
+        return _open_model(folder.path, mesh)
     found = read_config(folder)
     if found is None:
-        raise CheckpointError(f'--workdir={path} holds no config.json: name the workdir of a training run')
+        raise CheckpointError(
+            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the folder '
+            'of one'
+        )
     written, prepared = found
+    checkpoints = Checkpoints(folder.checkpoints)
+    newest = checkpoints.newest_meta()
+    if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
+        return _open_model(folder.model, mesh)
     dataset = open_dataset(prepared)
     if dataset is None:
         raise DataError(
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
-    mesh = device_mesh(model_shards=model_shards)
     checkpoints = Checkpoints(folder.checkpoints, rows=dataset.num_items + 1)
-    newest = checkpoints.newest_meta()
     if newest and (different := differences(written, checkpoint_config(newest, written.dataset))):
         logging.warning(
             '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
@@ -105,6 +119,13 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             return saved
 
 
+def _open_model(path: Path, mesh: Mesh) -> SavedRun:
+    description, config, dataset, counts, network, params = open_model(path, mesh)
+    return SavedRun(
+        config, dataset, mesh, network, params, description['best_epoch'], description['step'], counts
+    )
+
+
 def _restore(
     path: str | Path, checkpoints: Checkpoints, written: RunConfig, dataset: SequenceDataset, mesh: Mesh
 ) -> SavedRun:
@@ -118,13 +139,14 @@ def _restore(
             f'the data that {path} was trained on is not what its config.json names: run its training command again, '
             'which prepares it'
         )
+    dataset = with_split(dataset, config.data)
     network, like = abstract_network(config.model, dataset.num_items, mesh)
     placed = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, shardings(like, mesh)
     )
     foretell_out_of_memory('evaluation', placed, mesh)
     best: Restored = checkpoints.restore(step, {'params': placed})
-    return SavedRun(config, dataset, mesh, network, best.state['params'], _epoch(meta, step))
+    return SavedRun(config, dataset, mesh, network, best.state['params'], _epoch(meta, step), step, item_counts(dataset))
 
 
 def _epoch(meta: dict, step: int) -> int:

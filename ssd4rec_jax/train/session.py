@@ -1,4 +1,4 @@
-"""A run's record: what is restored when a session begins, saved and logged while it lasts."""
+"""The record of a run: what is restored when a session begins, and what is saved and logged while it lasts."""
 import dataclasses
 import time
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from ssd4rec_jax.train.state import TrainState
 
 
 class TrainSession:
-    """Checkpoints, log and progress of a run in its folder.
+    """The checkpoints, the log and the progress of a run, kept in its folder.
 
-    progress: where the run stands, of which every `save` makes a part of the checkpoint. stored_config: of the newest
-    checkpoint, None where there is none. Every process has a session; the first one alone writes the log.
+    progress: how far the run has come; every `save` stores it in the checkpoint. stored_config: the config of the
+    newest checkpoint, None where there is none. Every process has a session, but only the first one writes the log.
     """
 
     def __init__(
         self, folder: RunFolder, program: TrainProgram, fingerprint: str, reporter: Reporter,
         on_saved: Callable[[], None] | None = None,
     ):
-        """fingerprint: of the prepared data that the run is trained on. on_saved: see Trainer."""
+        """fingerprint: the fingerprint of the prepared data that the run is trained on. on_saved: see Trainer."""
         self._on_saved = on_saved
         self.stored_config: RunConfig | None = None
         self.folder, self.program, self.fingerprint, self.reporter = folder, program, fingerprint, reporter
@@ -42,10 +42,10 @@ class TrainSession:
         self._saved_at = time.monotonic()
 
     def restore(self, choose_shape: Callable[[], StepShape]) -> TrainState:
-        """The state of the newest checkpoint or, where there is none, a new one; sets progress.
+        """Returns the state of the newest checkpoint, or a new state where there is none, and sets progress.
 
-        choose_shape: how this session would pack an epoch that it begins. ConfigError where the run was trained on other
-        data, or where its steps cannot be split over these devices.
+        choose_shape: returns the shape of the packed steps for an epoch that this session begins. Raises ConfigError
+        where the run was trained on other data, or where its steps cannot be split over these devices.
         """
         restored = self.checkpoints.restore_latest(self.program.like)
         if restored is None:
@@ -64,7 +64,7 @@ class TrainSession:
         return state
 
     def _go_on(self, restored: Restored, choose_shape: Callable[[], StepShape]) -> None:
-        """Bring progress and log to a restored checkpoint; an epoch that is packed in another way starts anew."""
+        """Set progress and log back to a restored checkpoint; an epoch that is now packed differently starts again."""
         step, config, every_prefix = restored.step, self.program.config, self.program.objective.every_prefix
         stored = self.stored_config = checkpoint_config(restored.meta, config.dataset)
         had_best = self.progress.stopping.best_step > 0
@@ -79,10 +79,10 @@ class TrainSession:
             )
         if had_best and progress.stopping.best is None and progress.epoch >= config.train.max_epochs:
             raise ConfigError(
-                f'{self.folder.path} has trained all of its {progress.epoch} epochs and keeps no evaluated checkpoint of this '
-                f'config: go on with --set=train.max_epochs={progress.epoch + 1} or more, and --adopt_config'
+                f'{self.folder.path} has trained all of its {progress.epoch} epochs and keeps no evaluated checkpoint '
+                f'of this config: go on with --set=train.max_epochs={progress.epoch + 1} or more, and --adopt_config'
             )
-        # What a killed session logged after this checkpoint is computed, and logged, again.
+        # What a killed session logged after this checkpoint is computed again, and logged again.
         self._keep_records(lambda r: r['step'] <= step and r.get('kind') != 'test')
         self.reporter.note(
             f'going on from step {step} (epoch {progress.epoch + 1}, {progress.step_in_epoch} steps of it done)'
@@ -95,14 +95,14 @@ class TrainSession:
             self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
 
     def save(self, state: TrainState) -> None:
-        """Begin a checkpoint of the state and the progress; TrainingError where a parameter is not finite."""
+        """Begin to write a checkpoint of state and progress. Raises TrainingError where a parameter is not finite."""
         self.check_parameters(state)
         meta = {**self.progress.to_meta(), 'config': to_dict(self.program.config)}
         self.checkpoints.save(int(state.step), state, meta, then=self._on_saved)
         self.stored_config, self._on_saved, self._saved_at = self.program.config, None, time.monotonic()
 
     def _with_sound_best(self, progress: TrainProgress) -> TrainProgress:
-        """The progress, its best epoch another one where the best checkpoint proves damaged."""
+        """The progress, with another best epoch where the checkpoint of the best epoch is damaged."""
         best = progress.stopping.best_step
         if not best:
             return progress
@@ -133,12 +133,12 @@ class TrainSession:
             self.metrics_log.write(record)
 
     def check_parameters(self, state: TrainState) -> None:
-        """TrainingError where a parameter is not finite."""
+        """Raise TrainingError where a parameter is not finite."""
         if not _all_finite(state.params):
             raise self.not_finite('a parameter', int(state.step))
 
     def not_finite(self, what: str, step: int) -> TrainingError:
-        """The error that says what diverged, when, and what to do."""
+        """The error that says what is not finite, at which step, and what to do."""
         good = self.checkpoints.steps()
         last = f'the last good checkpoint is {self.folder.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
         return TrainingError(
@@ -152,7 +152,7 @@ class TrainSession:
 
 
 def _plan_settings(configs: dict) -> list:
-    """The settings that decide an epoch's plan, in which a checkpoint of mid-epoch counts its steps."""
+    """The settings that decide the plan of an epoch, and so the meaning of step_in_epoch in a checkpoint."""
     data, train = configs['data'], configs['train']
     return [
         *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step')),

@@ -1,4 +1,4 @@
-"""The training loop: epochs of packed steps, an evaluation after each, early stopping, exact resume."""
+"""The training loop: epochs of packed steps, an evaluation after each epoch, early stopping, exact resume."""
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +18,7 @@ from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
@@ -29,14 +30,16 @@ STOPPING_METRIC = 'NDCG@10'
 
 
 class Trainer:
-    """One run on a prepared dataset in a run folder, on all devices of all processes.
+    """One run on prepared data, kept in a run folder, on all devices of all processes.
 
-    Every process of a run makes a Trainer and calls `run`; the first one alone writes metrics and result.
-    model_shards: devices that share the item table. devices: to run on; None takes all. stop_requested is asked after
-    each step; once it is true on any process the run saves a checkpoint and `run` returns None. on_saved is called once,
-    on the first process, when the first checkpoint of this config is whole: the run is then this config's.
+    Every process of a run makes a Trainer and calls `run`; only the first process writes metrics and result.
+    model_shards: the number of devices that share the item table. devices: the devices to run on; None means all.
+    stop_requested: called after each step; once it returns True on any process, the run saves a checkpoint and `run`
+      returns None.
+    on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
+      is a run of this config.
 
-    program, session, state: the compiled step, the run's record and its arrays, once `open` has been called.
+    program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
 
     def __init__(
@@ -54,7 +57,11 @@ class Trainer:
         self._is_open = False
 
     def open(self) -> 'Trainer':
-        """Compare the processes, restore the newest checkpoint or draw a new state, say what will run; returns self."""
+        """Prepare the run and return self.
+
+        This compares the settings of all processes, restores the newest checkpoint or draws a new state, and reports
+        what will run.
+        """
         config, dataset, note = self.config, self.dataset, self.reporter.note
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
@@ -69,7 +76,7 @@ class Trainer:
             )
         self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
         like = self.program.like
-        foretell_out_of_memory('the train step', (like, like.params), mesh)  # the state, and gradients
+        foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
         self.state = self.session.restore(self._choose_shape)
         shape = self.session.progress.shape
@@ -77,7 +84,7 @@ class Trainer:
         if self.implementation:
             note(f'SSD scans run as {self.implementation}')
         self._constants = self.program.constants(self.examples.target_counts(dataset.num_items))
-        self._compiled = None
+        self._compiled: jax.stages.Compiled | None = None
         self._plan_told = False
         self._votes = Votes(mesh)
         self._held_out = {
@@ -92,7 +99,7 @@ class Trainer:
         return self
 
     def run(self) -> dict | None:
-        """Train to the end and return result.json's content; None if stop_requested ended it early."""
+        """Train to the end and return the content of result.json; None where stop_requested ended the run early."""
         if not self._is_open:
             self.open()
         try:
@@ -119,7 +126,7 @@ class Trainer:
         return progress.epoch >= train.max_epochs or progress.stopping.should_stop(train.patience)
 
     def _plan(self) -> EpochPlan:
-        """The current epoch's plan, its shape told once a session."""
+        """The plan of the current epoch; the first call of a session reports its shape."""
         progress = self.session.progress
         plan = plan_epoch(self.examples.lengths, progress.shape, seed=self.config.train.seed, epoch=progress.epoch)
         if not self._plan_told:
@@ -133,7 +140,10 @@ class Trainer:
         return plan
 
     def _steps(self, plan: EpochPlan) -> bool:
-        """Run what is left of the epoch's steps, each one's loss read while the next runs; False if asked to stop."""
+        """Run the remaining steps of the epoch; False where the run is asked to stop.
+
+        The loss of a step is read while the next step runs.
+        """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
         self.reporter.epoch(session.progress.epoch + 1, done, plan.num_steps)
@@ -142,7 +152,9 @@ class Trainer:
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
             ))
         seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
-        account = StepAccounts(session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter)
+        account = StepAccounts(
+            session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter
+        )
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
         for number, batch in enumerate(loader, start=done + 1):
             if self._compiled is None:
@@ -154,7 +166,7 @@ class Trainer:
             account.settle()
             account.pending = number, loss
             if number == plan.num_steps:
-                break  # the epoch's end evaluates and saves
+                break  # The run evaluates and saves after the epoch.
             stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
             if stop or save:
                 account.settle()
@@ -187,22 +199,26 @@ class Trainer:
         return self._ranker.metrics(params, self._held_out[split])
 
     def _finish(self) -> dict:
-        """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
+        """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        if session.stored_config != self.config:  # adopted, with no epoch left to train
+        if session.stored_config != self.config:  # The config was adopted with no epoch left to train.
             session.save(self.state)
         session.checkpoints.wait()
-        del self.state  # there may be no room for two
+        del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
+        params, stopping = self.program.network.whole(self.state.params), session.progress.stopping
         result = make_result(
-            self.program, session.progress, self.dataset, self.program.network.whole(self.state.params),
+            self.program, session.progress, self.dataset, params,
             {split: self._metrics(split, self.state.params) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
         )
-        stopping = session.progress.stopping
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)
         self.reporter.evaluation(test)
         if is_first():
+            save_model(
+                self.folder.model, self.config, self.dataset, params, step=stopping.best_step,
+                best_epoch=stopping.best_epoch,
+            )
             self.folder.write_result(result)
         return result

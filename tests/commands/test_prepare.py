@@ -11,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEADER = 'user_id:token\titem_id:token\ttimestamp:float\n'
+SIZES = (
+    'users', 'items', 'interactions', 'median_length', 'max_length', 'train_targets', 'valid_targets', 'test_targets',
+    'test_items_sha256', 'valid_items_sha256',
+)
 ROWS = [(user, item, 100 - 7 * item if user % 2 else item) for item in range(6) for user in (11, 2, 30, 4, 5)]
 
 
@@ -34,7 +38,8 @@ def test_one_json_line(tmp_path, log):
     assert done.returncode == 0 and done.stdout.count('\n') == 1
     test, valid = (''.join(f'{u},{last if u % 2 == 0 else first}\n' for u in (2, 4, 5, 11, 30))
                    for last, first in ((5, 0), (4, 1)))
-    assert json.loads(done.stdout) == {
+    printed = json.loads(done.stdout)
+    assert {key: printed[key] for key in SIZES} == {
         'users': 5, 'items': 6, 'interactions': 30, 'median_length': 6.0, 'max_length': 6, 'train_targets': 15,
         'valid_targets': 5, 'test_targets': 5, 'test_items_sha256': hashlib.sha256(test.encode()).hexdigest(),
         'valid_items_sha256': hashlib.sha256(valid.encode()).hexdigest(),
@@ -51,7 +56,11 @@ def test_settings_and_columns_from_flags(tmp_path, log):
         '--time_column=when', '--set', 'data.timestamp_precision=float32', cwd=tmp_path,
     )
     named = prepare('--dataset=ml-100k', f'--data_dir={log}', f'--output={tmp_path / "out"}')
-    assert json.loads(done.stdout) == json.loads(named.stdout)
+    ours, theirs = json.loads(done.stdout), json.loads(named.stdout)
+    assert {key: ours[key] for key in SIZES} == {key: theirs[key] for key in SIZES}
+    assert ours['notes'] == [
+        f'{tmp_path / "mine.csv"}: when holds small numbers, which are taken for positions in time'
+    ] and done.stderr.splitlines() == ours['notes']
     assert len(list((tmp_path / 'data' / 'interactions').glob('prepared-*/dataset.json'))) == 1
 
 
@@ -91,7 +100,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, rows, message):
     (['--dataset=ml-100'], "'ml-100k'"),
     (['--set=data.timestamp_precison=float32'], "'data.timestamp_precision'"),
     (['--set=data.timestamp_precision=float16'], "data.timestamp_precision='float16' must be one of exact, float32"),
-    (['--set=data.min_interactions=3'], 'data.min_interactions=3 must be at least 4'),
+    (['--set=data.min_interactions=0'], 'data.min_interactions=0 must be at least 1'),
+    (['--set=data.min_item_interactions=-1'], 'data.min_item_interactions=-1 must be 0'),
+    (['--dataset=ml-100k', '--max_bad_share=2'], '--max_bad_share=2.0 must lie between 0 and 1'),
     (['--dataset=ml-100k', '--data_dir=gone'], 'put ml-100k.zip there'),
 ])
 def test_wrong_flags_are_refused(tmp_path, flags, message):

@@ -12,13 +12,16 @@ from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, save_dataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
+from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import DataError
 
 DATASET = SequenceDataset(
     name='tiny', items=np.array([1, 2, 2, 1], np.int32), offsets=np.array([0, 1, 4]),
-    user_ids=np.array(['ann', 'bo']), item_ids=np.array([30, 0]), fingerprint='f' * 64,
+    user_ids=TextIds.of(['ann', 'bö']), item_ids=np.array([30, 0]), fingerprint='f' * 64,
+    times=np.array([5, 1, 2, 3]), time_unit='s', report={'rows': 4},
 )
-FILES = ['dataset.json', 'item_ids.npy', 'items.npy', 'offsets.npy', 'user_ids.npy']
+FILES = ['dataset.json', 'item_ids.npy', 'items.npy', 'offsets.npy', 'times.npy', 'user_ids.npy']
+TEXT_FILES = sorted({*FILES, 'user_ids.bytes.npy', 'user_ids.offsets.npy'} - {'user_ids.npy'})
 
 
 @dataclasses.dataclass
@@ -43,6 +46,8 @@ def assert_same(a: SequenceDataset, b: SequenceDataset) -> None:
         one, other = getattr(a, field.name), getattr(b, field.name)
         if isinstance(one, np.ndarray):
             assert one.dtype == other.dtype and one.tolist() == other.tolist(), field.name
+        elif isinstance(one, TextIds):
+            assert one.tolist() == other.tolist(), field.name
         else:
             assert one == other, field.name
 
@@ -54,7 +59,7 @@ def test_round_trip_is_memory_mapped(tmp_path):
     assert isinstance(opened.items, np.memmap) and not opened.items.flags.writeable
     assert (opened.num_users, opened.num_items, opened.num_interactions) == (2, 2, 4)
     assert opened.lengths.tolist() == [1, 3]
-    assert sorted(os.listdir(tmp_path / 'new')) == ['out'] and sorted(os.listdir(tmp_path / 'new' / 'out')) == FILES
+    assert sorted(os.listdir(tmp_path / 'new')) == ['out'] and sorted(os.listdir(tmp_path / 'new' / 'out')) == TEXT_FILES
 
 
 def test_prepared_once_and_reused(tmp_path):

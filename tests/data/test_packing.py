@@ -5,7 +5,12 @@ from absl import logging
 
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import (
-    EpochPlan, PackedBatch, StepShape, build_step, choose_step_shape, plan_epoch,
+    EpochPlan,
+    PackedBatch,
+    StepShape,
+    build_step,
+    choose_step_shape,
+    plan_epoch,
 )
 from ssd4rec_jax.errors import ConfigError
 

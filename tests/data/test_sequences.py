@@ -67,22 +67,17 @@ def test_preparation_equals_the_oracle(seed, k, block_rows, as_text, precision):
 
 def test_float32_times_change_the_order():
     rows = [(1, item, 1_649_433_600_000 + time) for item, time in [(1, 400), (2, 300), (3, 200), (4, 100)]]
-    exact = build_sequences(make_log(rows), DataConfigOf(1), name='x')
-    rounded = build_sequences(make_log(rows), DataConfigOf(1, 'float32'), name='x')
+    exact = build_sequences(make_log(rows), DataConfig(min_interactions=1), name='x')
+    rounded = build_sequences(make_log(rows), DataConfig(min_interactions=1, timestamp_precision='float32'), name='x')
     assert exact.items.tolist() == [4, 3, 2, 1]
     assert rounded.items.tolist() == [1, 2, 3, 4]  # all four round to one time, so file order stays
 
 
-class DataConfigOf:
-    """The two settings that preparation reads, below the 5-core that DataConfig insists on."""
-
-    def __init__(self, k, precision='exact'):
-        self.min_interactions, self.timestamp_precision = k, precision
 
 
 def test_fractional_times_order_exactly():
     rows = [(1, item, time) for item, time in [(1, 0.75), (2, 0.5), (3, 0.5), (4, 0.25)]]
-    assert build_sequences(make_log(rows, np.float64), DataConfigOf(1), name='x').items.tolist() == [4, 2, 3, 1]
+    assert build_sequences(make_log(rows, np.float64), DataConfig(min_interactions=1), name='x').items.tolist() == [4, 2, 3, 1]
 
 
 def test_original_id_0_is_a_real_item_and_duplicates_are_kept():
@@ -109,7 +104,9 @@ def test_the_core_is_iterated_to_its_end():
     # Removing item 9 (one row) leaves user 2 with one row, whose removal leaves item 5 with one, and so on.
     users = np.array([0, 0, 1, 1, 2, 2, 3, 3, 0, 1])
     items = np.array([1, 2, 1, 2, 5, 9, 5, 6, 6, 7])
-    assert np.flatnonzero(k_core(users, items, 2)).tolist() == [0, 1, 2, 3]
+    core = k_core(users, items, 2, 2)
+    assert np.flatnonzero(core.kept).tolist() == [0, 1, 2, 3]
+    assert (core.by_user_rule, core.by_item_rule) == (2, 4)
 
 
 def test_no_user_left_is_an_error():
@@ -120,11 +117,14 @@ def test_no_user_left_is_an_error():
 
 def test_description_of_a_literal_log():
     rows = [(user, item, time) for time, item in enumerate([7, 8, 9, 7, 8]) for user in (10, 9, 100)]
-    dataset = build_sequences(make_log(rows), DataConfigOf(3), name='x')
+    dataset = build_sequences(make_log(rows), DataConfig(min_interactions=3), name='x')
     summary = describe(dataset)
     assert summary == {
         'users': 3, 'items': 3, 'interactions': 15, 'median_length': 5.0, 'max_length': 5,
-        'train_targets': 6, 'valid_targets': 3, 'test_targets': 3,
+        'train_targets': 6, 'valid_targets': 3, 'test_targets': 3, 'rows': 15, 'bad_rows': 0, 'bad_kinds': {},
+        'dropped_by_user_rule': 0, 'dropped_by_item_rule': 0, 'rules': 'user and item 3-core', 'all_users': 3,
+        'all_items': 3, 'first_time': '0', 'last_time': '4', 'time_unit': '', 'repeats': 6, 'notes': [],
+        'protocol': 'leave-one-out: the last interaction of each user is tested, the one before it validated',
         'test_items_sha256': hashlib.sha256(b'9,8\n10,8\n100,8\n').hexdigest(),
         'valid_items_sha256': hashlib.sha256(b'9,7\n10,7\n100,7\n').hexdigest(),
     }

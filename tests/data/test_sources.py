@@ -3,10 +3,11 @@ import gzip
 
 import pytest
 
-from ssd4rec_jax.presets import DATASETS
 from ssd4rec_jax.data import sources
 from ssd4rec_jax.data.sources import OFFICIAL, find_source
+from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.errors import ConfigError, DataError
+from ssd4rec_jax.presets import DATASETS
 
 INTER = 'user_id\titem_id\ttimestamp\na\tb\t1\n'
 
@@ -61,7 +62,7 @@ def test_content_hash_follows_the_bytes_and_the_columns(tmp_path):
     path.write_text('user_id,item_id,timestamp,t2\na,b,1,2\n')
     hashes = {find_source('interactions', path).content_hash(), find_source('interactions', path).content_hash()}
     assert len(hashes) == 1
-    hashes.add(find_source('interactions', path, time_column='t2').content_hash())
+    hashes.add(find_source('interactions', path, options=TableOptions(time='t2')).content_hash())
     path.write_text('user_id,item_id,timestamp,t2\na,b,1,3\n')
     hashes.add(find_source('interactions', path).content_hash())
     assert len(hashes) == 3
@@ -69,16 +70,29 @@ def test_content_hash_follows_the_bytes_and_the_columns(tmp_path):
 
 @pytest.mark.parametrize('name, options, error, message', [
     ('ml-2m', {}, ConfigError, '--dataset=ml-2m is unknown: choose synthetic, kuairand'),
-    ('ml-1m', {'user_column': 'u'}, ConfigError, 'with --dataset=interactions alone, not with ml-1m'),
-    ('interactions', {}, DataError, 'needs --data_dir to name the csv'),
+    ('ml-1m', {'options': TableOptions('u')}, ConfigError, 'with --dataset=interactions alone, not with ml-1m'),
+    ('interactions', {}, DataError, 'needs --data_dir to name the log'),
     ('interactions', {'data_dir': 'nothing.csv'}, DataError, '--data_dir=nothing.csv: no such file'),
-    ('interactions', {'data_dir': '.'}, DataError, 'names the file itself'),
-    ('interactions', {'data_dir': 'log.txt'}, DataError, 'ends neither in .csv, .tsv nor .inter'),
-    ('interactions', {'data_dir': 'log.txt', 'separator': 'ab'}, ConfigError, "--separator='ab' must be one character"),
-    ('interactions', {'data_dir': 'log.txt', 'separator': ''}, ConfigError, "--separator='' must be one character"),
+    ('interactions', {'data_dir': 'none*.csv'}, DataError, r'--data_dir=none\*.csv: no such file'),
+    ('interactions', {'data_dir': 'empty'}, DataError, '--data_dir=empty: the folder is empty'),
+    ('ml-1m', {'data_dir': 'log.txt'}, DataError, 'is a file: name the folder that holds ml-1m.zip'),
 ])
 def test_wrong_names_and_options(tmp_path, monkeypatch, name, options, error, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'log.txt').write_text(INTER)
+    (tmp_path / 'empty').mkdir()
     with pytest.raises(error, match=message):
         find_source(name, **options)
+
+
+@pytest.mark.parametrize('separator', ['ab', '', 'é', '"'])
+def test_a_separator_that_cannot_be(tmp_path, separator):
+    path = tmp_path / 'log.txt'
+    path.write_text(INTER)
+    with pytest.raises(ConfigError, match=f"--separator='{separator}' must be one character"):
+        find_source('interactions', path, options=TableOptions(separator=separator)).read()
+
+
+def test_the_archive_itself_may_be_named(tmp_path):
+    (tmp_path / 'ml-1m.zip').write_bytes(b'')
+    assert find_source('ml-1m', tmp_path / 'ml-1m.zip') == find_source('ml-1m', tmp_path)

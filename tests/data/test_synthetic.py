@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
-from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.sequences import build_sequences
 from ssd4rec_jax.data.synthetic import SyntheticSource
+from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 
 PERIODS = (2, 3, 4)

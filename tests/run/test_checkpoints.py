@@ -15,10 +15,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ssd4rec_jax.errors import CheckpointError
 from ssd4rec_jax.run import checkpoints as module
 from ssd4rec_jax.run import manifest
 from ssd4rec_jax.run.checkpoints import Checkpoints
-from ssd4rec_jax.errors import CheckpointError
 
 
 class State(NamedTuple):
