@@ -43,6 +43,7 @@ class Corruptions:
             newest = max(self._steps(), key=int)
             best_step = json.loads((start / f'run/checkpoints/{newest}/meta.json').read_text())['best_step']
             shutil.rmtree(start / f'run/checkpoints/{best_step}')
+            shutil.rmtree(start / 'run/model', ignore_errors=True)
             for split in ('test', 'valid'):
                 self.other.append(call(*EVALUATE, f'--split={split}', folder=start).out)
             (start / 'run/result.json').unlink()
@@ -52,7 +53,7 @@ class Corruptions:
 
     def _sound(self, *command: str) -> str:
         done = call(*command, folder=self.folder)
-        assert done.code == 0 and done.err == '', done
+        assert done.code == 0, done
         return done.out
 
     def _steps(self) -> list[str]:
@@ -70,6 +71,8 @@ class Corruptions:
         """Damage a file and ask; the answer is as before, or another one with a warning, or an error in a sentence."""
         shutil.rmtree(self.folder)
         shutil.copytree(self.root / 'finished', self.folder)
+        if '/checkpoints/' in file:  # from which it answers as long as there is no folder `model`
+            shutil.rmtree(self.folder / 'run/model', ignore_errors=True)
         damaged = damage(rng, self.folder, file, kind, self.files())
         if not damaged:
             return
@@ -151,7 +154,8 @@ def damage(rng: random.Random, folder: Path, file: str, kind: str, files: list[s
     elif kind == 'swapped keys':
         path.write_bytes(swap_keys(rng, content))
     elif kind == 'swapped files':
-        other = folder / rng.choice([name for name in files if name != file and name.split('/')[0] == file.split('/')[0]])
+        others = [name for name in files if name != file and name.split('/')[0] == file.split('/')[0] and (folder / name).exists()]
+        other = folder / rng.choice(others)
         theirs = other.read_bytes()
         path.write_bytes(theirs)
         other.write_bytes(content)

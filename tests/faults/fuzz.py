@@ -27,10 +27,10 @@ from tests.faults.inside import TINY, call, write_log
 BASE = to_dict(RunConfig('interactions'))
 AT_LEAST_ONE = {
     'model': ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'),
-    'train': ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'),
+    'train': ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'), 'data': ('min_interactions', 'split_last'),
 }
 NOT_NEGATIVE = {
-    'data': ('max_history', 'rows_per_step'),
+    'data': ('max_history', 'rows_per_step', 'min_user_interactions', 'min_item_interactions'),
     'train': ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'),
 }
 ONE_OF = {
@@ -38,12 +38,15 @@ ONE_OF = {
     ('model', 'table_dtype'): ('float32', 'bfloat16'), ('data', 'timestamp_precision'): ('exact', 'float32'),
     ('train', 'objective'): ('auto', 'prefix', 'one_pass'), ('train', 'optimizer'): ('adam', 'adamw'),
     ('train', 'schedule'): ('constant', 'warmup_cosine'), ('train', 'loss'): ('auto', 'full', 'sampled'),
-    ('model', 'name'): ('ssd4rec',),
+    ('model', 'name'): ('ssd4rec',), ('data', 'split'): ('leave_one_out', 'last_n', 'time', 'users', 'none'),
 }
-# Settings that later versions add may have rules of their own, which the model does not know.
+# Settings that later versions add may have rules of their own, which the model does not know: they stay as they are.
 KNOWN = {
     'model': {*AT_LEAST_ONE['model'], 'name', 'beta', 'dropout_prob', 'norm_embedding', 'backward_order', 'dtype', 'table_dtype', 'ssd_implementation'},
-    'data': {'mask_ratio', 'max_history', 'tokens_per_row', 'rows_per_step', 'timestamp_precision', 'min_interactions'},
+    'data': {
+        *AT_LEAST_ONE['data'], *NOT_NEGATIVE['data'], 'mask_ratio', 'tokens_per_row', 'timestamp_precision', 'split',
+        'split_valid_time', 'split_test_time', 'split_share',
+    },
     'train': {*AT_LEAST_ONE['train'], *NOT_NEGATIVE['train'], 'objective', 'loss', 'table_learning_rate', 'learning_rate', 'optimizer', 'schedule', 'checkpoint_seconds'},
 }
 KEYS = [(section, key) for section in KNOWN for key in sorted(KNOWN[section])]
@@ -76,7 +79,7 @@ def is_valid(config: Any) -> bool:
     return (
         inner % model['headdim'] == 0 and (inner // model['headdim']) % model['ngroups'] == 0
         and 0 <= model['dropout_prob'] < 1 and 0 <= data['mask_ratio'] < 1
-        and data['tokens_per_row'] >= 16 and data['min_interactions'] >= 4
+        and data['tokens_per_row'] >= 16 and 0 < data['split_share'] < 0.5
         and min(train[key] for key in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds')) > 0
         and not (train['weight_decay'] and train['optimizer'] == 'adam')
         and not (train['schedule'] == 'warmup_cosine' and train['decay_steps'] <= train['warmup_steps'])
