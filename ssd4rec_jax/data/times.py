@@ -89,20 +89,20 @@ class TimeColumn:
             self._is_date = True
             self._date_unit = getattr(values.dtype, 'time_unit', None) or 'us'
             return
-        if values.dtype.is_numeric():
-            self._is_date = False
-            return
         sample = values.head(10_000)
-        if sample.dtype == pl.String and sample.str.contains(r':\d\d[.,]\d{7,9}').any():
-            self._date_unit = 'ns'
-        dates, numbers = (len(sample) - read(sample).null_count() for read in (self._dates, _numbers))
+        numbers = len(sample) - _numbers(sample).null_count()
+        dates = 0
+        if not sample.dtype.is_numeric():
+            if sample.cast(pl.String).str.contains(r':\d\d[.,]\d{7,9}').any():
+                self._date_unit = 'ns'
+            dates = len(sample) - self._dates(sample).null_count()
         self._is_date = bool(self.time_format) or dates > numbers
         readable = dates if self._is_date else numbers
         if len(sample) >= _ENOUGH and 2 * readable < len(sample):
             raise DataError(self._column_fault(sample))
 
     def _column_fault(self, sample: pl.Series) -> str:
-        examples = ', '.join(repr(value) for value in sample.unique(maintain_order=True).head(3).to_list())
+        examples = ', '.join(repr('' if value is None else value) for value in sample.unique(maintain_order=True).head(3))
         if self.time_format:
             remedy = f'they are not of --time_format={self.time_format}: name the format that they have'
         elif any(_SLASHED.fullmatch(str(value).strip()) for value in sample.head(3).to_list()):

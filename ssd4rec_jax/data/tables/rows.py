@@ -60,7 +60,9 @@ def row_blocks(
     """
     first_line, rest = 1, b''
     for piece, last in _pieces(chunks, block_bytes):
-        rest = (rest + piece).replace(b'\r\n', b'\n')
+        if rest.endswith(b'\r') and piece.startswith(b'\n'):
+            rest = rest[:-1]
+        rest += piece.replace(b'\r\n', b'\n')
         body = len(rest.rstrip(b'\r\n'))
         if last:
             text, held_back = rest[:body] + b'\n' * (body > 0), b''
