@@ -7,11 +7,11 @@ from typing import Any
 
 from ssd4rec_jax.data.download import OnBytes, download
 from ssd4rec_jax.data.interactions import Interactions
-from ssd4rec_jax.data.log import BadRowPolicy
+from ssd4rec_jax.data.log import REFUSE, BadRowPolicy
 from ssd4rec_jax.data.raw_file import RawFile, hash_files
 from ssd4rec_jax.data.readers import Format, read_frame, read_interactions
 from ssd4rec_jax.data.synthetic import SyntheticSource
-from ssd4rec_jax.data.tables.formats import JsonLinesFormat, TableFormat, TableOptions
+from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions
 from ssd4rec_jax.data.tables.frames import hash_frame
 from ssd4rec_jax.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ class FileSource:
     name: str
     files: tuple[RawFile, ...]
     format: Format
-    policy: BadRowPolicy = BadRowPolicy()
+    policy: BadRowPolicy = REFUSE
 
     def content_hash(self) -> str:
         """sha256 hex over the files as they lie on disk, which members are read and how."""
@@ -51,8 +51,8 @@ class FrameSource:
     """
 
     frame: Any
-    options: TableOptions = TableOptions()
-    policy: BadRowPolicy = BadRowPolicy()
+    options: TableOptions = GUESS
+    policy: BadRowPolicy = REFUSE
     name: str = 'interactions'
 
     def content_hash(self) -> str:
@@ -97,6 +97,14 @@ def _movielens(separator: str) -> TableFormat:
     return TableFormat(separator, 'UserID', 'MovieID', 'Timestamp', columns=_MOVIELENS_COLUMNS, numeric_ids=True)
 
 
+def _movielens_csv(name: str, md5: str = '') -> Official:
+    """MovieLens as published since 2015: a csv with a header, rated movies alone."""
+    return Official(
+        address=f'https://files.grouplens.org/datasets/movielens/{name}.zip', md5=md5, folder=name,
+        files=('ratings.csv',), format=TableFormat(',', 'userId', 'movieId', 'timestamp', numeric_ids=True),
+    )
+
+
 def _amazon(category: str) -> Official:
     return Official(
         address=f'https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_{category}.csv',
@@ -133,26 +141,33 @@ OFFICIAL = {
         address='https://files.grouplens.org/datasets/movielens/ml-100k.zip',
         md5='0e33842e24a9c977be4e0107933c0723', folder='ml-100k', files=('u.data',), format=_movielens('\t'),
     ),
+    'ml-10m': Official(
+        address='https://files.grouplens.org/datasets/movielens/ml-10m.zip',
+        md5='ce571fd55effeba0271552578f2648bd', folder='ml-10M100K', files=('ratings.dat',), format=_movielens('::'),
+    ),
+    'ml-20m': _movielens_csv('ml-20m', 'cd245b17a1ae2cc31bb14903e1204af3'),
+    'ml-25m': _movielens_csv('ml-25m', '6b51fb2759a8657d3bfcbfc42b592ada'),
+    'ml-32m': _movielens_csv('ml-32m'),
     'amazon-beauty': _amazon('Beauty'),
     'amazon-video-games': _amazon('Video_Games'),
 }
 
 
 def find_source(
-    name: str, data_dir: str | Path | None = None, *, options: TableOptions = TableOptions(),
-    policy: BadRowPolicy = BadRowPolicy(), progress: OnBytes | None = None,
+    name: str, data_dir: str | Path | None = None, *, options: TableOptions = GUESS,
+    policy: BadRowPolicy = REFUSE, progress: OnBytes | None = None,
 ) -> FileSource | SyntheticSource:
     """The source of a data set.
 
-    data_dir: the folder to look in; for 'interactions' the log itself: a file, a folder of files or a pattern (logs/*.csv).
-      If None, data/NAME, where the official file is downloaded to if nothing is there yet. 'synthetic' is generated and
-      needs none.
+    data_dir: the folder to look in; for 'interactions' the log itself: a file, a folder of files or a pattern
+      (logs/*.csv). If None, data/NAME, where the official file is downloaded to if nothing is there yet. 'synthetic'
+      is generated and needs none.
     options: of 'interactions' alone. policy: what becomes of bad rows.
     DataError if nothing is found.
     """
     if name == 'interactions':
         return FileSource(name, _named_files(data_dir), options, policy)
-    if options != TableOptions():
+    if options != GUESS:
         raise ConfigError(
             f'columns, a separator and the like can be given with --dataset=interactions alone, not with {name}'
         )
@@ -164,7 +179,8 @@ def find_source(
     if folder.is_file():
         if folder.name != official.file_name:
             raise DataError(
-                f'--data_dir={folder} is a file: name the folder that holds {official.file_name}, or read a file of your own '
+                f'--data_dir={folder} is a file: name the folder that holds {official.file_name}, or read a file of '
+                'your own '
                 'with --dataset=interactions'
             )
         folder = folder.parent
@@ -214,7 +230,9 @@ def _plain_or_gzip(path: Path) -> Path | None:
 def _named_files(data_dir: str | Path | None) -> tuple[RawFile, ...]:
     """The files of a log of one's own, in order of their names."""
     if data_dir is None:
-        raise DataError('--dataset=interactions needs --data_dir to name the log: a csv, Parquet, JSON lines or .inter file')
+        raise DataError(
+            '--dataset=interactions needs --data_dir to name the log: a csv, Parquet, JSON lines or .inter file'
+        )
     path = Path(data_dir)
     if path.is_dir():
         # Spark and others put markers and checksums beside their parts, with such names.
@@ -225,7 +243,8 @@ def _named_files(data_dir: str | Path | None) -> tuple[RawFile, ...]:
             raise DataError(f'--data_dir={path}: the folder is empty: name the log, or the folder that holds it alone')
         if len({''.join(p.suffixes[-2:]) for p in found}) > 1:
             raise DataError(
-                f'--data_dir={path}: files of several kinds lie there ({", ".join(p.name for p in found[:4])}): name the log '
+                f'--data_dir={path}: files of several kinds lie there ({", ".join(p.name for p in found[:4])}): name '
+                'the log '
                 f'itself, or its files by a pattern such as {path}/*{found[0].suffix}'
             )
     else:

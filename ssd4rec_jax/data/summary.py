@@ -51,7 +51,8 @@ def kept_lines(dataset: SequenceDataset, folder: Path) -> list[str]:
         *report['notes'],
         f'{report["rows"]:,} rows read, {bad}, {dropped:,} dropped by the {report["rules"]} '
         f'({report["dropped_by_user_rule"]:,} of rare users, {report["dropped_by_item_rule"]:,} of rare items)',
-        f'kept {dataset.num_users:,} of {report["all_users"]:,} users, {dataset.num_items:,} of {report["all_items"]:,} '
+        f'kept {dataset.num_users:,} of {report["all_users"]:,} users, {dataset.num_items:,} of '
+        f'{report["all_items"]:,} '
         f'items, {dataset.num_interactions:,} interactions, {span}; histories of {np.median(lengths):g} (median) to '
         f'{lengths.max():,}; {report["repeats"] / dataset.num_interactions:.1%} repeat an item of the same user',
     ]

@@ -12,6 +12,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
+    """The settings of this data set."""
     return RunConfig(
         dataset='interactions',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

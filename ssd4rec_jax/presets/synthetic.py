@@ -12,6 +12,7 @@ from ssd4rec_jax.config.train import TrainConfig
 
 
 def get_config() -> RunConfig:
+    """The settings of this data set."""
     return RunConfig(
         dataset='synthetic',
         model=ModelConfig(hidden_size=64, num_layers=1, dropout_prob=0.2, norm_embedding=True),

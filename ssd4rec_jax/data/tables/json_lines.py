@@ -90,7 +90,8 @@ def _not_json(line: bytes, error: Exception) -> str:
         if isinstance(ast.literal_eval(line.decode().strip()), dict):
             return (
                 'a Python dict, not a JSON object: convert the file, for example with '
-                "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(l))) for l in sys.stdin]' < OLD > NEW"
+                "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(l))) for l in sys.stdin]' < OLD "
+                "> NEW"
             )
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
