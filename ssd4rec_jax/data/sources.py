@@ -2,6 +2,7 @@
 import dataclasses
 import glob
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,31 @@ OFFICIAL = {
 }
 
 
+AMAZON_CATEGORY = re.compile(r'amazon-(2014|2018|2023)-(\w+)')
+_MCAULEY = 'https://mcauleylab.ucsd.edu/public_datasets/data'
+
+
+def official_set(name: str) -> Official | None:
+    """What is published of a data set: one of OFFICIAL, or any category of Amazon's reviews, as amazon-2018-Books."""
+    if name in OFFICIAL or not (found := AMAZON_CATEGORY.fullmatch(name)):
+        return OFFICIAL.get(name)
+    year, category = found.groups()
+    if year == '2014':
+        return _amazon(category)
+    if year == '2018':  # the item stands first
+        reviews = JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')
+        return Official(
+            address=f'{_MCAULEY}/amazon_v2/categoryFilesSmall/{category}.csv', folder='', files=(f'{category}.csv',),
+            format=TableFormat(',', 'user', 'item', 'time', columns=('item', 'user', 'rating', 'time')),
+            others=((f'{category}_5.json', reviews), (f'{category}.json', reviews)),
+        )
+    return Official(
+        address=f'{_MCAULEY}/amazon_2023/benchmark/0core/rating_only/{category}.csv.gz', folder='',
+        files=(f'{category}.csv',), format=TableFormat(',', 'user_id', 'parent_asin', 'timestamp'),
+        others=((f'{category}.jsonl', JsonLinesFormat('user_id', 'parent_asin', 'timestamp')),),
+    )
+
+
 def find_source(
     name: str, data_dir: str | Path | None = None, *, options: TableOptions = GUESS,
     policy: BadRowPolicy = REFUSE, progress: OnBytes | None = None,
@@ -173,9 +199,12 @@ def find_source(
         )
     if name == 'synthetic':
         return SyntheticSource()
-    if name not in OFFICIAL:
-        raise ConfigError(f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)} or interactions')
-    official, folder = OFFICIAL[name], Path(data_dir or Path('data') / name)
+    official, folder = official_set(name), Path(data_dir or Path('data') / name)
+    if official is None:
+        raise ConfigError(
+            f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)}, amazon-YEAR-CATEGORY (2014, 2018, 2023) '
+            'or interactions'
+        )
     if folder.is_file():
         if folder.name != official.file_name:
             raise DataError(
