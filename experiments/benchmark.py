@@ -1,16 +1,22 @@
-"""Measure the plain form of the algorithm and ours in one run, and print the ratios.
+"""Measures the plain form of the algorithm and ours in one run, and prints the ratios.
 
     python -m experiments.benchmark --preset=beauty [--json=FILE] [--set=model.hidden_size=64]
 
-beauty, kuairand, ml-100k: train steps, evaluation and the loader on a random log of that data set's size. long: train
-steps on histories of 1k to 64k items. softmax: the full-softmax loss whole and in chunks of the catalogue. Times are
-medians of calls that take turns; figures from different runs do not compare. kuairand27k: time and peak memory of
-preparing a log of that form, once. catalogue: whole runs with 50,000 and 5,000,000 items, one after another.
-weak_scaling: bytes that 1, 2, 4 and 8 simulated devices send in a step.
+The presets:
+
+beauty, kuairand, ml-100k   train steps, evaluation and the loader, on a random log of the size of that data set
+long                        train steps on histories of 1k to 64k items
+softmax                     the full-softmax loss, whole and in chunks of the catalogue
+kuairand27k                 time and peak memory of preparing a log of that form, measured once
+catalogue                   whole runs with 50,000 and 5,000,000 items, one after another
+weak_scaling                the bytes that 1, 2, 4 and 8 simulated devices send in a step
+
+Times are medians of calls that take turns. Figures from different runs must not be compared with one another.
 """
 import datetime
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -20,20 +26,20 @@ from rich.table import Table
 from experiments.bench.catalogue import measure_catalogues
 from experiments.bench.large_log import measure_preparation
 from experiments.bench.loader import measure_loader
-from experiments.logs import SHAPES, random_log
 from experiments.bench.long import measure_long
 from experiments.bench.softmax import measure_softmax
-from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
 from experiments.bench.training import Forms, measure_evaluation, measure_steps
+from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
+from experiments.logs import SHAPES, random_log
+from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.presets import default_config
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
-from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import write_json
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
+from ssd4rec_jax.presets import default_config
 
-# Preset: the configuration it takes and what it changes there.
+# For each preset, the data set whose configuration it uses, and its changes to it.
 CONFIGS = {
     'beauty': ('amazon-beauty', []),
     'kuairand': ('kuairand', []),
@@ -53,18 +59,20 @@ _PLAIN_USERS = flags.DEFINE_integer('plain_users', 2048, 'Users that the plain f
 
 
 def main() -> int:
+    """Run the command; returns its exit code."""
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ConfigError(f'--json={_JSON.value} cannot be written: there is no such folder')
     enable_compilation_cache()
     name, changes = CONFIGS[_PRESET.value]
     config = apply_overrides(default_config(name), [*changes, *_SET.value])
     console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 120)  # a narrower table cuts its figures
+    console.width = max(console.width, 120)  # A narrower table would cut its figures.
     if _PRESET.value == 'weak_scaling':
         jax.config.update('jax_platforms', 'cpu')
         jax.config.update('jax_num_cpu_devices', max(DEVICES))
     chip = chip_name()
     console.print(f'{_PRESET.value} on {len(jax.devices())} x {chip}, JAX {jax.__version__}')
+    figures: dict[str, Any]
     if _PRESET.value == 'softmax':
         figures = {'softmax': measure_softmax(_REPEATS.value)}
         console.print(_softmax_table(figures['softmax']))
@@ -95,7 +103,7 @@ def _measure_log(config: RunConfig, console: Console) -> dict:
     shape = SHAPES[_PRESET.value]
     dataset = random_log(_PRESET.value, shape)
     forms = Forms.of(config, shape.items)
-    figures = {'train': measure_steps(config, dataset, forms, _REPEATS.value)}
+    figures: dict[str, Any] = {'train': measure_steps(config, dataset, forms, _REPEATS.value)}
     console.print(_train_table(figures['train']))
     figures['evaluation'] = measure_evaluation(config, dataset, forms, _REPEATS.value, _PLAIN_USERS.value)
     console.print(_evaluation_table(figures['evaluation']))
@@ -163,24 +171,27 @@ def _preparation_table(preparation: dict) -> Table:
 
 def _catalogue_table(runs: list[dict]) -> Table:
     table = Table(
-        'items', 'loss', 'steps', 'step', 'compilation', 'evaluation', 'checkpoint waits', 'peak memory', title='runs of one epoch'
+        'items', 'loss', 'steps', 'step', 'compilation', 'evaluation', 'checkpoint waits', 'peak memory',
+        title='runs of one epoch',
     )
-    for run_ in runs:
+    for figures in runs:
         table.add_row(
-            f'{run_["items"]:,}', run_['loss'], f'{run_["steps"]:,}', f'{run_["step_seconds"]:.2f} s',
-            f'{run_["compile_seconds"]:.0f} s', f'{run_["evaluation_seconds"]:.1f} s', f'{run_["checkpoint_wait_seconds"]:.1f} s',
-            _mib(run_['peak_bytes']),
+            f'{figures["items"]:,}', figures['loss'], f'{figures["steps"]:,}', f'{figures["step_seconds"]:.2f} s',
+            f'{figures["compile_seconds"]:.0f} s', f'{figures["evaluation_seconds"]:.1f} s',
+            f'{figures["checkpoint_wait_seconds"]:.1f} s', _mib(figures['peak_bytes']),
         )
     return table
 
 
 def _weak_scaling_table(steps: list[dict]) -> Table:
-    table = Table('loss', 'items', 'devices', 'along model', 'sent by each', 'of which', 'state on each', title='a step')
+    table = Table(
+        'loss', 'items', 'devices', 'along model', 'sent by each', 'of which', 'state on each', title='a step'
+    )
     for step in steps:
         kinds = ', '.join(f'{kind} {_mib(sent)}' for kind, sent in sorted(step['by_kind'].items()))
         table.add_row(
-            step['loss'], f'{step["items"]:,}', str(step['devices']), str(step['model_shards']), _mib(step['sent_bytes']),
-            kinds, _mib(step['state_bytes']),
+            step['loss'], f'{step["items"]:,}', str(step['devices']), str(step['model_shards']),
+            _mib(step['sent_bytes']), kinds, _mib(step['state_bytes']),
         )
     return table
 

@@ -1,11 +1,11 @@
-"""Compile a train step for a TPU pod without one: memory a chip, collectives, operations, and the time they take at published rates.
+"""Compiles a train step for a TPU pod without one, and reports memory, collectives, operations and projected time.
 
     python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand
     python -m experiments.compile_pod --topology=v5e:16x16 --dataset=kuairand-27k --model_shards=16
 
-Needs libtpu (pip install "ssd4rec-jax[tpu]") and no data: the step's shape follows from the configuration and from the
-data set's published size, and what was assumed is printed. Exit code 1 where the step does not fit a chip's memory.
-Times are at the chip's published peak rates, with nothing else counted: a real step takes longer.
+It needs libtpu (pip install "ssd4rec-jax[tpu]") but no data: the shape of the step follows from the configuration and
+from the published size of the data set, and what was assumed is printed. The exit code is 1 where the step does not fit
+into the memory of a chip. Times are computed from the chip's published peak rates alone, so a real step takes longer.
 """
 import importlib.metadata
 import importlib.util
@@ -15,22 +15,22 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssd4rec_jax.commands import cli
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
-from experiments.pod.chips import chip_of
 from experiments.compiled.collectives import collectives
 from experiments.compiled.hbm import hbm_bytes
 from experiments.compiled.hlo import Module
-from experiments.pod.memory import compile_or_refusal
-from experiments.pod.projection import project
-from experiments.pod.assumed import assumed_step
-from experiments.published import published
-from experiments.pod.report import Report
 from experiments.compiled.step import pod_devices, trace_step
 from experiments.compiled.work import work_of
+from experiments.pod.assumed import assumed_step
+from experiments.pod.chips import chip_of
+from experiments.pod.memory import compile_or_refusal
+from experiments.pod.projection import project
+from experiments.pod.report import Report
+from experiments.published import published
+from ssd4rec_jax.commands import cli
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import write_json
+from ssd4rec_jax.presets import default_config
 
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:16x16', 'TPU topology, such as v5e:2x2, v6e:4x4 or v5p:2x2x1.')
 _DATASET = flags.DEFINE_string('dataset', 'kuairand', 'Data set whose configuration and published size are taken.')
@@ -44,13 +44,14 @@ _JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main() -> int:
+    """Run the command; returns its exit code."""
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ConfigError(f'--json={_JSON.value} cannot be written: there is no such folder')
     chip, log = chip_of(_TOPOLOGY.value), published(_DATASET.value)
     config = apply_overrides(default_config(_DATASET.value), _SET.value)
     if importlib.util.find_spec('libtpu') is None:
         raise UserError('compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"')
-    jax.config.update('jax_platforms', 'cpu')  # there is no TPU to ask, and another process may hold libtpu's lock
+    jax.config.update('jax_platforms', 'cpu')  # No TPU is used, and libtpu may be locked.
     devices = pod_devices(_TOPOLOGY.value)
     assumed = assumed_step(
         log, config, len(devices), tokens_per_row=_TOKENS.value, rows_per_device=_ROWS.value
@@ -63,11 +64,11 @@ def main() -> int:
         step.state_bytes, memory, work_of(step.jaxpr), time.monotonic() - started,
     )
     if compiled is not None:
-        module = Module.parse(compiled.as_text())
+        module = Module.parse(compiled.as_text() or '')
         found, moved = collectives(module, len(devices)), hbm_bytes(module)
         report = report._replace(
             collectives=found, unknown_loops=module.loops().count(None), hbm_bytes=moved,
-            accessed_bytes=compiled.cost_analysis()['bytes accessed'],
+            accessed_bytes=(compiled.cost_analysis() or {})['bytes accessed'],
             projection=project(chip, report.work.mxu, moved, found, step.coordinates),
         )
     print(report)

@@ -1,23 +1,22 @@
-"""Random logs of the sizes of real data sets, so that a benchmark needs no download."""
+"""Random logs with the sizes of real data sets, so that a benchmark needs no download."""
 from typing import NamedTuple
 
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 
-
 QUANTILES = 0, 0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.999, 1
 
 
 class LogShape(NamedTuple):
-    """A log's users, items, and the history lengths at QUANTILES of its users."""
+    """The numbers of users and items of a log, and the history lengths at the QUANTILES of its users."""
 
     users: int
     items: int
     lengths: tuple[int, ...]
 
 
-# Of Amazon Beauty and MovieLens 100K as prepared, and of a log of KuaiRand-Pure's published size and mean.
+# Prepared Amazon Beauty and MovieLens 100K, and a log with the published size and mean length of KuaiRand-Pure.
 SHAPES = {
     'beauty': LogShape(22_363, 12_101, (5, 5, 6, 9, 14, 26, 43, 98, 204)),
     'kuairand': LogShape(23_951, 7_111, (5, 19, 33, 58, 96, 156, 233, 435, 806)),
@@ -26,14 +25,14 @@ SHAPES = {
 
 
 def random_log(name: str, shape: LogShape) -> SequenceDataset:
-    """Items drawn evenly, in histories whose lengths lie between the shape's quantiles."""
+    """A log of items drawn uniformly, in histories whose lengths follow the shape's quantiles."""
     rng = np.random.default_rng(0)
     lengths = np.exp(np.interp(rng.random(shape.users), QUANTILES, np.log(shape.lengths)))
     return _log(name, lengths.round().astype(np.int64), shape.items, rng)
 
 
 def equal_histories(length: int, users: int, items: int) -> SequenceDataset:
-    """Users whose validation history is `length` items long."""
+    """A log of `users` users whose validation histories are all `length` items long."""
     return _log(f'{users} x {length}', np.full(users, length + 2), items, np.random.default_rng(0))
 
 

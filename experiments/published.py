@@ -1,4 +1,4 @@
-"""Sizes of data sets as published, for what is measured where the log itself is not at hand."""
+"""Published sizes of data sets, for measurements without the logs themselves."""
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +8,12 @@ from ssd4rec_jax.errors import ConfigError
 
 
 class Published(NamedTuple):
-    """A log's users, items and interactions, and whence. prepared: counted after the 5-core; otherwise in the raw log,
-    so that the catalogue is an upper bound. lengths: name in experiments.logs.SHAPES of the log whose history
-    lengths, scaled to this one's mean, stand for this one's.
+    """The published numbers of users, items and interactions of a log, and their source.
+
+    prepared: whether they were counted after the 5-core; otherwise they are those of the raw log, and `items` is an
+      upper bound for the catalogue.
+    lengths: the name in experiments.logs.SHAPES of the log whose history lengths, scaled to this log's mean, are used
+      in place of this log's.
     """
 
     users: int
@@ -23,7 +26,7 @@ class Published(NamedTuple):
 
 _KUAIRAND = 'github.com/chongminggao/KuaiRand, README, standard policies'
 LOGS = {
-    'kuairand': Published(23_951, 7_111, 1_134_420, True, 'kuairand', "SSD4Rec's published preparation of KuaiRand-Pure"),
+    'kuairand': Published(23_951, 7_111, 1_134_420, True, 'kuairand', "KuaiRand-Pure as SSD4Rec's authors prepared it"),
     'kuairand-1k': Published(1_000, 4_369_953, 11_713_045, False, 'kuairand', _KUAIRAND),
     'kuairand-27k': Published(27_285, 32_038_725, 322_278_385, False, 'kuairand', _KUAIRAND),
     'ml-1m': Published(6_040, 3_416, 999_611, True, 'ml-100k', 'grouplens.org ml-1m after the 5-core'),
@@ -34,14 +37,17 @@ LOGS = {
 
 
 def published(dataset: str) -> Published:
-    """ConfigError where a data set has no published size."""
+    """The published sizes of a data set; ConfigError where there are none."""
     if dataset not in LOGS:
         raise ConfigError(f'--dataset={dataset} has no published size to project from; known: {", ".join(LOGS)}')
     return LOGS[dataset]
 
 
 def history_lengths(log: Published, users: int) -> np.ndarray:
-    """int64 [users]: lengths whose quantiles are those of log.lengths, scaled to the published mean; at least 5."""
+    """Lengths of `users` histories, int64 [users], each at least 5.
+
+    Their quantiles are those of log.lengths, scaled to the published mean.
+    """
     at = (np.arange(users) + 0.5) / users
     lengths = np.exp(np.interp(at, QUANTILES, np.log(SHAPES[log.lengths].lengths)))
     return np.maximum(np.round(lengths * (log.interactions / log.users / lengths.mean())), 5).astype(np.int64)

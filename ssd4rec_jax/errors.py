@@ -1,8 +1,8 @@
-"""Errors a user can act on. Commands print their one-sentence message without a traceback and exit 1."""
+"""Errors that a user can act on; commands print their one-sentence message without a traceback and exit with 1."""
 
 
 class UserError(Exception):
-    """Something outside the code is wrong; the message names it and says what to do."""
+    """Something outside the code is wrong; the message names it and says what to do about it."""
 
 
 class ConfigError(UserError):

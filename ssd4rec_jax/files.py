@@ -1,6 +1,8 @@
 """Writing to disk so that a file is either the old one or the whole new one, and what to say when that fails."""
 import contextlib
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +10,45 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ssd4rec_jax.errors import UserError
+
+_SEAL = 'seal'
+
+
+class Unsealed(ValueError):
+    """A JSON object holds no checksum of itself, because an older version wrote it."""
+
+
+def seal(value: dict) -> dict:
+    """The JSON object and a checksum of it, sha256 hex over its canonical text, under the key 'seal'."""
+    return {**value, _SEAL: _digest(value)}
+
+
+def unseal(value: dict) -> dict:
+    """Inverse of seal; Unsealed where there is no checksum, ValueError where the object is not what was sealed."""
+    content = {key: entry for key, entry in value.items() if key != _SEAL}
+    if _SEAL not in value:
+        raise Unsealed('it holds no checksum')
+    if value[_SEAL] != _digest(content):
+        raise ValueError('it is not what was written: its checksum differs')
+    return content
+
+
+def parse_json(text: bytes) -> dict:
+    """The JSON object in a file's bytes; ValueError if they hold none. JSON has no NaN."""
+
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f'{number} is not a finite number')
+        return value
+
+    try:
+        value = json.loads(text, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError('its lists are nested too deeply') from error
+    if not isinstance(value, dict):
+        raise ValueError('it is not a JSON object')
+    return value
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -22,6 +63,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         write_synced(partial, write)
         os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -48,7 +90,7 @@ def sync_folder(folder: Path) -> None:
 def unused_path(path: Path) -> Path:
     """path, or the first of path.1, path.2, ... that does not exist."""
     number, candidate = 0, path
-    while candidate.exists():
+    while os.path.lexists(candidate):
         number += 1
         candidate = path.with_name(f'{path.name}.{number}')
     return candidate
@@ -64,3 +106,7 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, at most 300 characters, or the error's type where it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,25 +1,25 @@
-"""What training and evaluation tell the outside while they run. The default says nothing."""
+"""The interface through which training and evaluation report what they do; the default reports nothing."""
 import contextlib
 
 
 class Reporter:
-    """Silent reporter; subclass it to show progress. Every method may be left as it is."""
+    """A silent reporter. A subclass shows progress by overriding any of its methods."""
 
     def note(self, text: str) -> None:
-        """A line a user should read."""
+        """Called with a line that the user should read."""
 
     def compiling(self, what: str) -> contextlib.AbstractContextManager:
-        """Around the compilation of `what` ('the train step')."""
+        """A context manager that is open while `what` (such as 'the train step') is compiled."""
         return contextlib.nullcontext()
 
     def epoch(self, epoch: int, first_step: int, num_steps: int) -> None:
-        """Epoch `epoch` (from 1) goes on at step `first_step` of `num_steps`."""
+        """Called when an epoch (counted from 1) starts or continues after `first_step` of its `num_steps` steps."""
 
     def step(self, loss: float, targets_per_second: float) -> None:
-        """One more step of the epoch is finished."""
+        """Called after each step of the epoch, with the step's mean loss."""
 
     def evaluation(self, record: dict) -> None:
-        """An evaluation's metrics.jsonl record."""
+        """Called with the metrics.jsonl record of an evaluation."""
 
     def close(self) -> None:
-        """Nothing more follows; called also when training fails."""
+        """Called when nothing more follows, also when training has failed."""

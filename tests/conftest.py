@@ -1,30 +1,30 @@
-"""Eight simulated CPU devices for every test, and compiled programs shared between the tests' processes."""
+"""Eight simulated CPU devices for every test, and compiled programs that the processes of the tests share."""
 import os
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Compiling is most of the suite's time: the code runs slower for it but is ready four times sooner.
+# Most of the suite's time is compilation. With these flags the code runs slower, but it is ready four times sooner.
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true',
 ]).strip()
 os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd4rec-tests-{os.getuid()}'))
 
-import jax  # noqa: E402  (after the flags it reads)
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from ssd4rec_jax.commands.runtime import enable_compilation_cache  # noqa: E402
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 
 
 @pytest.fixture(scope='session', autouse=True)
 def compile_cache():
-    """Runs inside the test process use the compile cache as the commands do."""
+    """Runs inside the test process use the compilation cache, as the commands do."""
     enable_compilation_cache()
 
 
 @pytest.fixture
 def x64():
-    """float64 inside one test."""
+    """Enables float64 inside one test."""
     before = jax.config.jax_enable_x64
     jax.config.update('jax_enable_x64', True)
     yield

@@ -1,11 +1,14 @@
-"""Packed batches of literal histories, built without the project's packer."""
+"""Builds packed batches of literal histories without the project's packer."""
 import numpy as np
 
 from ssd4rec_jax.data.packing import PackedBatch
 
 
 def pack(rows: list[list[tuple[int, list[int]]]], tokens: int, segments: int, targets=None) -> PackedBatch:
-    """rows: per row a list of (example id, items), laid end to end; targets: {example id: item}, 1 by default."""
+    """A batch whose rows hold histories end to end.
+
+    rows: for each row a list of (example id, items). targets: {example id: item}; the target is 1 by default.
+    """
     shape = len(rows), tokens
     slots = len(rows), segments
     batch = PackedBatch(

@@ -1,4 +1,4 @@
-"""Several processes of this machine as one run, over loopback."""
+"""Starts several processes of this machine as one run; they talk over loopback."""
 import os
 import socket
 import subprocess
@@ -12,9 +12,10 @@ def start(
     count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = 60, of_last: list[str] = (),
     program: tuple[str, ...] = ('-m', 'experiments.train'),
 ) -> list[subprocess.Popen]:
-    """`ssd4rec_jax.commands.train` as `count` processes with so many CPU devices each (one process: without --distributed).
+    """Starts `count` processes of `ssd4rec_jax.commands.train`; a single one runs without --distributed.
 
-    of_last: flags that the last process alone is given. program: Python's arguments for another program of those flags.
+    devices: the number of simulated CPU devices of each process. of_last: flags that only the last process gets.
+    program: Python's arguments for another program with the same flags.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -30,14 +31,17 @@ def start(
 
     if count == 1:
         return [one([])]
-    meet = ['--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}', f'--connect_seconds={connect_seconds}']
+    meet = [
+        '--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}',
+        f'--connect_seconds={connect_seconds}',
+    ]
     each = [[*meet, f'--process_id={number}'] for number in range(count)]
     each[-1] += of_last
     return [one(more) for more in each]
 
 
 def finished(processes: list[subprocess.Popen], timeout: float = 280) -> list[subprocess.CompletedProcess]:
-    """All processes' outputs and codes once they have ended; none is left running."""
+    """The outputs and exit codes of all processes once they have ended; no process is left running."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -45,5 +49,5 @@ def finished(processes: list[subprocess.Popen], timeout: float = 280) -> list[su
             process.kill()
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(processes, outputs)
+        for process, output in zip(processes, outputs, strict=True)
     ]

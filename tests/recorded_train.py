@@ -1,7 +1,7 @@
-"""`ssd4rec_jax.commands.train` that notes which examples its steps take as they go onto the devices, and stops by itself.
+"""A version of `ssd4rec_jax.commands.train` that records the examples of each step and stops by itself.
 
-A process writes a line a step, the ids of the examples in its rows, to a file of its own in the folder RECORD_IN. After
-STOP_AFTER steps the last process of the run gets a SIGTERM.
+Each process writes one line per step, the ids of the examples in its rows, to its own file in the folder RECORD_IN.
+After STOP_AFTER steps the last process of the run gets a SIGTERM.
 """
 import json
 import os
@@ -14,15 +14,16 @@ from ssd4rec_jax.commands import train
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.train import trainer
 
-file = open(Path(os.environ['RECORD_IN']) / str(os.getpid()), 'w')
+record = Path(os.environ['RECORD_IN']) / str(os.getpid())
+record.touch()
 left = int(os.environ['STOP_AFTER'])
 place_rows = trainer.place_rows
 
 
 def recorded(batch, *args):
     global left
-    file.write(json.dumps(batch.example_ids[batch.example_ids >= 0].tolist()) + '\n')
-    file.flush()
+    with record.open('a') as file:
+        file.write(json.dumps(batch.example_ids[batch.example_ids >= 0].tolist()) + '\n')
     left -= 1
     if left == 0 and jax.process_index() == jax.process_count() - 1:
         os.kill(os.getpid(), signal.SIGTERM)

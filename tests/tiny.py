@@ -1,14 +1,14 @@
-"""A log, a model and a run small enough for a unit test."""
+"""A log, a model and a run that are small enough for a unit test."""
 import numpy as np
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
-from ssd4rec_jax.train.trainer import Trainer
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.trainer import Trainer
 
 MODEL = ModelConfig(
     hidden_size=8, num_layers=1, d_state=4, headdim=4, beta=0.3, dropout_prob=0.2, norm_embedding=True, dtype='float32',
@@ -18,7 +18,7 @@ TRAIN = TrainConfig(targets_per_step=64, max_epochs=2, checkpoint_seconds=1e6, l
 
 
 def tiny_dataset(users: int = 60, items: int = 30, seed: int = 0) -> SequenceDataset:
-    """Random histories of 5 to 12 items; user u has original id 100 + u, item i 1000 + i."""
+    """Random histories of 5 to 12 items; user u has the original id 100 + u, and item i has 1000 + i."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 13, users))])
     return SequenceDataset(
@@ -33,7 +33,7 @@ def history(dataset: SequenceDataset, user: int, held_out: int = 0) -> np.ndarra
 
 
 class Notes(Reporter):
-    """Keeps what the run says."""
+    """Keeps the notes that a run reports."""
 
     def __init__(self):
         self.notes = []
@@ -43,7 +43,7 @@ class Notes(Reporter):
 
 
 class StopAfter:
-    """Asks for a stop after so many steps of a session."""
+    """Asks for a stop after a number of steps of a session."""
 
     def __init__(self, steps: int):
         self.left = steps
@@ -54,7 +54,7 @@ class StopAfter:
 
 
 def trainer_in(path, *, train=TRAIN, data=DATA, model=MODEL, dataset=None, **more) -> Trainer:
-    """An opened Trainer of the tiny log in a folder."""
+    """An opened Trainer for the tiny log, which runs in the folder `path`."""
     workdir = RunFolder(path)
     workdir.lock()
     return Trainer(RunConfig('interactions', model, data, train), dataset or tiny_dataset(), workdir, **more).open()

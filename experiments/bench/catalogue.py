@@ -1,10 +1,11 @@
-"""Whole training runs that differ in the size of the catalogue alone, each in a process of its own."""
+"""Whole training runs that differ only in the size of the catalogue and the loss, each in a process of its own."""
 import contextlib
 import dataclasses
 import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -14,15 +15,15 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.reporter import Reporter
-from ssd4rec_jax.train.trainer import Trainer
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.trainer import Trainer
 
 RUNS = (50_000, 'full'), (50_000, 'sampled'), (5_000_000, 'sampled')
 USERS, LENGTH = 512, 30
 
 
 def generated(items: int, users: int = USERS, length: int = LENGTH) -> SequenceDataset:
-    """Histories of a Zipf-like catalogue, most of whose items nobody has."""
+    """A log with a Zipf-like distribution of items, in which most items of the catalogue do not occur."""
     rng = np.random.default_rng(0)
     histories = 1 + (items * rng.random(users * length) ** 3).astype(np.int32)
     return SequenceDataset(
@@ -31,8 +32,8 @@ def generated(items: int, users: int = USERS, length: int = LENGTH) -> SequenceD
     )
 
 
-def measure_catalogues(config: RunConfig, runs=RUNS) -> list[dict]:
-    """One epoch with evaluation, checkpoints and result of each (items, loss)."""
+def measure_catalogues(config: RunConfig, runs: Sequence[tuple[int, str]] = RUNS) -> list[dict]:
+    """The figures of one epoch, with evaluation, checkpoints and result, for each (items, loss) in runs."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_epochs=1, log_every=1))
     measured = []
     for items, loss in runs:
@@ -55,6 +56,7 @@ def _run(config: RunConfig, items: int, loss: str) -> dict:
         workdir.lock()
         trainer = Trainer(config, generated(items), workdir, reporter=compiling)
         result = trainer.run()
+        assert result is not None  # Nothing asks this run to stop early.
         records = trainer.session.metrics_log.read()
     evaluation = next(record for record in records if record['kind'] == 'valid')
     steps = [record for record in records if record['kind'] == 'train']
@@ -69,13 +71,13 @@ def _run(config: RunConfig, items: int, loss: str) -> dict:
 
 
 class _Compiling(Reporter):
-    """Adds up the seconds of compilation."""
+    """Adds up the seconds that compilation takes."""
 
     def __init__(self):
         self.seconds = 0.0
 
     @contextlib.contextmanager
-    def compiling(self, what):
+    def compiling(self, what: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.seconds += time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Preparation of a log of KuaiRand-27K's form: time and peak memory of the command, and what the true size would take."""
+"""Time and peak memory of preparing a log in KuaiRand-27K's form, and the memory that the true size would need."""
 import os
 import subprocess
 import sys
@@ -22,8 +22,10 @@ FIRST_DAY_MS, DAY_MS = 1_649_347_200_000, 86_400_000
 
 
 def write_log(folder: Path, rows: int, seed: int = 0) -> int:
-    """A random log in KuaiRand-27K's files and columns, with its rows a user and rows an item, rows of all users
-    mixed; its bytes."""
+    """Writes a random log with KuaiRand-27K's files and columns into a folder and returns its size in bytes.
+
+    It has as many rows per user and per item as KuaiRand-27K, and the rows of all users are mixed.
+    """
     rng = np.random.default_rng(seed)
     true = LOGS[DATASET]
     users, items = (max(10, rows * n // true.interactions) for n in (true.users, true.items))
@@ -48,9 +50,9 @@ def write_log(folder: Path, rows: int, seed: int = 0) -> int:
 
 
 def measure_preparation(rows: int = 20_000_000) -> dict:
-    """Figures of the prepare command on logs of `rows` rows and of half of them, each in a process of its own.
+    """The figures of the prepare command for logs of `rows` rows and of half as many, each in a process of its own.
 
-    planned_bytes: peak memory at KuaiRand-27K's rows, on the line through both peaks.
+    planned_bytes is the peak memory for the rows of KuaiRand-27K, extrapolated linearly from both peaks.
     """
     logs = [_prepare(n) for n in (rows // 2, rows)]
     a_row = (logs[1]['peak_bytes'] - logs[0]['peak_bytes']) / (logs[1]['rows'] - logs[0]['rows'])

@@ -1,4 +1,4 @@
-"""How fast one core plans and builds packed steps, beside grain's first-fit on the same examples."""
+"""How fast one core plans and builds packed steps, compared with grain's first-fit on the same examples."""
 import dataclasses
 
 import grain
@@ -14,7 +14,7 @@ GRAIN_EXAMPLES = 20_000
 
 
 def measure_loader(config: RunConfig, dataset: SequenceDataset, repeats: int) -> dict:
-    """Rates on one core, grain's threads included, over every prefix of every user."""
+    """The rates on one core, with grain's threads on the same core, for every prefix of every user."""
     examples = train_examples(dataset)
     shape = choose_step_shape(
         examples.lengths, targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row
@@ -44,7 +44,7 @@ def _load_epoch(examples: ExampleIndex, shape: StepShape) -> None:
 
 
 def _grain_first_fit(examples: ExampleIndex, plan: EpochPlan, count: int) -> list[dict]:
-    """Rows of the plan's first `count` examples, by grain with as many bins as a step has rows."""
+    """The first `count` examples of the plan, packed into rows by grain with as many bins as a step has rows."""
     histories = [{'items': examples.items[examples.start[e]:examples.stop[e]]} for e in plan.order[:count].tolist()]
     one_by_one = grain.MapDataset.source(histories).to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -1,5 +1,7 @@
-"""The loss and its gradients with the scores whole in memory and in chunks of the catalogue."""
+"""The full-softmax loss and its gradients, with all scores in memory at once and in chunks of the catalogue."""
+import functools
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ CATALOGUES = 12_101, 1_000_000
 
 
 def measure_softmax(repeats: int) -> list[dict]:
-    """For each catalogue and form: seconds, temporaries in bytes; seconds None where they do not fit this machine.
+    """The time and the temporaries in bytes for each catalogue and form; the time is None where they do not fit.
 
-    chunked: as training cuts a catalogue, or in two where training would take it whole.
+    The form 'chunked' cuts the catalogue as training does, or in two where training would not cut it.
     """
     rows = []
     for items in CATALOGUES:
@@ -27,13 +29,16 @@ def measure_softmax(repeats: int) -> list[dict]:
         limits = {'whole': TARGETS * (items + 1), 'chunked': min(MAX_SCORES, TARGETS * (items + 1) // 2)}
         compiled = {form: _compiled(readout, table, targets, limit) for form, limit in limits.items()}
         memory = {form: step.memory_analysis().temp_size_in_bytes for form, step in compiled.items()}
-        calls = {
-            form: (lambda step=step: jax.block_until_ready(step(readout, table)))
+        calls: dict[str, Callable[[], object]] = {
+            form: functools.partial(_finish, step, readout, table)
             for form, step in compiled.items() if memory[form] < _memory() / 2
         }
         seconds = median_seconds(calls, repeats)
         rows += [
-            {'items': items, 'targets': TARGETS, 'form': form, 'seconds': seconds.get(form), 'temporary_bytes': memory[form]}
+            {
+                'items': items, 'targets': TARGETS, 'form': form, 'seconds': seconds.get(form),
+                'temporary_bytes': memory[form],
+            }
             for form in compiled
         ]
     return rows
@@ -46,7 +51,11 @@ def _compiled(readout, table, targets, max_scores):
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(readout, table).compile()
 
 
+def _finish(step, *args):
+    return jax.block_until_ready(step(*args))
+
+
 def _memory() -> int:
-    """Bytes of the device, or of the machine where the backend does not say."""
+    """The memory of the device in bytes, or of the machine where the backend does not report it."""
     limit = (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
     return limit or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')

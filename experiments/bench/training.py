@@ -1,35 +1,37 @@
-"""Training and evaluation of one configuration, in the plain form and in ours, in one run."""
+"""Training and evaluation of one configuration, in the plain form and in ours, measured in one run."""
 import dataclasses
+import functools
 import itertools
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.bench.clock import median_seconds
 from experiments.bench.plain_network import PlainNetwork
+from experiments.pod.memory import memory_of
+from pallas_kernels.bench.clock import median_seconds
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import ExampleIndex, valid_examples
-from ssd4rec_jax.data.packing import EpochPlan, build_step, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
+from ssd4rec_jax.model.network import Network, init_network
+from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
-from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
 from ssd4rec_jax.train.objective import one_pass_obstacle, training_examples
-from ssd4rec_jax.model.network import Network, init_network
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.state import TrainState
 
-BATCHES = 4  # of an epoch, that timed steps go round
+BATCHES = 4  # The timed steps cycle through this many batches of an epoch.
 
 
 class TrainStep:
-    """A compiled train step and some batches of its epoch; a call makes one step."""
+    """A compiled train step and some batches of its epoch; each call makes one step."""
 
-    def __init__(self, network, params: dict, config: RunConfig, examples: ExampleIndex):
+    def __init__(self, network: Any, params: dict, config: RunConfig, examples: ExampleIndex):
         self.examples = examples
         self.mesh = device_mesh()
         shape = choose_step_shape(
@@ -47,33 +49,34 @@ class TrainStep:
         self._batches = itertools.cycle(batches)
         self.readouts = batches[0].targets.size
 
-    def to_device(self, batch):
+    def to_device(self, batch: PackedBatch) -> PackedBatch:
+        """The batch, placed on the devices."""
         return jax.device_put(batch, by_rows(self.mesh))
 
-    def run(self, batch) -> jax.Array:
-        """The loss, of a step that may not have ended."""
+    def run(self, batch: PackedBatch) -> jax.Array:
+        """Start one step and return its loss; the step may still be running."""
         self.state, loss = self.compiled(self.state, batch, *self._args)
         return loss
 
     def __call__(self) -> float:
-        """The loss of a whole step."""
+        """Make a whole step and return its loss."""
         return float(self.run(next(self._batches)))
 
     def figures(self, seconds: float) -> dict:
-        """What a step that takes so long means for an epoch."""
+        """The figures of a step, and of the epoch that such steps make, where a step takes this many seconds."""
         epoch = seconds * self.plan.num_steps
-        memory = self.compiled.memory_analysis()
+        memory = memory_of(self.compiled, available=0)
         return {
             'step_seconds': seconds, 'epoch_seconds': epoch,
             'targets_per_second': int(self.examples.num_targets.sum()) / epoch,
             'tokens_per_second': self.plan.num_tokens / epoch,
-            'memory_bytes': memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+            'memory_bytes': memory.temporaries + memory.arguments,
             'steps': self.plan.num_steps, 'shape': dataclasses.asdict(self.plan.shape), 'fill': self.plan.fill,
         }
 
 
 class Forms(NamedTuple):
-    """The networks that compute the same function, and parameters for them."""
+    """Two networks that compute the same function, and parameters for both."""
 
     plain: PlainNetwork
     ours: Network
@@ -81,12 +84,16 @@ class Forms(NamedTuple):
 
     @classmethod
     def of(cls, config: RunConfig, num_items: int) -> 'Forms':
+        """The two forms of the configured network, over a catalogue of num_items items."""
         network, params = init_network(config.model, num_items, seed=config.train.seed)
         return cls(PlainNetwork(network), network, params)
 
 
 def measure_steps(config: RunConfig, dataset: SequenceDataset, forms: Forms, repeats: int) -> dict:
-    """{'plain', 'prefix' and, where it is exact, 'one_pass': figures, 'softmax': ..., 'waiting_share': ...}."""
+    """The figures of training.
+
+    They have the keys 'plain', 'prefix', 'one_pass' where that is exact, 'softmax' and 'waiting_share'.
+    """
     prefixes = training_examples('prefix', config.model, dataset, config.data.max_history)
     steps = {
         'plain': TrainStep(forms.plain, forms.params, config, prefixes),
@@ -108,18 +115,22 @@ def measure_steps(config: RunConfig, dataset: SequenceDataset, forms: Forms, rep
 
 
 def _softmax_alone(readouts: int, forms: Forms, config: RunConfig):
-    """The loss of a step and its gradients without the network."""
+    """A call that computes the loss of a step and its gradients without the network."""
     table = forms.params['item_embedding']
     width = config.model.hidden_size
     rng = np.random.default_rng(0)
     readout = jnp.asarray(rng.normal(size=(readouts, width)), forms.ours.bind(forms.params).dtype)
     targets = jnp.asarray(rng.integers(1, len(table), readouts))
-    loss = jax.jit(jax.value_and_grad(lambda readout, table: softmax_loss_sum(readout, table, targets, targets > 0), (0, 1)))
-    return lambda: jax.block_until_ready(loss(readout, table))
+
+    def loss(readout, table):
+        return softmax_loss_sum(readout, table, targets, targets > 0)
+
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return lambda: jax.block_until_ready(gradients(readout, table))
 
 
 def _waiting_share(step: TrainStep, repeats: int) -> float:
-    """Share of the time of a real loop, loader and transfer included, that it waits for the next batch."""
+    """The share of its time that a real training loop, with loader and transfers, waits for the next batch."""
     waited, loss, batches = 0.0, None, iter(step_loader(step.examples, step.plan))
     count = min(step.plan.num_steps, 4 * repeats)
     step.run(step.to_device(next(batches))).block_until_ready()
@@ -130,7 +141,7 @@ def _waiting_share(step: TrainStep, repeats: int) -> float:
         waited += time.perf_counter() - before
         previous, loss = loss, step.run(step.to_device(batch))
         if previous is not None:
-            previous.block_until_ready()  # as the trainer does: one step ahead
+            previous.block_until_ready()  # Like the trainer, this stays one step ahead.
     jax.block_until_ready(loss)
     return waited / max(time.perf_counter() - started, 1e-9)
 
@@ -138,24 +149,29 @@ def _waiting_share(step: TrainStep, repeats: int) -> float:
 def measure_evaluation(
     config: RunConfig, dataset: SequenceDataset, forms: Forms, repeats: int, plain_users: int
 ) -> dict:
-    """Users ranked a second: ours over the whole validation split, the plain form over some of its users."""
+    """The users ranked per second, by our form on the whole validation split and by the plain form on some users.
+
+    plain_users: the number of users that the plain form ranks.
+    """
     whole = valid_examples(dataset, max_history=config.data.max_history)
     picked = np.linspace(0, len(whole) - 1, min(plain_users, len(whole))).astype(int)
     part = dataclasses.replace(
         whole, start=whole.start[picked], stop=whole.stop[picked], target=whole.target[picked]
     )
     examples = {'plain': part, 'ours': whole}
+    networks: dict[str, Any] = {'plain': forms.plain, 'ours': forms.ours}
     rankers = {
         name: Ranker(
             network, device_mesh(), whole, targets_per_step=config.train.targets_per_step,
             tokens_per_row=config.data.tokens_per_row,
         )
-        for name, network in (('plain', forms.plain), ('ours', forms.ours))
+        for name, network in networks.items()
     }
-    seconds = median_seconds(
-        {name: (lambda name=name: rankers[name].ranks(forms.params, examples[name])) for name in rankers}, repeats
-    )
+    seconds = median_seconds({
+        name: functools.partial(ranker.ranks, forms.params, examples[name]) for name, ranker in rankers.items()
+    }, repeats)
+    users = {name: len(some) for name, some in examples.items()}
     return {
-        name: {'users': len(examples[name]), 'seconds': seconds[name], 'users_per_second': len(examples[name]) / seconds[name]}
+        name: {'users': users[name], 'seconds': seconds[name], 'users_per_second': users[name] / seconds[name]}
         for name in rankers
     }

@@ -1,1 +1,1 @@
-"""Reading a compiled program: its operations, collectives, memory."""
+"""Reading a compiled program: its operations, its collectives and its memory traffic."""

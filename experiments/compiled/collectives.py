@@ -1,7 +1,7 @@
-"""Collectives of a compiled program: how often, among which devices, and with how many bytes."""
+"""The collectives of a compiled program: how often they run, between which devices, and with how many bytes."""
+import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,15 +11,17 @@ KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all
          'collective-broadcast')
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """All collectives of one kind over the same devices.
 
-    kind: as in HLO, '-start' left out. group: numbers of the program's devices in the first group (for a
-    collective-permute, all devices that it moves between).
-    count: how often a step runs it. payload_bytes: a step, a chip, of the full arrays: what an all-reduce reduces,
-    what an all-gather makes, what a reduce-scatter reduces, what an all-to-all or a permute moves. wire_bytes: what
-    each chip sends a step when the group is a ring.
-    in_unknown_loop: it lies in a loop whose number of rounds the text does not tell; one round is counted.
+    kind: the HLO name without '-start'.
+    group: the numbers of the devices in the first group; for a collective-permute, all devices that it involves.
+    count: how often a step runs such a collective.
+    payload_bytes: the bytes of the full arrays, per step and chip: what an all-reduce or a reduce-scatter reduces, what
+      an all-gather produces, what an all-to-all or a permute moves.
+    wire_bytes: the bytes that each chip sends per step if the group is a ring.
+    in_unknown_loop: whether it lies in a loop whose number of rounds the text does not tell; one round is counted.
     """
 
     kind: str
@@ -31,10 +33,11 @@ class Collective(NamedTuple):
 
 
 def collectives(module: Module, devices: int) -> list[Collective]:
-    """Those of one kind and group added up, the largest on the wire first; those of one device alone left out.
+    """The collectives of a program, those of one kind and group added up, in descending order of wire_bytes.
 
-    An asynchronous one counts where it starts, one that TPUs spread over several fusions once. One in a loop counts as
-    often as the loop goes round.
+    devices: the number of devices of the program. Collectives within a single device are left out. An asynchronous
+    collective is counted where it starts, and one that a TPU spreads over several fusions is counted once. A collective
+    in a loop is counted once per round.
     """
     found: dict[tuple, Collective] = {}
     spread = set()
@@ -51,27 +54,27 @@ def collectives(module: Module, devices: int) -> list[Collective]:
         n = len(group)
         if n < 2:
             continue
-        # The operands' bytes: a -start's own shape is a tuple that may hold both operand and result.
+        # The operands are counted, because the value of a -start is a tuple that may hold both operand and result.
         payload = sum(shape_bytes(module.shapes[name]) for name in instruction.operands)
         payload *= n if kind == 'all-gather' else 1
         if kind == 'all-reduce' and 'all-reduce-scatter' in within:
-            kind = 'reduce-scatter'  # how TPUs write one: a fusion of an all-reduce and a slice of it
+            kind = 'reduce-scatter'  # TPUs write it as a fusion of an all-reduce and a slice.
         key = kind, group, unknown
         before = found.get(key, Collective(kind, group, 0, 0, 0.0, unknown))
-        found[key] = before._replace(
-            count=before.count + rounds, payload_bytes=before.payload_bytes + rounds * payload,
+        found[key] = dataclasses.replace(
+            before, count=before.count + rounds, payload_bytes=before.payload_bytes + rounds * payload,
             wire_bytes=before.wire_bytes + rounds * wire_bytes(kind, payload, n),
         )
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
 
 
 def goes_on_in_fusions(instruction: Instruction) -> bool:
-    """Whether a collective is one of the repetitions of an asynchronous one in each fusion that runs meanwhile."""
+    """Whether this is one of the copies of an asynchronous collective in the fusions that run at the same time."""
     return 'async_collective_fusion_config' in instruction.attributes
 
 
 def wire_bytes(kind: str, payload: int, n: int) -> float:
-    """Bytes that each of n chips in a ring sends for a collective of `payload` bytes (see Collective)."""
+    """The bytes that each of n chips in a ring sends for a collective of `payload` bytes (see Collective)."""
     if kind == 'all-reduce':
         return 2 * (n - 1) / n * payload
     if kind in ('collective-permute', 'collective-broadcast'):
@@ -80,17 +83,20 @@ def wire_bytes(kind: str, payload: int, n: int) -> float:
 
 
 def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
-    """Groups of device numbers from `replica_groups={{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`,
-    `mesh['a'=2,'b'=2] {'b'}` or, empty or not there, all devices; a permute's `source_target_pairs` are one group. ValueError for another form.
+    """The groups of device numbers that the attributes of a collective name.
+
+    Known forms are `replica_groups={{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` and `mesh['a'=2,'b'=2] {'b'}`. An
+    empty or missing list means all devices, and the `source_target_pairs` of a permute form one group. Raises
+    ValueError for any other form.
     """
     pairs = re.search(r'source_target_pairs=\{((?:\{[\d,]*\},?)*)\}', attributes)
     if pairs:
         return [tuple(sorted({int(n) for n in re.findall(r'\d+', pairs.group(1))}))]
     iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
     if iota:
-        shape, dims, order = ([int(n) for n in part.split(',')] if part else None for part in iota.groups())
+        shape, dims, order = ([int(n) for n in part.split(',')] if part else [] for part in iota.groups())
         numbers = np.arange(math.prod(dims)).reshape(dims)
-        return [tuple(row) for row in numbers.transpose(order).reshape(shape).tolist()]
+        return [tuple(row) for row in numbers.transpose(order or None).reshape(shape).tolist()]
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{((?:'\w+',? ?)*)\}", attributes)
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}

@@ -1,15 +1,15 @@
-"""Bytes that a compiled TPU program moves from and to a chip's main memory, read from its HLO text."""
+"""The bytes that a compiled TPU program moves from and to a chip's main memory, read from its HLO text."""
 import re
 
 from experiments.compiled.collectives import goes_on_in_fusions
 from experiments.compiled.hlo import Instruction, Module, shape_bytes, split_tuple
 
-# Of these nothing moves, or what they call is counted for itself.
+# These operations move nothing, or the operations that they call are counted separately.
 _FREE = frozenset(
     'parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id iota '
     'opt-barrier add-dependency async-start'.split()
 )
-# Asynchronous operations whose value is a tuple of operand and result, and where in it the result is.
+# Asynchronous operations whose value is a tuple of operand and result, with the position of the result in it.
 _RESULT_PART = {
     'copy-start': 0, 'all-gather-start': 1, 'collective-permute-start': 1, 'slice-start': 1, 'dynamic-slice-start': 1,
 }
@@ -19,11 +19,11 @@ _WRITES_A_PART = ('dynamic-update-slice', 'scatter')
 
 
 def hbm_bytes(module: Module) -> int:
-    """Bytes a chip reads from and writes to HBM when the program runs once; loops count as often as they go round.
+    """The bytes that a chip reads from and writes to HBM when the program runs once; loops count once per round.
 
-    Each operation that the compiler schedules reads its operands and writes its results, where their layout does not
-    place them in VMEM; what a fusion only slices or gathers counts with the part that is taken, what it updates in place
-    with the part that is written. Kernels (custom calls) count with operands and results once.
+    Each operation that the compiler schedules reads its operands and writes its results, except for those that the
+    layout places in VMEM. Where a fusion only slices or gathers an operand, the part that it takes is counted; where it
+    updates one in place, the part that it writes. Operands and results of kernels (custom calls) are counted once.
     """
     return sum(
         rounds * _moved(instruction, module) for instruction, computation, rounds, _ in module.executed()
@@ -36,7 +36,7 @@ def _moved(instruction: Instruction, module: Module) -> int:
         return 0
     if instruction.opcode == 'custom-call' and 'tpu_custom_call' not in instruction.attributes:
         return 0  # markers such as AllocateBuffer and ConcatBitcast
-    inner = module.called(instruction, 'calls') if instruction.opcode == 'fusion' else None
+    inner = module.body(instruction) if instruction.opcode == 'fusion' else None
     read = sum(
         _operand(instruction, inner, number, module.shapes[name], module)
         for number, name in enumerate(instruction.operands)
@@ -58,8 +58,11 @@ def _operand(instruction, inner, number, shape, module) -> int:
 
 
 def _read_in(module: Module, computation: str, number: int, whole: int) -> int:
-    """Bytes of parameter `number` that a fused computation reads: all, unless each use of it takes or replaces a part or
-    hands it on. What an asynchronous collective moves counts where it starts."""
+    """The bytes of parameter `number` that a fused computation reads.
+
+    These are all of its bytes, unless every use takes a part, replaces a part or passes it on. What an asynchronous
+    collective moves is counted where it starts.
+    """
     fused = module.computations[computation]
     parameter = next(i for i in fused if i.opcode == 'parameter' and i.arguments == str(number))
     starts = any(_START in i.attributes for i in fused)
@@ -68,11 +71,11 @@ def _read_in(module: Module, computation: str, number: int, whole: int) -> int:
         name = names.pop()
         for use in (i for i in fused if name in i.operands):
             if use.opcode == 'tuple' or _DONE in use.attributes or (goes_on_in_fusions(use) and not starts):
-                continue  # handed on
+                continue  # It is only passed on.
             if use.opcode == 'bitcast':
                 names.append(use.name)
-            elif use.opcode == 'fusion':  # one within this one
-                inner = module.called(use, 'calls')
+            elif use.opcode == 'fusion':  # A fusion inside this one.
+                inner = module.body(use)
                 total += sum(_read_in(module, inner, k, whole) for k, n in enumerate(use.operands) if n == name)
             elif use.opcode in _READS_A_PART and use.operands[0] == name:
                 total += shape_bytes(use.shape)
@@ -86,15 +89,15 @@ def _result(instruction, inner, module) -> int:
         return _written(instruction, _value(instruction), [], module)
     fused, root = _root(module, inner)
     while root.opcode == 'fusion':
-        fused, root = _root(module, module.called(root, 'calls'))
+        fused, root = _root(module, module.body(root))
     roots = [root]
     if root.opcode == 'tuple':
         by_name = {i.name: i for i in fused}
         roots = [by_name[name] for name in root.operands]
     shapes = split_tuple(instruction.shape)
     if _START in root.attributes:
-        return _in_hbm(shapes[1])  # the first repeats the operand, the rest are flags
-    return sum(_written(r, shape, fused, module) for r, shape in zip(roots, shapes))
+        return _in_hbm(shapes[1])  # The first part repeats the operand, the others are flags.
+    return sum(_written(r, shape, fused, module) for r, shape in zip(roots, shapes, strict=False))
 
 
 def _root(module: Module, computation: str) -> tuple[list[Instruction], Instruction]:
@@ -103,7 +106,7 @@ def _root(module: Module, computation: str) -> tuple[list[Instruction], Instruct
 
 
 def _value(instruction) -> str:
-    """Shape of what an operation makes, of an asynchronous one without the operand that its tuple repeats."""
+    """The shape of an operation's result; for an asynchronous one, without the operand that its tuple repeats."""
     part = _RESULT_PART.get(instruction.opcode)
     return instruction.shape if part is None else split_tuple(instruction.shape)[part]
 
@@ -114,27 +117,27 @@ def _written(root, shape, fused, module) -> int:
     while root.opcode == 'bitcast' and root.operands[0] in by_name:
         root = by_name[root.operands[0]]
     if fused and (root.opcode == 'parameter' or _DONE in root.attributes or goes_on_in_fusions(root)):
-        return 0  # handed on, or another's
+        return 0  # It is passed on, or written by another operation.
     if whole and root.opcode in _WRITES_A_PART:
         return min(whole, _update(root, module))
     return whole
 
 
 def _update(instruction, module) -> int:
-    """Bytes of the part that a dynamic-update-slice or scatter writes."""
+    """The bytes of the part that a dynamic-update-slice or scatter writes."""
     operands = instruction.operands
     return shape_bytes(module.shapes[operands[1 if instruction.opcode == 'dynamic-update-slice' else -1]])
 
 
 def _in_hbm(shape: str) -> int:
-    """Bytes of the parts of a shape that lie in HBM (memory space 0)."""
+    """The bytes of those arrays of a shape that lie in HBM (memory space 0)."""
     return sum(
         shape_bytes(part) for part in _parts(shape) if not re.search(r'S\([1-9]\d*\)', part)
     )
 
 
 def _parts(shape: str) -> list[str]:
-    """A shape's arrays, tuples opened."""
+    """The arrays of a shape, with nested tuples flattened."""
     if not shape.startswith('('):
         return [shape]
     return [array for part in split_tuple(shape) for array in _parts(part)]

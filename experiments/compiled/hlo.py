@@ -1,4 +1,4 @@
-"""HLO text, as a compiled program prints it, taken apart: computations, their instructions, how often each runs."""
+"""Parses the HLO text of a compiled program: its computations, their instructions, and how often each one runs."""
 import math
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _PARENTHESIS = re.compile(r'[()]')
 
 
 class Instruction(NamedTuple):
-    """`name = shape opcode(arguments), attributes`. root: it is its computation's value."""
+    """A line `name = shape opcode(arguments), attributes`. root: whether it is the value of its computation."""
 
     name: str
     shape: str
@@ -24,12 +24,16 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions that it takes."""
+        """The names of the instructions that it takes as operands."""
         return _NAME.findall(self.arguments)
 
 
 class Module(NamedTuple):
-    """computations: name to instructions, in order. shapes: of each instruction's value. entry: the computation that runs."""
+    """A parsed program.
+
+    computations: the instructions of each computation, in order. shapes: the shape of each instruction's value.
+    entry: the computation that runs. fused: the computations that are bodies of fusions.
+    """
 
     computations: dict[str, list[Instruction]]
     shapes: dict[str, str]
@@ -38,7 +42,10 @@ class Module(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> 'Module':
-        computations, entry, lines = {}, '', []
+        """The program that a text describes."""
+        computations: dict[str, list[Instruction]] = {}
+        lines: list[Instruction] = []
+        entry = ''
         for line in text.splitlines():
             if header := _COMPUTATION.match(line):
                 lines = computations[header.group(2)] = []
@@ -46,22 +53,33 @@ class Module(NamedTuple):
             elif match := _INSTRUCTION.match(line):
                 lines.append(_instruction(*match.groups()))
         everything = [i for lines in computations.values() for i in lines]
-        fused = frozenset(cls.called(i, 'calls') for i in everything if i.opcode == 'fusion')
+        fused = frozenset(cls.body(i) for i in everything if i.opcode == 'fusion')
         return cls(computations, {i.name: i.shape for i in everything}, entry, fused)
 
     @staticmethod
     def called(instruction: Instruction, role: str) -> str | None:
-        """The computation that an instruction names as its `calls`, `body`, `condition`."""
+        """The computation that an instruction names in a role such as `calls`, `body` or `condition`, if any."""
         match = re.search(rf'\b{role}=%?([\w.\-]+)', instruction.attributes)
         return match.group(1) if match else None
 
+    @classmethod
+    def body(cls, fusion: Instruction) -> str:
+        """The computation inside a fusion; ValueError where the text names none."""
+        called = cls.called(fusion, 'calls')
+        if called is None:
+            raise ValueError(f'the fusion {fusion.name} names no computation')
+        return called
+
     def is_fused(self, computation: str) -> bool:
-        """Whether a computation is the inside of a fusion, whose values never lie in memory."""
+        """Whether a computation is the body of a fusion, whose values never lie in memory."""
         return computation in self.fused
 
     def executed(self) -> Iterator[tuple[Instruction, str, int, bool]]:
-        """(instruction, its computation, how often it runs, whether in a loop of unknown length, counted once), from the
-        entry on; of conditionals all branches."""
+        """Everything that runs, from the entry on, with all branches of conditionals.
+
+        Yields (instruction, its computation, how often it runs, whether it lies in a loop of unknown length); such a
+        loop is counted as one round.
+        """
         waiting = [(self.entry, 1, False)]
         while waiting:
             name, rounds, unknown = waiting.pop()
@@ -81,14 +99,17 @@ class Module(NamedTuple):
         return []
 
     def rounds(self, loop: Instruction) -> int | None:
-        """How often a while loop goes round: as the compiler notes it, or from a condition `counter < constant`, the
-        counter starting at 0 as JAX's do; None where neither tells."""
+        """The number of rounds of a while loop, or None where the text does not tell.
+
+        It is the compiler's own note or, without one, the constant of a condition `counter < constant`, since the
+        counters of JAX's loops start at 0.
+        """
         known = re.search(r'"?known_trip_count"?\s*[:=]\s*\{"?n"?\s*:\s*"?(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
-        lines = list(self.computations.get(self.called(loop, 'condition'), ()))
-        for line in tuple(lines):  # the comparison may lie in a fusion
-            lines += self.computations.get(self.called(line, 'calls'), ())
+        lines = list(self.computations.get(self.called(loop, 'condition') or '', ()))
+        for line in tuple(lines):  # The comparison may lie in a fusion.
+            lines += self.computations.get(self.called(line, 'calls') or '', ())
         limits = [int(i.arguments) for i in lines if i.opcode == 'constant' and i.shape.startswith(('s32[]', 'u32[]'))]
         less = [
             i for i in lines
@@ -97,21 +118,21 @@ class Module(NamedTuple):
         return limits[0] if len(limits) == len(less) == 1 else None
 
     def loops(self) -> list[int | None]:
-        """Rounds of each while loop."""
+        """The rounds of each while loop."""
         return [self.rounds(i) for lines in self.computations.values() for i in lines if i.opcode == 'while']
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape such as 'f32[8,128]{1,0:T(8,128)}', a tuple's parts added; without the layout's padding."""
+    """The bytes of a shape such as 'f32[8,128]{1,0:T(8,128)}' or of a tuple, without the layout's padding."""
     total = 0
     for dtype, sizes in _SHAPE.findall(shape):
-        bits = _BITS[dtype] if dtype in _BITS else int(re.search(r'\d+', dtype).group())
+        bits = _BITS[dtype] if dtype in _BITS else int(re.findall(r'\d+', dtype)[0])
         total += -(-bits * math.prod(int(n) for n in sizes.split(',') if n) // 8)
     return total
 
 
 def split_tuple(shape: str) -> list[str]:
-    """Parts of a tuple's shape '(a, b)'; the shape itself where it is an array's."""
+    """The parts of the shape '(a, b)' of a tuple; of another shape, the shape itself."""
     if not shape.startswith('('):
         return [shape]
     parts, depth, start = [], 0, 1
@@ -125,7 +146,7 @@ def split_tuple(shape: str) -> list[str]:
 
 
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
-    """From 'f32[8]{0} add(%a, %b), metadata={}', whose shape may be a tuple in parentheses."""
+    """The instruction `name` from a text such as 'f32[8]{0} add(%a, %b), metadata={}'; its shape may be a tuple."""
     end = _closing(rest, 0) + 1 if rest.startswith('(') else rest.index(' ')
     shape, call = rest[:end], rest[end:].lstrip()
     opening = call.index('(')
@@ -134,7 +155,7 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis at `opening` closes."""
+    """The index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in _PARENTHESIS.finditer(text, opening):
         depth += 1 if match.group() == '(' else -1

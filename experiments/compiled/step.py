@@ -1,4 +1,4 @@
-"""The train step of a configuration, with arguments that have shapes and places but no values."""
+"""The train step of a configuration, traced and lowered for arguments that have shapes and shardings but no values."""
 import math
 from typing import NamedTuple
 
@@ -16,8 +16,12 @@ from ssd4rec_jax.train.state import TrainState
 
 
 class TracedStep(NamedTuple):
-    """jaxpr, lowered: of the step. state: its first argument, shapes and shardings. coordinates: of each device in the
-    torus (of a CPU device its number), in the program's order, which is that of the numbers in replica groups."""
+    """A train step before it is compiled.
+
+    jaxpr, lowered: its two forms. state: its first argument, as shapes and shardings.
+    coordinates: the position of each device in the torus (for a CPU device, its number), in the order of the program's
+      device numbers, which replica groups use.
+    """
 
     jaxpr: jax.extend.core.ClosedJaxpr
     lowered: jax.stages.Lowered
@@ -26,7 +30,7 @@ class TracedStep(NamedTuple):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of parameters and optimiser state on each chip."""
+        """The bytes of parameters and optimiser state on each chip."""
         return sum(
             jnp.dtype(a.dtype).itemsize * math.prod(a.sharding.shard_shape(a.shape))
             for a in jax.tree.leaves(self.state)
@@ -34,7 +38,7 @@ class TracedStep(NamedTuple):
 
 
 def pod_devices(topology: str) -> list:
-    """The chips of a TPU topology such as v5e:16x16, which need not exist; ConfigError where libtpu knows none."""
+    """The chips of a TPU topology such as v5e:16x16, which need not exist; ConfigError if libtpu does not know it."""
     try:
         return topology_devices(topology)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -45,9 +49,11 @@ def pod_devices(topology: str) -> list:
 def trace_step(
     config: RunConfig, num_items: int, shape: StepShape, devices: list, model_shards: int
 ) -> TracedStep:
-    """The step that a run with this configuration makes on these devices, traced for their platform, rows split over all of them.
+    """The step that a run with this configuration would make on these devices, traced for their platform.
 
-    ConfigError where the rows or the mesh cannot be split over the devices.
+    num_items: the size of the catalogue. shape: of the packed batch, whose rows are split over all devices.
+    model_shards: the number of devices that share the item table. Raises ConfigError where the devices cannot be split
+    in this way, or cannot share the rows evenly.
     """
     mesh = device_mesh(devices, model_shards)
     program = TrainProgram(config, num_items, mesh, every_prefix=config.train.objective == 'one_pass')

@@ -1,10 +1,10 @@
-"""Arithmetic of a traced program, counted from its jaxpr.
+"""The arithmetic of a traced program, counted from its jaxpr.
 
-The compiler's own count takes a loop's body once and nothing of a Pallas kernel; the jaxpr tells how often a scan goes
-round and what a kernel computes in each program of its grid.
+The compiler's own count includes the body of a loop only once and leaves out Pallas kernels. The jaxpr tells how many
+rounds a scan has and what a kernel computes in each program of its grid.
 """
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.extend.core
@@ -22,17 +22,21 @@ _REDUCTIONS = frozenset(
     'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin cumsum cumprod cummax '
     'cumlogsumexp reduce'.split()
 )
-# bf16 products that a TPU's matrix unit makes of one product of float32 operands, by precision.
+# The number of bf16 products that a TPU's matrix unit makes for one product of float32 operands, by precision.
 _PASSES = {lax.Precision.DEFAULT: 1, lax.Precision.HIGH: 3, lax.Precision.HIGHEST: 6}
 
 
-class Work(NamedTuple):
-    """Operations of a program on one chip.
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The operations of a program on one chip.
 
-    matmul: FLOPs of matrix products, 2 a multiply-add. mxu: the same as bf16 passes of a TPU's matrix unit, so those
-    asked for in float32 precision count 6 times (3 at precision HIGH). elementwise: one an element of the results of
-    arithmetic, comparisons, selections and conversions and of the operands of reductions. transcendental: one an
-    element of exp, log, tanh and the like. unknown_loops: while loops whose rounds the jaxpr does not tell, counted once.
+    matmul: FLOPs of matrix products, 2 for each multiply-add.
+    mxu: the same as bf16 passes of a TPU's matrix unit, so products in float32 precision count 6 times (3 times at
+      precision HIGH).
+    elementwise: one for each element of the results of arithmetic, comparisons, selections and conversions, and of the
+      operands of reductions.
+    transcendental: one for each element of exp, log, tanh and the like.
+    unknown_loops: the number of while loops whose rounds the jaxpr does not tell; each counts as one round.
     """
 
     matmul: int = 0
@@ -42,14 +46,18 @@ class Work(NamedTuple):
     unknown_loops: int = 0
 
     def __add__(self, other: 'Work') -> 'Work':
-        return Work(*(a + b for a, b in zip(self, other)))
+        return Work(
+            self.matmul + other.matmul, self.mxu + other.mxu, self.elementwise + other.elementwise,
+            self.transcendental + other.transcendental, self.unknown_loops + other.unknown_loops,
+        )
 
     def times(self, n: int) -> 'Work':
-        return Work(*(n * a for a in self[:-1]), self.unknown_loops)
+        """The operations of n repetitions; loops of unknown length are still the same ones."""
+        return Work(n * self.matmul, n * self.mxu, n * self.elementwise, n * self.transcendental, self.unknown_loops)
 
 
 def work_of(jaxpr: jax.extend.core.ClosedJaxpr) -> Work:
-    """Sum over a jaxpr and those within it; of a conditional the branch with the most matmul work."""
+    """The work of a jaxpr and all jaxprs inside it; for a conditional, the branch with the most matmul work."""
     return sum((_of_equation(eqn) for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns), Work())
 
 

@@ -1,1 +1,1 @@
-"""What a train step will cost on a TPU pod, from its compiled program, without the pod."""
+"""The cost of a train step on a TPU pod, read from its compiled program, without the pod."""

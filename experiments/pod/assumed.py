@@ -1,4 +1,4 @@
-"""The shape of a step on a data set of published size, where the log itself is not at hand."""
+"""The shape of a step on a data set of published size, worked out without the log itself."""
 import dataclasses
 from typing import NamedTuple
 
@@ -10,12 +10,15 @@ from ssd4rec_jax.data.packing import StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.train.objective import check_one_pass, loss_note
 
-SAMPLE = 2_000_000  # training examples that stand for all of them
+SAMPLE = 2_000_000  # About this many training examples represent all of them.
 
 
 def example_lengths(log: Published, config: RunConfig) -> np.ndarray:
-    """Training examples' history lengths, int64 [at most about SAMPLE], as the configured objective makes them of
-    users that lie evenly among history_lengths; ConfigError where training would refuse that objective."""
+    """The history lengths of the training examples, int64 [at most about SAMPLE].
+
+    The configured objective makes these examples from users with the lengths that history_lengths gives. Raises
+    ConfigError where training would refuse that objective.
+    """
     if config.train.objective == 'one_pass':
         whole, limit = history_lengths(log, log.users) - 3, config.data.max_history
         check_one_pass(config.model, int(np.sum(whole > limit)) if limit else 0, limit)
@@ -27,7 +30,7 @@ def example_lengths(log: Published, config: RunConfig) -> np.ndarray:
 
 
 class Assumed(NamedTuple):
-    """A step's shape, the targets that it holds on average, and what was assumed, a sentence each."""
+    """The shape of a step, the number of targets that it holds on average, and sentences that say what was assumed."""
 
     shape: StepShape
     targets: float
@@ -37,28 +40,36 @@ class Assumed(NamedTuple):
 def assumed_step(
     log: Published, config: RunConfig, devices: int, *, tokens_per_row: int = 0, rows_per_device: int = 0
 ) -> Assumed:
-    """The shape that training would choose on that many devices; rows and tokens as given where they are not 0."""
+    """The shape that training would choose for a number of devices.
+
+    tokens_per_row, rows_per_device: override that choice where they are not 0.
+    """
     if tokens_per_row % 16:
         raise ConfigError(f'--tokens_per_row={tokens_per_row} must be a multiple of 16')
     lengths = example_lengths(log, config)
     every_prefix = config.train.objective == 'one_pass'
     rows = rows_per_device * devices or config.data.rows_per_step
+    counted = 'after preparation' if log.prepared else (
+        'of the raw log, before the k-core leaves out rare ones: an upper bound'
+    )
     sentences = [
-        f'catalogue: {log.items:,} items, ' + ('after preparation' if log.prepared else 'of the raw log, before the k-core '
-                                               'leaves out rare ones: an upper bound') + f' ({log.source})',
+        f'catalogue: {log.items:,} items, {counted} ({log.source})',
         f'histories: {log.users:,} users, {log.interactions / log.users:,.0f} items each on average, as unequal as '
         f'{log.lengths}\'s; training examples hold {lengths.mean():,.1f} items on average and at most {lengths.max():,}'
         + (f' (data.max_history={config.data.max_history})' if config.data.max_history else ''),
     ]
-    wanted, limit = config.train.targets_per_step, config.data.tokens_per_row
+    wanted: float = config.train.targets_per_step
+    limit = config.data.tokens_per_row
     if tokens_per_row:
         if lengths.max() > tokens_per_row:
             sentences.append(f'histories cut to --tokens_per_row={tokens_per_row:,}: training would not cut them')
         lengths = np.minimum(lengths, tokens_per_row)
         rows, limit = rows or devices, tokens_per_row
-        wanted = rows * tokens_per_row / (1.0 if every_prefix else lengths.mean())  # what fills rows of that length
+        # As many targets as fill the rows.
+        wanted = rows * tokens_per_row / (1.0 if every_prefix else lengths.mean())
     shape = choose_step_shape(
-        lengths, targets_per_step=wanted, tokens_per_row=limit, rows=rows, row_multiple=devices, every_prefix=every_prefix,
+        lengths, targets_per_step=wanted, tokens_per_row=limit, rows=rows, row_multiple=devices,
+        every_prefix=every_prefix,
     )
     shape = dataclasses.replace(shape, tokens=tokens_per_row or shape.tokens)
     targets = min(shape.tokens / lengths.mean(), shape.segments) * shape.rows * (lengths.mean() if every_prefix else 1)

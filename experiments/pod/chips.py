@@ -1,14 +1,18 @@
-"""Published rates of a chip, and of the links between the chips that a collective runs over."""
+"""The published rates of a chip and of the links between chips."""
 from typing import NamedTuple
 
 from ssd4rec_jax.errors import ConfigError
 
 
 class Chip(NamedTuple):
-    """matmul_flops: bf16 FLOP/s. hbm_bytes_per_second: of its memory. ici_bytes_per_second: what it sends to its
-    neighbours, all links of all axes of the torus together, one direction (receiving as much at the same time is half
-    of the 'bidirectional' figure in newer pages). usable_hbm: bytes that the compiler gives to a program, as its
-    out-of-memory errors say (libtpu 0.0.42). axes: of the torus. wraps: length of an axis from which on its ends are joined.
+    """The published rates of one chip.
+
+    matmul_flops: FLOP/s of bf16 matrix products. hbm_bytes_per_second: the bandwidth of its main memory.
+    ici_bytes_per_second: the bytes per second that it sends to its neighbours over all links of all axes of the torus
+      together, in one direction. (It can receive as much at the same time; newer pages give the 'bidirectional' sum,
+      which is twice this figure.)
+    usable_hbm: the bytes that the compiler gives to a program, according to its out-of-memory errors (libtpu 0.0.42).
+    axes: the number of axes of the torus. wraps: the length from which on the two ends of an axis are connected.
     """
 
     name: str
@@ -34,7 +38,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as v5e:16x16; ConfigError where its rates are not known here."""
+    """The chip of a topology such as v5e:16x16; ConfigError where its rates are not in CHIPS."""
     name = topology.partition(':')[0]
     if name not in CHIPS:
         raise ConfigError(
@@ -45,12 +49,12 @@ def chip_of(topology: str) -> Chip:
 
 
 def ring_bytes_per_second(chip: Chip, coordinates: list[tuple[int, ...]]) -> float:
-    """Bytes/s that each chip of a collective's group can send to the others of the group, at the published rate.
+    """The bytes per second that each chip in the group of a collective can send to the others, at the published rate.
 
-    coordinates: of the group's chips. The group has the links of those axes of the torus along which its chips lie.
-    An axis too short to be joined at its ends carries one ring (out on the links of one direction, back on the
-    other's) and not two, so half of its rate counts.
+    coordinates: the positions of the group's chips in the torus. The group uses the links of those axes along which its
+    chips differ. An axis whose ends are not connected carries only one ring (out on the links of one direction and back
+    on those of the other) instead of two, so half of its rate counts.
     """
     per_axis = chip.ici_bytes_per_second / chip.axes
-    spans = [len(set(along)) for along in zip(*coordinates)]
+    spans = [len(set(along)) for along in zip(*coordinates, strict=True)]
     return sum(per_axis * (1.0 if n >= chip.wraps else 0.5) for n in spans if n > 1) or per_axis

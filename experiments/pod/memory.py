@@ -1,4 +1,4 @@
-"""What a compiled program needs of each chip's memory, or what the compiler said when it did not fit."""
+"""The memory that a compiled program needs on each chip, or what the compiler said when it did not fit."""
 import re
 from typing import NamedTuple
 
@@ -9,9 +9,11 @@ from ssd4rec_jax.errors import UserError
 
 
 class Memory(NamedTuple):
-    """Bytes on each chip. aliased: outputs that take an argument's place. needed: all at once; available: what the
-    compiler gives to a program. refused: the compiler's words where it did not compile, and then only `needed` (of what
-    it ran out of) and `available` are known.
+    """The memory of a program in bytes on each chip.
+
+    needed: what all of it takes at once. available: what the compiler gives to a program.
+    aliased: the outputs that take the place of an argument.
+    refused: the compiler's message where the program did not compile; then only `needed` and `available` are known.
     """
 
     needed: int
@@ -25,11 +27,12 @@ class Memory(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether the program compiled and needs no more than is available."""
         return self.refused is None and self.needed <= self.available
 
     @property
     def verdict(self) -> str:
-        """FITS or DOES NOT FIT, and by how much."""
+        """A text that begins with FITS or DOES NOT FIT and says by how much."""
         needed, available, gap = map(size, (self.needed, self.available, abs(self.available - self.needed)))
         if self.fits:
             return f'FITS: {needed} of {available} a chip, {gap} to spare'
@@ -37,12 +40,15 @@ class Memory(NamedTuple):
 
 
 def size(n: float) -> str:
-    """Bytes in MiB or GiB."""
+    """A number of bytes as text, in MiB or GiB."""
     return f'{n / GIB:,.2f} GiB' if n >= GIB else f'{n / 2**20:,.2f} MiB'
 
 
 def memory_of(compiled: jax.stages.Compiled, available: int) -> Memory:
+    """The memory of a compiled program; UserError where the backend does not report it."""
     m = compiled.memory_analysis()
+    if m is None:
+        raise UserError(f'this backend, {jax.default_backend()}, does not report the memory of a program')
     arguments, outputs, aliased = m.argument_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes
     temporaries, code = m.temp_size_in_bytes, m.generated_code_size_in_bytes
     needed = arguments + outputs - aliased + temporaries + code
@@ -50,9 +56,9 @@ def memory_of(compiled: jax.stages.Compiled, available: int) -> Memory:
 
 
 def compile_or_refusal(lowered: jax.stages.Lowered, available: int) -> tuple[jax.stages.Compiled | None, Memory]:
-    """(the program, its memory), or (None, the compiler's numbers) where its HBM does not suffice.
+    """(the compiled program, its memory), or (None, the compiler's figures) where the HBM does not suffice.
 
-    UserError where it cannot be compiled for another reason.
+    Raises UserError where it does not compile for another reason.
     """
     try:
         compiled = lowered.compile()
@@ -65,7 +71,7 @@ def compile_or_refusal(lowered: jax.stages.Lowered, available: int) -> tuple[jax
 
 
 def parse_refusal(message: str, available: int) -> Memory | None:
-    """The numbers of an out-of-memory message about HBM; None for any other message.
+    """The figures in an out-of-memory message about HBM; None for any other message.
 
     Known forms: 'Ran out of memory on HBM, the total memory required for HLO temporaries (18.00G) exceeds available HBM
     (15.75G)' and 'Ran out of memory in memory space hbm. Used 20.10G of 15.75G hbm.'

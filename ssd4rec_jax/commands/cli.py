@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from ssd4rec_jax.commands.output import StdoutClosed, complain, one_line
 from ssd4rec_jax.errors import UserError
 
 PLUGS = flags.DEFINE_multi_string(
@@ -16,7 +17,8 @@ PLUGS = flags.DEFINE_multi_string(
 def run(main: Callable[[], int | None]) -> None:
     """Parse flags, call main, exit with what it returns.
 
-    A UserError is one line on stderr and exit code 1, Ctrl-C is exit code 130.
+    A UserError is one line on stderr and exit code 1, Ctrl-C is exit code 130. Where the reader of stdout has gone, a
+    command ends without a word as if by SIGPIPE, exit code 141.
     """
 
     def guarded(argv: list[str]) -> int:
@@ -24,16 +26,8 @@ def run(main: Callable[[], int | None]) -> None:
             raise app.UsageError(f'unexpected argument {argv[1]!r}: every setting is a --flag=value')
         logging.use_absl_handler()
         logging.set_verbosity(logging.WARNING)
-        try:
-            for module in PLUGS.value:
-                _import_plug(module)
-            return main() or 0
-        except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
-            return 128 + signal.SIGINT
+        logging.get_absl_handler().setFormatter(_OneLine())
+        return exit_code(main)
 
     def parse(argv: list[str]) -> list[str]:
         if {'--help', '-help', '-h'} & set(argv[1:]):
@@ -42,10 +36,38 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
-            print(f'error: {error}\nSee python -m {_module_name()} --help', file=sys.stderr)
+            complain(f'error: {error}')
+            complain(f'See python -m {_module_name()} --help')
             sys.exit(2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Call main with the flags that have been parsed; its exit code, after a line on stderr where it fails."""
+    try:
+        for module in PLUGS.value:
+            _import_plug(module)
+        return main() or 0
+    except UserError as error:
+        complain(f'error: {error}')
+        return 1
+    except OSError as error:  # of a disk, a network or a file's permissions
+        complain(f'error: {error}')
+        return 1
+    except KeyboardInterrupt:
+        complain('interrupted')
+        return 128 + signal.SIGINT
+    except StdoutClosed:
+        return 128 + signal.SIGPIPE
+
+
+class _OneLine(logging.PythonFormatter):
+    """absl's format, in which nothing that a message quotes can forge a line."""
+
+    def format(self, record):
+        record.msg, record.args = one_line(record.getMessage()), None
+        return super().format(record)
 
 
 def _import_plug(module: str) -> None:

@@ -6,13 +6,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as ProgressBar
 
+from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.log import BadRowPolicy
 from ssd4rec_jax.data.prepare import prepare
-from ssd4rec_jax.data.sources import FileSource, find_source
+from ssd4rec_jax.data.sources import OFFICIAL, FileSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
+from ssd4rec_jax.errors import DataError
 from ssd4rec_jax.presets import DATASETS, default_config
 
 DATASET = flags.DEFINE_string('dataset', 'synthetic', f'One of {", ".join(DATASETS)}.')
@@ -56,7 +58,27 @@ def configured() -> RunConfig:
 
 def prepared_dataset(config: RunConfig, output: str | None = None) -> tuple[SequenceDataset, Path]:
     """(the data set that the flags name, the folder where it lies prepared); downloads and prepares where needed."""
-    return prepare(_source(), config.data, Path(output) if output else None)
+    dataset, prepared = prepare(_source(), config.data, Path(output) if output else None)
+    _check_counts(config, dataset)
+    return dataset, prepared
+
+
+def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
+    """DataError where a file that was downloaded without a checksum does not give the counts of the official one."""
+    official = OFFICIAL.get(DATASET.value)
+    if official is None or official.counts is None or DATA_DIR.value is not None:
+        return
+    found = dataset.num_users, dataset.num_items, dataset.num_interactions
+    published = DataConfig()
+    cores = config.data.user_core, config.data.item_core
+    if cores == (published.user_core, published.item_core) and found != official.counts:
+        users, items, interactions = official.counts
+        file = Path('data') / DATASET.value / official.file_name
+        raise DataError(
+            f'{file} is not the official file: it gives {found[0]:,} users, {found[1]:,} items and {found[2]:,} interactions, '
+            f'not {users:,}, {items:,} and {interactions:,}. Remove it, and the same command downloads it again; a log of '
+            f'your own is named by --data_dir'
+        )
 
 
 def _options() -> TableOptions:

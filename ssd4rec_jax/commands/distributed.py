@@ -11,6 +11,7 @@ import jax
 from absl import flags
 from orbax.checkpoint import multihost
 
+from ssd4rec_jax.commands.output import complain
 from ssd4rec_jax.errors import ConfigError, UserError
 
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -70,9 +71,8 @@ def join() -> None:
 
 def _give_up() -> None:
     where = f' at --coordinator_address={_COORDINATOR.value}' if _COORDINATOR.value else ''
-    print(
-        f'error: the processes of the run did not all meet{where} within --connect_seconds={_CONNECT_SECONDS.value}. {_ADVICE}',
-        file=sys.stderr, flush=True,
+    complain(
+        f'error: the processes of the run did not all meet{where} within --connect_seconds={_CONNECT_SECONDS.value}. {_ADVICE}'
     )
     os._exit(1)
 
@@ -90,20 +90,20 @@ def failing_together():
             raise
         this = f'process {jax.process_index()} of {jax.process_count()}'
         if isinstance(error, UserError):
-            print(f'error: {this}: {error}', file=sys.stderr, flush=True)
+            complain(f'error: {this}: {error}')
             _wait_for_the_others()
         elif isinstance(error, KeyboardInterrupt):
-            print(f'{this}: interrupted', file=sys.stderr)
+            complain(f'{this}: interrupted')
         else:
             if not isinstance(error, jax.errors.JaxRuntimeError):
                 traceback.print_exc()
             reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
-            print(
+            complain(
                 f'error: {this} stops: {reason}. Most likely another process of the run has failed: see its output. '
-                'The last checkpoint is whole; the same command goes on from it', file=sys.stderr,
+                'The last checkpoint is whole; the same command goes on from it'
             )
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
         if jax.process_index() == 0:
             time.sleep(LAST_SECONDS)
         os._exit(1)

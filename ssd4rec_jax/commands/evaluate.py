@@ -10,18 +10,20 @@ from absl import flags
 
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
+from ssd4rec_jax.commands.output import write_stdout
+from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.data.examples import test_examples, valid_examples
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.run.saved_run import load_run
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a training run.', required=True)
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'valid'], 'Which held-out items to rank.')
 
 
 def main() -> int:
+    workdir = required_workdir()
     enable_compilation_cache()
-    saved = load_run(_WORKDIR.value, model_shards=MODEL_SHARDS.value)
+    saved = load_run(workdir, model_shards=MODEL_SHARDS.value)
     config = saved.config
     split, longest = (
         make(saved.dataset, max_history=config.data.max_history)
@@ -32,7 +34,8 @@ def main() -> int:
         targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
     )
     metrics = ranker.metrics(saved.params, split)
-    print(json.dumps({'dataset': config.dataset, 'split': _SPLIT.value, 'best_epoch': saved.best_epoch, **metrics}))
+    answer = {'dataset': config.dataset, 'split': _SPLIT.value, 'best_epoch': saved.best_epoch, **metrics}
+    write_stdout(json.dumps(answer) + '\n')
     return 0
 
 

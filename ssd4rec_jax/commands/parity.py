@@ -13,15 +13,15 @@ import numpy as np
 from absl import flags
 
 from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.errors import DataError, UserError
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.model.released_weights import from_torch_layout, path_of, to_params
 from ssd4rec_jax.model.scores import scores
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
-from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.released_weights import from_torch_layout, path_of, to_params
-from ssd4rec_jax.model.network import init_network
 
 _GOLDEN = flags.DEFINE_string('golden', None, 'Golden .npz file of the released model (see tests/golden).', required=True)
 _TOLERANCE = flags.DEFINE_float('tolerance', 1e-9, 'Largest relative difference allowed.')

@@ -14,6 +14,7 @@ from absl import flags
 
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import configured, prepared_dataset
+from ssd4rec_jax.commands.output import write_stdout
 from ssd4rec_jax.data.summary import describe
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepared-FINGERPRINT if not given.')
@@ -23,7 +24,7 @@ def main() -> int:
     dataset, _ = prepared_dataset(configured(), _OUTPUT.value)
     for note in dataset.report.get('notes', []):
         print(note, file=sys.stderr)
-    print(json.dumps(describe(dataset)))
+    write_stdout(json.dumps(describe(dataset)) + '\n')
     return 0
 
 

@@ -1,11 +1,14 @@
 """What a person at the terminal sees of a run."""
 import contextlib
+import sys
 import time
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ssd4rec_jax.commands.output import Lenient, one_line
 from ssd4rec_jax.reporter import Reporter
 
 METRICS = ('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20')
@@ -15,11 +18,12 @@ class Terminal(Reporter):
     """Progress bar with loss and speed, a line an evaluation, notes; plain lines where stdout is no terminal."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        # A training goes on though nobody reads what it says any more.
+        self.console = Console(file=cast(IO[str], Lenient(sys.stdout)), highlight=False, soft_wrap=True, quiet=quiet)
         self.progress = None
 
     def note(self, text):
-        self.console.print(text, markup=False)
+        self.console.print('\n'.join(map(one_line, text.split('\n'))), markup=False)
 
     @contextlib.contextmanager
     def compiling(self, what):

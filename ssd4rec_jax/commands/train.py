@@ -7,26 +7,23 @@
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
 from ssd4rec_jax.commands import distributed
+from ssd4rec_jax.commands.backend import backend_warning
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.config.run import RunConfig, differences, flat
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, configured, prepared_dataset
-from ssd4rec_jax.run.saved_run import read_config, write_config
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.runtime import StopSignals, backend_warning, enable_compilation_cache
 from ssd4rec_jax.commands.terminal import Terminal
-from ssd4rec_jax.data.summary import kept_lines
-from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.files import unused_path
-from ssd4rec_jax.parallel.processes import agree, is_first, on_first, several, together
-from ssd4rec_jax.train.trainer import Trainer
-from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.commands.workdir_flag import WORKDIR
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
+from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.train.launch import Launch, launch
+from ssd4rec_jax.train.stop_signals import StopSignals
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/DATASET if not given.')
 _RESTART = flags.DEFINE_bool(
     'restart', False, 'Start anew: a run that lies in the workdir is moved aside to WORKDIR.1, WORKDIR.2, ...'
 )
@@ -44,87 +41,27 @@ def main() -> int:
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
     config = together(configured)
-    path = Path(_WORKDIR.value or Path('runs') / DATASET.value).resolve()
-    # Before anything is done for which the processes have to be of one mind.
-    agree({
-        '--workdir': str(path), '--restart': _RESTART.value, '--adopt_config': _ADOPT_CONFIG.value,
-        '--model_shards': MODEL_SHARDS.value, **flat(config),
-    })
-    if _RESTART.value:
-        on_first(lambda: _move_aside(path, terminal))
-    workdir = RunFolder(path)
-    on_first(workdir.lock)
-    together(workdir.check_seen)
-    run_data = together(lambda: _agree_on_config(workdir, config))
-    if run_data and (result := workdir.read_json(workdir.result)):
-        together(lambda: _agree_on_data(workdir, config, run_data))
-        terminal.note(f'{path} is finished:')
-        terminal.result(result)
-        return 0
-    if several():  # the first one prepares what the others open
-        on_first(lambda: str(prepared_dataset(config)[1]))
-    dataset, prepared = together(lambda: prepared_dataset(config))
-    terminal.note('\n'.join([f'data: {prepared}', *kept_lines(dataset, prepared), f'workdir: {path}']))
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()
-    stop = StopSignals()
-    trainer = Trainer(
-        config, dataset, workdir,
-        model_shards=MODEL_SHARDS.value, reporter=terminal, stop_requested=stop.requested,
-    ).open()
-    on_first(lambda: _begin(workdir, config, prepared))
-    try:
-        result = trainer.run()
-    finally:
-        terminal.close()
+    stop: list[StopSignals] = []
+
+    def watch_for_stop() -> Callable[[], bool]:
+        stop.append(StopSignals())
+        return stop[0].requested
+
+    result = launch(
+        config, Path(WORKDIR.value or Path('runs') / DATASET.value).resolve(), lambda: prepared_dataset(config),
+        Launch(_RESTART.value, _ADOPT_CONFIG.value, MODEL_SHARDS.value),
+        # A log that is gone is not missed by a run that is finished.
+        log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()), reporter=terminal,
+        watch_for_stop=watch_for_stop,
+    )
     if result is None:
         terminal.note('stopped and saved: the same command goes on from here')
-        return stop.exit_code
+        return stop[0].exit_code
     terminal.result(result)
     return 0
-
-
-def _begin(workdir: RunFolder, config: RunConfig, prepared: Path) -> None:
-    workdir.result.unlink(missing_ok=True)  # of the config before --adopt_config
-    write_config(workdir, config, prepared)
-
-
-def _agree_on_config(workdir: RunFolder, config: RunConfig) -> Path | None:
-    """Prepared data of the run of this config that the workdir holds, if any; ConfigError if it is another config's."""
-    found = read_config(workdir)
-    if found is None:
-        if workdir.checkpoints.exists():
-            raise ConfigError(f'{workdir.path} holds checkpoints but no config.json: name another --workdir')
-        return None
-    found_config, run_data = found
-    different = differences(found_config, config)
-    if different and not _ADOPT_CONFIG.value:
-        raise ConfigError(
-            f'{workdir.path} holds a run of another config ({"; ".join(different)}). Name another --workdir, '
-            'set it aside with --restart, or go on with the new config with --adopt_config'
-        )
-    return None if different else run_data
-
-
-def _agree_on_data(workdir: RunFolder, config: RunConfig, run_data: Path) -> None:
-    """ConfigError if --data_dir names another log than a finished run's; a log that is gone is not missed."""
-    if not DATA_DIR.value or not Path(DATA_DIR.value).exists():
-        return
-    _, prepared = prepared_dataset(config)
-    if prepared.name != run_data.name:  # the name holds the fingerprint
-        raise ConfigError(
-            f'{workdir.path} holds a finished run on another log ({run_data}; this one is {prepared}): '
-            'name another --workdir, or set it aside with --restart'
-        )
-
-
-def _move_aside(path: Path, terminal: Terminal) -> None:
-    if not (path / 'config.json').exists():
-        return  # no run lies there
-    RunFolder(path).lock()  # refuses while another process trains there
-    path.rename(aside := unused_path(path))
-    terminal.note(f'moved the run that lay in {path} to {aside}')
 
 
 if __name__ == '__main__':

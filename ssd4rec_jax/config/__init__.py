@@ -1,1 +1,1 @@
-"""The settings of a run, one frozen dataclass per section: data, model, train, loss; `run` holds them together."""
+"""The settings of a run: one frozen dataclass for each section (model, data, train, loss), held together by `run`."""

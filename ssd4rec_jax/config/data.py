@@ -1,4 +1,4 @@
-"""What preparation, masking and packing do to a log."""
+"""Settings of what preparation, masking and packing do to a log."""
 import dataclasses
 
 from ssd4rec_jax.errors import ConfigError
@@ -9,14 +9,15 @@ SPLITS = ('leave_one_out', 'last_n', 'time', 'users', 'none')
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Settings of the data path.
+    """The settings of the path from a log to packed batches.
 
-    mask_ratio: rho, the probability that an input item is replaced by item 0 in training.
-    max_history: newest items kept of a history; 0 keeps all of them.
-    tokens_per_row: longest packed row wanted; rows are shortened to fit a step and grow only to
-      hold a history that is longer.
-    rows_per_step: 0 chooses the number of rows from tokens_per_row and the device count.
-    timestamp_precision: 'exact' orders by the integer time; 'float32' rounds it first, as RecBole does.
+    mask_ratio: the probability (the paper's rho) that an input item is replaced by item 0 in training.
+    max_history: the number of newest items that are kept of each history; 0 keeps all of them.
+    tokens_per_row: the length of a packed row that is aimed at. Rows are shorter where a step needs fewer tokens, and
+      longer only where a single history is longer.
+    rows_per_step: the number of packed rows in a step; 0 chooses it from tokens_per_row and the number of devices.
+    timestamp_precision: 'exact' orders interactions by their integer time; 'float32' rounds the time first, as RecBole
+      does.
     min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
     split: which interactions are held out, one of SPLITS (ssd4rec_jax.data.splits).
     split_last: with 'last_n', how many of each user are tested, and as many validated.

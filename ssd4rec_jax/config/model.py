@@ -1,4 +1,4 @@
-"""The shape of an SSD4Rec network."""
+"""Settings of an SSD4Rec network."""
 import dataclasses
 
 from ssd4rec_jax.errors import ConfigError
@@ -10,17 +10,22 @@ DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and rates of SSD4Rec; defaults are the published ones (paper section 4, released code).
+    """The sizes and rates of SSD4Rec; the defaults are the published ones (paper section 4, released code).
 
-    name: 'ssd4rec'; another name takes another network's settings (see ssd4rec_jax.config.plugs).
-    backward_order: 'reversed' gives position t of a history the backward output of the mirrored
-      position, as the released code does; 'aligned' flips it back, as the paper draws it.
-    beta: weight of the backward direction; 0 makes the model forward-only and leaves the direction out.
-    dtype: of activations and matmuls; parameters stay float32. 'auto' is bfloat16 on GPU and TPU,
-      float32 on CPU. 'float64' is for parity checks and needs JAX_ENABLE_X64.
-    table_dtype: the item table is stored in; with 'bfloat16' it takes half the memory, and only train.loss=sampled trains
-      it (each update is rounded up or down at random, so that small ones are not lost).
-    ssd_implementation: of pallas_kernels.ssd_scan; 'auto' takes the first that can serve the platform, dtype and shape.
+    name: 'ssd4rec'; another name selects the settings of another network (see ssd4rec_jax.config.plugs).
+    hidden_size: the width D of embeddings and hidden states. num_layers: the number of Bi-SSD layers.
+    d_state, d_conv, expand, headdim, ngroups: as in Mamba-2.
+    beta: the weight of the backward direction; with 0 this direction is not computed at all.
+    dropout_prob: the rate of every dropout.
+    norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
+    backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
+      released code does; 'aligned' flips the output back, as the paper draws it.
+    dtype: the dtype of activations and matrix products; parameters stay float32. 'auto' means bfloat16 on GPUs and
+      TPUs and float32 on CPUs. 'float64' is for parity checks and needs JAX_ENABLE_X64.
+    table_dtype: the dtype in which the item table is stored. 'bfloat16' halves its memory and needs train.loss=sampled;
+      each update is then rounded up or down at random, so that small updates are not lost.
+    ssd_implementation: the implementation of pallas_kernels.ssd_scan; 'auto' takes the first one that supports the
+      platform, dtype and shape.
     """
 
     name: str = 'ssd4rec'
@@ -68,25 +73,26 @@ class ModelConfig:
     def prefixes_share_a_pass(self) -> bool:
         """Whether one pass over a history gives the readout of each of its prefixes.
 
-        Below the last layer the backward direction makes every token depend on the prefix's end.
+        This is not so where a backward direction below the last layer makes every token depend on the prefix's end.
         """
         return self.num_layers == 1 or self.beta == 0
 
     @property
     def d_inner(self) -> int:
-        """Width of the mixer's inner stream, heads * headdim."""
+        """The width of the mixer's inner stream, heads * headdim."""
         return self.expand * self.hidden_size
 
     @property
     def num_heads(self) -> int:
+        """The number of SSD heads."""
         return self.d_inner // self.headdim
 
     @property
     def conv_width(self) -> int:
-        """Channels that pass the short convolution: x, B and C."""
+        """The number of channels that pass through the short convolution: those of x, B and C."""
         return self.d_inner + 2 * self.ngroups * self.d_state
 
     @property
     def in_proj_width(self) -> int:
-        """Columns of the input projection: z, x, B, C, dt."""
+        """The number of columns of the input projection: those of z, x, B, C and dt."""
         return self.d_inner + self.conv_width + self.num_heads

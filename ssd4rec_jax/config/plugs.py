@@ -1,7 +1,7 @@
-"""Names that settings may give to networks and losses, each with the frozen dataclass of its own settings.
+"""The names of networks and losses, each with the frozen dataclass that holds its settings.
 
-What computes lies higher up: `ssd4rec_jax.model.networks` and `ssd4rec_jax.train.losses` register it together with its
-settings, so that a configuration is read without importing what it configures.
+The networks and losses themselves lie in higher rooms: `ssd4rec_jax.model.networks` and `ssd4rec_jax.train.losses`
+register them together with their settings. So a configuration can be read without importing what it configures.
 """
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ from ssd4rec_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-    """The settings of a loss that has none."""
+    """The settings of a loss without settings."""
 
 
 NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig}
@@ -22,17 +22,17 @@ LOSS_SETTINGS: dict[str, type] = {'full': NoSettings, 'sampled': NoSettings}
 
 
 def network_settings(name: str) -> type:
-    """The settings class of model.name; ConfigError where no such network is registered."""
+    """The settings class for a value of model.name; ConfigError where no such network is registered."""
     return _named('model.name', name, NETWORK_SETTINGS)
 
 
 def loss_settings(name: str) -> type:
-    """The settings class of train.loss; 'auto' has none. ConfigError where no such loss is registered."""
+    """The settings class for a value of train.loss ('auto' has none); ConfigError where no such loss is registered."""
     return NoSettings if name == 'auto' else _named('train.loss', name, LOSS_SETTINGS)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that names the known word nearest to a misspelt one."""
+    """The end of an error sentence, which suggests the known word that is nearest to a misspelt one."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)
     return f'; did you mean {close[0]!r}?' if close else ''
 

@@ -1,4 +1,4 @@
-"""A run's whole configuration, changed from the command line by dotted keys and stored as JSON."""
+"""The whole configuration of a run, which is changed from the command line by dotted keys and stored as JSON."""
 import dataclasses
 import math
 from typing import Any, get_type_hints
@@ -10,17 +10,17 @@ from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 
 SECTIONS = 'model', 'data', 'train', 'loss'
-# The keys by which settings name another class for a whole section.
+# The keys whose value selects the settings class of a whole section.
 _NAMED_BY = {'model.name': ('model', network_settings), 'train.loss': ('loss', loss_settings)}
 _KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number'}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What decides a run's result, beside the log itself.
+    """Everything that decides the result of a run, except for the log itself.
 
-    model: settings of the network that model.name names (ModelConfig for 'ssd4rec').
-    loss: settings of the loss that train.loss names; the built-in losses have none.
+    model: the settings of the network that model.name selects (ModelConfig for 'ssd4rec').
+    loss: the settings of the loss that train.loss selects; the built-in losses have none.
     """
 
     dataset: str
@@ -31,9 +31,10 @@ class RunConfig:
 
 
 def apply_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
-    """config with 'section.key=value' settings applied; ConfigError names an unknown key's nearest or the type.
+    """config with overrides of the form 'section.key=value' applied.
 
-    Another model.name or train.loss replaces the settings of that section by the defaults of the one named.
+    A new model.name or train.loss replaces the settings of its section by the defaults of the network or loss that it
+    selects. Raises ConfigError for an unknown key (and suggests the nearest one) and for a value of the wrong type.
     """
     settings = [_key_and_text(override) for override in overrides]
     for key, name in settings:
@@ -66,7 +67,7 @@ def _parse(key: str, text: str, kind: type) -> Any:
         if kind is bool:
             return {'true': True, 'false': False}[text.lower()]
         value = kind(text)
-        if kind is float and not math.isfinite(value):  # config.json could not hold it
+        if kind is float and not math.isfinite(value):  # JSON cannot represent it, so config.json could not hold it.
             raise ValueError
         return value
     except (KeyError, ValueError):
@@ -74,14 +75,14 @@ def _parse(key: str, text: str, kind: type) -> Any:
 
 
 def to_dict(config: RunConfig) -> dict:
-    """The configuration as JSON-ready nested dicts."""
+    """The configuration as nested dicts that json.dumps accepts."""
     return dataclasses.asdict(config)
 
 
 def from_dict(stored: dict) -> RunConfig:
-    """Inverse of to_dict; what versions before 0.2 stored has no model.name and no loss section.
+    """The inverse of to_dict. It also reads what versions before 0.2 stored: no model.name and no section loss.
 
-    ConfigError where a key is missing or unknown, or where a value has the wrong type.
+    Raises ConfigError where a key is missing or unknown, or where a value has the wrong type.
     """
     try:
         model, train = dict(stored['model']), TrainConfig(**stored['train'])
@@ -93,7 +94,8 @@ def from_dict(stored: dict) -> RunConfig:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f'the stored config was written by another version of this project: {error}') from error
     for key, (value, kind) in _typed(config).items():
-        if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f'the stored config is damaged: {key} is {value!r}, not {_KINDS.get(kind, "a text")}')
     return config
 
@@ -103,16 +105,17 @@ def _typed(config: RunConfig) -> dict[str, tuple[Any, type]]:
     for section in SECTIONS:
         settings = getattr(config, section)
         types = get_type_hints(type(settings))
-        typed |= {f'{section}.{f.name}': (getattr(settings, f.name), types[f.name]) for f in dataclasses.fields(settings)}
+        for field in dataclasses.fields(settings):
+            typed[f'{section}.{field.name}'] = getattr(settings, field.name), types[field.name]
     return typed
 
 
 def differences(there: RunConfig, here: RunConfig) -> list[str]:
-    """'key: value there, value here' for each setting that differs."""
+    """A text 'key: value there, value here' for each setting in which the two configurations differ."""
     a, b = flat(there), flat(here)
     return [f'{key}: {a.get(key)} there, {b.get(key)} here' for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """{'section.key': value} of all settings."""
+    """All settings as {'section.key': value}."""
     return {key: value for key, (value, _) in _typed(config).items()}

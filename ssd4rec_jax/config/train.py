@@ -1,4 +1,4 @@
-"""How a model is trained."""
+"""Settings of training."""
 import dataclasses
 
 from ssd4rec_jax.config.plugs import loss_settings
@@ -8,27 +8,31 @@ OBJECTIVES = ('auto', 'prefix', 'one_pass')
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
 
-# Items above which loss 'auto' samples: the full softmax of a step of 1,024 targets at D 256 is then 3 TFLOP, and
-# Adam rewrites 3 GB.
+# Above this number of items, loss 'auto' samples. The full softmax of a step with 1,024 targets at D 256 then takes
+# 3 TFLOP, and Adam rewrites 3 GB.
 SAMPLED_ABOVE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the training loop; defaults are the published ones.
+    """The settings of the training loop; the defaults are the published ones.
 
     objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.train.objective).
-    loss: 'full' softmax over the catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), or 'auto', which samples above
-      SAMPLED_ABOVE items. With 'sampled' the item table is updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates);
-      learning_rate, optimizer, schedule, weight_decay and clip_norm are then of all other parameters.
-    num_negatives: items drawn uniformly a step for the sampled softmax.
-    table_learning_rate: of row-wise Adagrad.
-    targets_per_step: prediction targets a step holds on average.
-    patience: stop at evaluation number patience + 1 in a row that is worse than the best.
-    clip_norm: global gradient norm above which gradients are scaled down; 0 never does.
-    warmup_steps, decay_steps: of the warmup_cosine schedule.
-    checkpoint_seconds: longest time between two checkpoints; each epoch's end writes one anyway.
-    log_every: steps between two lines of metrics.jsonl.
+    loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), the name
+      of a registered loss, or 'auto', which samples above SAMPLED_ABOVE items. With a sampled loss the item table is
+      updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, schedule,
+      weight_decay and clip_norm apply to all other parameters only.
+    num_negatives: the number of items that each step draws uniformly for a sampled loss.
+    table_learning_rate: the learning rate of row-wise Adagrad.
+    targets_per_step: the number of prediction targets that a step holds on average.
+    max_epochs: the largest number of epochs.
+    optimizer: 'adam', or 'adamw' for Adam with weight_decay.
+    schedule: 'constant', or 'warmup_cosine' with warmup_steps and decay_steps.
+    clip_norm: the global gradient norm above which gradients are scaled down to it; 0 disables this.
+    patience: training stops at evaluation number patience + 1 in a row that is worse than the best.
+    seed: decides the initial parameters, the order of the examples, and all random draws.
+    checkpoint_seconds: the longest time between two checkpoints within an epoch; each epoch ends with one.
+    log_every: the number of steps between two lines of metrics.jsonl.
     """
 
     objective: str = 'auto'
@@ -59,7 +63,7 @@ class TrainConfig:
         for name in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds'):
             if not getattr(self, name) > 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
-        loss_settings(self.loss)  # refuses a name that is not registered
+        loss_settings(self.loss)  # Refuses a name that is not registered.
         for name, known in (('objective', OBJECTIVES), ('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f'train.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
@@ -72,7 +76,7 @@ class TrainConfig:
             )
 
     def loss_name(self, num_items: int) -> str:
-        """The name of the loss on a catalogue of this size: what `loss` says, or what 'auto' takes."""
+        """The name of the loss on a catalogue of num_items items, with 'auto' resolved."""
         if self.loss != 'auto':
             return self.loss
         return 'sampled' if num_items > SAMPLED_ABOVE else 'full'

@@ -18,7 +18,7 @@ from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import DataError
-from ssd4rec_jax.files import free_space, sync_folder, write_synced
+from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
 
 FORMAT_VERSION = 2
 # Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
@@ -111,7 +111,8 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
             'time_unit': dataset.time_unit, 'report': dataset.report, 'sha256': checksums,
         }
-        write_synced(partial / _DESCRIPTION, lambda out: out.write(json.dumps(description, indent=1).encode() + b'\n'))
+        text = json.dumps(seal(description), indent=1) + '\n'
+        write_synced(partial / _DESCRIPTION, lambda out: out.write(text.encode()))
         with _locked(path.parent):
             there = open_dataset(path)
             if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
@@ -134,18 +135,18 @@ def open_dataset(path: Path) -> SequenceDataset | None:
     if not (path / _DESCRIPTION).exists():
         return None
     try:
-        description = json.loads((path / _DESCRIPTION).read_bytes())
+        description = parse_json((path / _DESCRIPTION).read_bytes())
+        with contextlib.suppress(Unsealed):  # of an older version, whose arrays have checksums all the same
+            unseal(description)
         if description['format_version'] not in _READ_VERSIONS:
             logging.warning(
                 '%s: the prepared data set there is of format %s, which this version does not read', path,
                 description['format_version'],
             )
             return None
-        for file, checksum in description['sha256'].items():
-            if _sha256(path / file) != checksum:
-                raise ValueError(f'{file} is not what was written')
         arrays: dict[str, Any] = {
-            file.removesuffix('.npy'): np.load(path / file, mmap_mode='r') for file in description['sha256']
+            file.removesuffix('.npy'): _open_array(path / file, checksum)
+            for file, checksum in description['sha256'].items() if file in _FILES
         }
         ids: dict[str, Any] = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
             *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
@@ -175,6 +176,22 @@ def _save_array(array: np.ndarray, out: BinaryIO) -> None:
     np.save(out, array)
 
 
+def _open_array(path: Path, checksum: str) -> np.ndarray:
+    """The array in a file, memory-mapped; ValueError unless its bytes have the checksum (sha256 hex).
+
+    What is mapped is the file that was read for the checksum, though another process may put a new one in its place.
+    """
+    with open(path, 'rb') as file:
+        if hashlib.file_digest(file, 'sha256').hexdigest() != checksum:
+            raise ValueError(f'{path.name} is not what was written')
+        file.seek(0)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = read_header[np.lib.format.read_magic(file)](file)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, 'r', file.tell(), shape, order='F' if fortran_order else 'C')
+
+
 def refuse_foreign_folder(path: Path) -> None:
     """DataError if replacing `path` would delete anything that is not a file of a prepared data set."""
     if path.is_dir():
@@ -194,7 +211,7 @@ def _remove_leftovers(path: Path) -> None:
             os.kill(int(leftover.name.rpartition('-')[2]), 0)  # signal 0 only asks whether the process lives
         except ProcessLookupError:
             shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:
+        except (PermissionError, ValueError, OverflowError):  # not ours to remove
             continue
 
 

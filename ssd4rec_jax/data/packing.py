@@ -8,7 +8,7 @@ be built alone, on any process.
 """
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -33,12 +33,13 @@ class PackedBatch(NamedTuple):
     [rows, tokens], one a token.
     """
 
-    items: np.ndarray
-    segment_ids: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    targets: np.ndarray
-    example_ids: np.ndarray
+    # NumPy arrays on the host; JAX arrays, or their shapes, within a compiled step.
+    items: Any
+    segment_ids: Any
+    starts: Any
+    lengths: Any
+    targets: Any
+    example_ids: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class EpochPlan:
 
 
 def choose_step_shape(
-    lengths: np.ndarray, *, targets_per_step: int, tokens_per_row: int, rows: int = 0,
+    lengths: np.ndarray, *, targets_per_step: float, tokens_per_row: int, rows: int = 0,
     row_multiple: int = 1, every_prefix: bool = False,
 ) -> StepShape:
     """The shape that holds targets_per_step targets a step on average, whatever the shuffle.
@@ -98,6 +99,10 @@ def choose_step_shape(
             f'data.rows_per_step={rows} must be a multiple of the {row_multiple} devices'
         )
     mean, longest = float(lengths.mean()), int(lengths.max())
+    if rows > max(len(lengths), row_multiple):
+        raise ConfigError(
+            f'data.rows_per_step={rows} is more than the {len(lengths):,} histories that there are to train on: lower it'
+        )
     targets_each = mean if every_prefix else 1.0
     histories = targets_per_step / targets_each
     one_step = len(lengths) <= histories

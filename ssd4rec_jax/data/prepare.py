@@ -49,7 +49,7 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
       matches and rebuilt, said aloud, if not. DataError if the source is bad or the folder holds something else.
     """
     wanted = fingerprint(source, config)
-    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').absolute()
+    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').resolve()  # a link is followed, not replaced
     dataset = open_dataset(output)
     old = dataset is not None and dataset.times is None and config.split == 'time'  # format 1 kept no times
     if dataset is not None and dataset.fingerprint == wanted and not old:
@@ -65,8 +65,10 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
         write_bad_rows(bad_rows, bad_rows_file(output))
     save_dataset(dataset, output)
     opened = open_dataset(output)
-    if opened is None:
-        raise DataError(f'{output}: the data set prepared there was changed or removed at once: prepare again')
+    if opened is None or opened.fingerprint != wanted:
+        raise DataError(
+            f'{output}: another process prepares other data in this folder: give each data set one of its own'
+        )
     return with_split(opened, config), output
 
 

@@ -69,7 +69,8 @@ class RawFile:
             return whole, whole
         tar = stack.enter_context(tarfile.open(fileobj=whole, mode='r|', bufsize=1 << 20))
         for info in tar:
-            if self._is_member(info.name) and (member := tar.extractfile(info)) is not None:
+            # A folder, link or device of that name holds no rows.
+            if self._is_member(info.name) and info.isreg() and (member := tar.extractfile(info)) is not None:
                 return stack.enter_context(member), whole
         raise DataError(f'{self.path}: the archive holds no {self.member}: get the official archive')
 
@@ -105,6 +106,8 @@ def _explained(file: RawFile) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise DataError(f'{file}: cut short or damaged ({error}): get the file again') from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's word for a password or an unknown compression
+        raise DataError(f'{file}: cannot be unpacked ({error}): unpack it by hand') from error
     except FileNotFoundError as error:
         raise DataError(f'{file.path}: no such file') from error
     except OSError as error:

@@ -75,6 +75,8 @@ class Official:
     files: of the log, in the order in which they are read.
     format: theirs.
     others: (file name, format) of other published forms that are read where they are there.
+    form: regular expression of the file's first line, where no md5 is published.
+    counts: users, items and interactions of the 5-core, where no md5 is published.
     """
 
     address: str
@@ -84,6 +86,8 @@ class Official:
     md5: str = ''
     size: int = 0
     others: tuple[tuple[str, JsonLinesFormat], ...] = ()
+    form: str = ''
+    counts: tuple[int, int, int] | None = None
 
     @property
     def file_name(self) -> str:
@@ -106,12 +110,13 @@ def _movielens_csv(name: str, md5: str = '') -> Official:
     )
 
 
-def _amazon(category: str) -> Official:
+def _amazon(category: str, counts: tuple[int, int, int] | None = None) -> Official:
     return Official(
         address=f'https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_{category}.csv',
         folder='', files=(f'ratings_{category}.csv',),
         format=TableFormat(',', 'user', 'item', 'time', columns=('user', 'item', 'rating', 'time'), order_unsure=True),
         others=((f'reviews_{category}_5.json', JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')),),
+        form='[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+', counts=counts,
     )
 
 
@@ -149,8 +154,8 @@ OFFICIAL = {
     'ml-20m': _movielens_csv('ml-20m', 'cd245b17a1ae2cc31bb14903e1204af3'),
     'ml-25m': _movielens_csv('ml-25m', '6b51fb2759a8657d3bfcbfc42b592ada'),
     'ml-32m': _movielens_csv('ml-32m'),
-    'amazon-beauty': _amazon('Beauty'),
-    'amazon-video-games': _amazon('Video_Games'),
+    'amazon-beauty': _amazon('Beauty', (22_363, 12_101, 198_502)),
+    'amazon-video-games': _amazon('Video_Games', (24_303, 10_672, 231_780)),
 }
 
 
@@ -216,7 +221,8 @@ def find_source(
     source = _search(name, official, folder)
     if source is None and data_dir is None:
         download(
-            official.address, folder / official.file_name, md5=official.md5, size=official.size, progress=progress
+            official.address, folder / official.file_name, md5=official.md5, size=official.size, form=official.form,
+            progress=progress,
         )
         source = _search(name, official, folder)
     if source is None:

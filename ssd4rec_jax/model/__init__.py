@@ -1,1 +1,1 @@
-"""The SSD4Rec network as Flax NNX modules."""
+"""The networks: SSD4Rec as Flax NNX modules, and the registry in which another network takes its place."""

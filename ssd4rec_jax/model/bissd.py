@@ -1,9 +1,9 @@
-"""One Bi-SSD layer: bidirectional mixer, residual, LayerNorm, dropout, position-wise FFN."""
+"""One Bi-SSD layer: bidirectional mixer, residual connection, LayerNorm, dropout and position-wise FFN."""
 import jax
 from flax import nnx
 
-from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout
@@ -13,7 +13,7 @@ from ssd4rec_jax.model.per_token import per_token
 
 
 class FeedForward(nnx.Module):
-    """dropout(LayerNorm(W2 dropout(gelu(W1 h)) + h)), exact (erf) gelu, biases zero at the start."""
+    """dropout(LayerNorm(W2 dropout(gelu(W1 h)) + h)), with the exact (erf) gelu and biases that start at zero."""
 
     def __init__(self, config: ModelConfig, **kwargs):
         self.dropout_prob = config.dropout_prob
@@ -28,7 +28,11 @@ class FeedForward(nnx.Module):
 
 
 class BiSSDLayer(nnx.Module):
-    """h = dropout(LayerNorm(f + beta * b + u)); out = FFN(h) (paper section 3, released code)."""
+    """h = dropout(LayerNorm(f + beta * b + u)); out = FFN(h) (paper section 3, released code).
+
+    f and b are the mixer's outputs in the forward and backward direction, u is the layer's input. In every method
+    `name` identifies the layer, so that no two layers share random draws; draws=None switches dropout off.
+    """
 
     def __init__(self, config: ModelConfig, **kwargs):
         self.dropout_prob = config.dropout_prob
@@ -37,16 +41,16 @@ class BiSSDLayer(nnx.Module):
         self.ffn = FeedForward(config, **kwargs)
 
     def __call__(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """Every token's output [rows, tokens, D]; `name` keeps the layers' dropout streams apart."""
+        """The layer's output at every token, [rows, tokens, D]."""
         return self._after_mixer(self.mixer(inputs, layout), inputs.at(), draws, name)
 
     def readout(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """The same at each history's last token alone, [rows, segments, D]; arbitrary where a slot is empty."""
+        """The layer's output at each history's last token only, [rows, segments, D]; arbitrary in empty slots."""
         draws = None if draws is None else draws.at(layout.ends)
         return self._after_mixer(self.mixer.readout(inputs, layout), inputs.at(layout.ends), draws, name)
 
     def prefix_readouts(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """`readout` of the prefix that ends at each token, [rows, tokens, D]."""
+        """The `readout` of the prefix that ends at each token, for all tokens in one pass: [rows, tokens, D]."""
         return self._after_mixer(self.mixer.prefix_readouts(inputs, layout), inputs.at(), draws, name)
 
     def _after_mixer(self, mixed, u, draws, name):

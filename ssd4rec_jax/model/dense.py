@@ -1,9 +1,12 @@
-"""Matrix products whose weight gradients transpose the narrow operand.
+"""Matrix products whose weight gradients transpose the narrower operand.
 
-Autodiff takes a kernel's gradient as (g^T u)^T. XLA's CPU backend then writes g transposed, and fuses all of the
-backward pass that makes g into that strided copy; u^T g transposes the stored u instead. Where u is the wider one its
-transposition takes half as long as the product, and g^T u, whose small result is turned, is faster.
+Automatic differentiation computes a kernel's gradient as (g^T u)^T. XLA's CPU backend then writes a transposed copy of
+g, and fuses the whole backward pass that produces g into that strided copy. The form u^T g transposes the stored u
+instead. Where u is the wider operand, transposing it takes half as long as the product itself; there (g^T u)^T, which
+transposes only the small result, is faster.
 """
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,7 +16,7 @@ from pallas_kernels.target import target
 
 @jax.custom_vjp
 def matmul(u: jax.Array, kernel: jax.Array) -> jax.Array:
-    """u [..., in] @ kernel [in, out] -> [..., out], in their common dtype."""
+    """The product of u [..., in] and kernel [in, out]: [..., out], in the common dtype of both."""
     return u @ kernel
 
 
@@ -30,9 +33,9 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def transposed_matmul(u: jax.Array, g: jax.Array) -> jax.Array:
-    """u^T g, [in, out], summed over all leading axes of u [..., in] and g [..., out] in float32 at least."""
+    """u^T g [in, out], summed over all leading axes of u [..., in] and g [..., out], in float32 or wider."""
     if target().platform == 'cpu' and u.shape[-1] > g.shape[-1]:
-        # Without the barrier XLA makes u^T g of it again.
+        # Without the barrier XLA turns this back into u^T g.
         return lax.optimization_barrier(_sum_of_outer(g, u)).T
     return _sum_of_outer(u, g)
 
@@ -43,7 +46,7 @@ def _sum_of_outer(u, g):
     return lax.dot_general(u, g, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
 
-def dot_general(lhs, rhs, dimension_numbers, **_):
-    """`matmul` for nnx.Linear's dot_general argument, which contracts lhs's last axis with rhs's first."""
+def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:
+    """`matmul` in the form of nnx.Linear's dot_general argument, which contracts lhs's last axis with rhs's first."""
     del dimension_numbers
     return matmul(lhs, rhs)

@@ -1,8 +1,8 @@
 """Random draws keyed by example, so that they do not depend on packing, devices or processes.
 
-Every draw is a hash of (seed, epoch, example, stream, position, channel). jax.random keys would have to be
-folded once a token, which costs more than the layers they serve; two rounds of a 32-bit integer mixer
-cost a few vector instructions an element and fuse into the operation that uses them.
+Every draw is a hash of (seed, epoch, example, stream, position, channel). With jax.random a key would have to be folded
+for every token, which costs more than the layers that use the draws. Two rounds of a 32-bit integer mixer cost a few
+vector instructions per element, and XLA fuses them into the operation that uses them.
 """
 import zlib
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from ssd4rec_jax.model.layout import Layout
 
 
 def mix(x: jax.Array) -> jax.Array:
-    """Bijective 32-bit mixer with low bias ("lowbias32", C. Wellons, hash-prospector); uint32 in and out."""
+    """A bijective hash of uint32 values with low bias ("lowbias32" of C. Wellons' hash-prospector); shape kept."""
     x = x ^ (x >> 16)
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> 15)
@@ -24,28 +24,28 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 class Draws(NamedTuple):
-    """Source of a training step's draws.
+    """The source of the random draws of one training step.
 
-    token_keys: uint32 [rows, tokens], one a token, from (seed, epoch, example, position).
+    token_keys: uint32 [rows, tokens], one key per token, a hash of (seed, epoch, example, position).
     """
 
     token_keys: jax.Array
 
     @classmethod
     def of(cls, seed: jax.Array, epoch: jax.Array, layout: Layout) -> 'Draws':
-        """Draws of an epoch; seed and epoch are uint32 scalars."""
+        """The draws of a packed step in an epoch; seed and epoch are uint32 scalars."""
         base = mix(mix(jnp.asarray(seed, jnp.uint32)) + jnp.asarray(epoch, jnp.uint32))
         example = mix(base ^ layout.example.astype(jnp.uint32))
         return cls(mix(example + layout.position.astype(jnp.uint32)))
 
     def at(self, index: jax.Array) -> 'Draws':
-        """The draws of some tokens: index int32 [rows, n] into each row's tokens."""
+        """The draws of the selected tokens; index is int32 [rows, n] and counts the tokens of each row."""
         return Draws(jnp.take_along_axis(self.token_keys, index, axis=1))
 
     def below(self, probability: float, stream: str, channels: int | None = None) -> jax.Array:
-        """True with the given probability: bool [rows, tokens] or [rows, tokens, channels].
+        """Booleans that are True with the given probability: [rows, tokens] or [rows, tokens, channels].
 
-        Two streams never share draws; the same stream gives the same draws again.
+        Two streams never share draws; asking the same stream again gives the same draws.
         """
         keys = mix(self.token_keys ^ np.uint32(zlib.crc32(stream.encode())))
         if channels is not None:
@@ -53,7 +53,7 @@ class Draws(NamedTuple):
         return keys < np.uint32(round(probability * 2**32))
 
     def dropout(self, x: jax.Array, probability: float, stream: str) -> jax.Array:
-        """Inverted dropout of x [rows, tokens, channels]."""
+        """Inverted dropout applied to x [rows, tokens, channels]; shape and dtype are kept."""
         if probability == 0.0:
             return x
         dropped = self.below(probability, stream, x.shape[-1])
@@ -61,12 +61,15 @@ class Draws(NamedTuple):
 
 
 def dropout(x: jax.Array, probability: float, draws: Draws | None, stream: str) -> jax.Array:
-    """Dropout where there are draws (training), x itself where there are none (evaluation)."""
+    """Dropout applied to x where there are draws (training); x itself where draws is None (evaluation)."""
     return x if draws is None else draws.dropout(x, probability, stream)
 
 
 def mask_items(items: jax.Array, mask_ratio: float, draws: Draws) -> jax.Array:
-    """Items with each one replaced by item 0 with probability mask_ratio (rho), the last one too."""
+    """items int32 [rows, tokens], each replaced by item 0 with probability mask_ratio (the paper's rho).
+
+    The last item of a history is masked like any other, as in the released code.
+    """
     if mask_ratio == 0.0:
         return items
     return jnp.where(draws.below(mask_ratio, 'mask'), 0, items)

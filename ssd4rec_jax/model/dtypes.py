@@ -7,9 +7,12 @@ from ssd4rec_jax.errors import ConfigError
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype that a network's `dtype` setting names on this backend: 'auto', 'float32', 'bfloat16' or 'float64'."""
+    """The dtype that the setting 'auto', 'float32', 'bfloat16' or 'float64' means on the platform that is traced for.
+
+    Raises ConfigError for 'float64' where JAX_ENABLE_X64 is not set.
+    """
     if name == 'auto':
         name = 'float32' if target().platform == 'cpu' else 'bfloat16'
-    if name == 'float64' and not jax.config.jax_enable_x64:
+    if name == 'float64' and jax.dtypes.canonicalize_dtype('float64') != 'float64':
         raise ConfigError('model.dtype=float64 needs JAX_ENABLE_X64=1')
     return jnp.dtype(name)

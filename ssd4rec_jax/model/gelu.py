@@ -1,8 +1,9 @@
-"""Exact gelu with its own derivative.
+"""The exact gelu activation with a derivative of its own.
 
-JAX 0.12 derives erf through a primitive that shard_map cannot type inside a mesh (its coefficients do not vary over the
-mesh as the input does); the derivative is short enough to write down. erf and not erfc, which takes XLA's CPU backend
-three times as long; in float32 at least, since bfloat16's 1 + erf has nothing left of the lower tail.
+JAX 0.12 differentiates erf through a primitive that shard_map cannot type inside a mesh (its coefficients do not vary
+over the mesh as the input does), and the derivative is short enough to write down. It uses erf and not erfc, which
+takes XLA's CPU backend three times as long. It computes in float32 or wider, since 1 + erf in bfloat16 loses the lower
+tail completely.
 """
 import math
 
@@ -12,7 +13,10 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi the standard normal distribution function; torch's gelu. Any float dtype, shape kept."""
+    """x * Phi(x), where Phi is the standard normal distribution function, as in torch's default gelu.
+
+    x may have any float dtype and shape; the result has the same.
+    """
     wide = _wide(x)
     return (wide * _phi(wide)).astype(x.dtype)
 

@@ -8,14 +8,15 @@ from ssd4rec_jax.model.dtypes import compute_dtype
 
 
 def named_implementation(config: ModelConfig) -> str | None:
-    """What ssd_scan takes as `implementation`."""
+    """The `implementation` argument of ssd_scan: the name in the settings, or None where they say 'auto'."""
     return None if config.ssd_implementation == 'auto' else config.ssd_implementation
 
 
 def ssd_implementation(config: Any, rows: int, tokens: int) -> str | None:
-    """The implementation that runs on [rows, tokens]; None for a network without SSD scans.
+    """The name of the implementation that scans a batch of [rows, tokens]; None for a network without SSD scans.
 
-    ConfigError with the reason where the implementation asked for cannot run.
+    rows is the number of rows on one device. Raises ConfigError, with the reason, where the implementation that
+    model.ssd_implementation names cannot run.
     """
     if not isinstance(config, ModelConfig):
         return None

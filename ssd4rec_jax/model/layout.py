@@ -1,22 +1,24 @@
-"""Where the histories lie in packed rows, as the arrays every layer reads."""
+"""The positions of the histories in packed rows, as arrays that every layer reads."""
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ssd4rec_jax.data.packing import PackedBatch
+
 
 class Layout(NamedTuple):
-    """Per-token and per-history positions of a packed step.
+    """The positions of the tokens and histories of a packed step.
 
-    segment_ids: int32 [rows, tokens], 1, 2, ... per row, 0 = padding.
-    slot: int32 [rows, tokens], slot of the token's history, `segments` (one too many) in padding.
-    position: int32 [rows, tokens], index of the token in its own history; 0 in padding.
-    remaining: int32 [rows, tokens], tokens that follow in its own history; 0 in padding.
-    mirror: int32 [rows, tokens], index in the row of the token as far from the history's end as this
-      one is from its start; its own index in padding. An involution.
-    starts, ends: int32 [rows, segments], index in the row of each history's first and last token, 0 where absent.
-    lengths: int32 [rows, segments], 0 where absent.
-    example: int32 [rows, tokens], example a token belongs to; arbitrary in padding.
+    segment_ids: int32 [rows, tokens], 1, 2, ... in each row; 0 in padding.
+    slot: int32 [rows, tokens], the slot of the token's history; in padding `segments`, one more than the last slot.
+    position: int32 [rows, tokens], the token's index in its own history; 0 in padding.
+    remaining: int32 [rows, tokens], the number of tokens that follow in the token's own history; 0 in padding.
+    mirror: int32 [rows, tokens], the index in the row of the token that is as far from the history's end as this token
+      is from its start; the token's own index in padding. Applying it twice gives the original order.
+    starts, ends: int32 [rows, segments], the index in the row of each history's first and last token; 0 in empty slots.
+    lengths: int32 [rows, segments], the number of tokens of each history; 0 in empty slots.
+    example: int32 [rows, tokens], the example that a token belongs to; arbitrary in padding.
     """
 
     segment_ids: jax.Array
@@ -30,8 +32,8 @@ class Layout(NamedTuple):
     example: jax.Array
 
     @classmethod
-    def of(cls, batch) -> 'Layout':
-        """Layout of a PackedBatch (see ssd4rec_jax.data.packing)."""
+    def of(cls, batch: PackedBatch) -> 'Layout':
+        """The layout of a packed batch."""
         index = jnp.arange(batch.segment_ids.shape[-1], dtype=jnp.int32)
         real = batch.segment_ids > 0
         slot = jnp.maximum(batch.segment_ids - 1, 0)
@@ -54,18 +56,22 @@ class Layout(NamedTuple):
 
 
 def take_tokens(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x [rows, tokens, ...] at token indices [rows, n]: [rows, n, ...]."""
+    """Selects tokens of x [rows, tokens, ...] by their indices [rows, n] in each row: [rows, n, ...]."""
     return jax.vmap(lambda row, at: row[at])(x, index)
 
 
 def of_history(x: jax.Array, slot: jax.Array, *index: jax.Array) -> jax.Array:
-    """What each token's history holds: x [rows, segments, ...] at slot and further indices [rows, tokens]; 0 in padding."""
+    """For each token the entry of x that belongs to its history: [rows, tokens, ...], 0 in padding.
+
+    x: [rows, segments, ...]. slot: int32 [rows, tokens] as in Layout. index: further indices [rows, tokens] into the
+    axes of x after `segments`.
+    """
     return jax.vmap(lambda row, *at: row.at[at].get(mode='fill', fill_value=0))(x, slot, *index)
 
 
 @jax.custom_vjp
 def mirror_within_segment(x: jax.Array, mirror: jax.Array) -> jax.Array:
-    """x [rows, tokens, channels] with each history reversed in place, dtype of x.
+    """x [rows, tokens, channels] with each history reversed in place; the dtype is kept. mirror: as in Layout.
 
     The mirror is its own inverse, so the gradient is the same gather instead of a scatter.
     """

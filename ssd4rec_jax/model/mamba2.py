@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
-from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
@@ -22,7 +22,7 @@ DT_MIN, DT_MAX = 1e-3, 1e-1
 
 
 def _init_dt_bias(key, shape, dtype):
-    """Inverse softplus of dt, log-uniform in [DT_MIN, DT_MAX] (Mamba-2's released init)."""
+    """The inverse softplus of a dt drawn log-uniformly from [DT_MIN, DT_MAX], as in the released Mamba-2."""
     log_dt = jax.random.uniform(key, shape, dtype, np.log(DT_MIN), np.log(DT_MAX))
     dt = jnp.exp(log_dt)
     return dt + jnp.log(-jnp.expm1(-dt))
@@ -33,24 +33,26 @@ def _init_A_log(key, shape, dtype):
 
 
 class BidirectionalMamba2(nnx.Module):
-    """f + beta * b of one Bi-SSD layer: Mamba-2 over each history and over each history reversed.
+    """The part f + beta * b of a Bi-SSD layer: Mamba-2 over each history (f) and over each reversed history (b).
 
-    Both directions share the weights, so the input is projected once (the projection acts on each token alone)
-    and, out_proj being linear, the sum of both directions is projected back once.
+    Both directions share their weights. The input projection acts on each token alone, so it is computed once for both;
+    out_proj is linear, so it is applied once to the sum of both.
 
-    Parameters: in_proj [D, z + x + B + C + dt], conv_kernel [d_conv, x + B + C], conv_bias, dt_bias [H],
-    A_log [H], D_skip [H], norm [expand * D], out_proj [expand * D, D]; all float32 unless param_dtype says.
+    Parameters: in_proj [D, z + x + B + C + dt], conv_kernel [d_conv, x + B + C], conv_bias [x + B + C], dt_bias [H],
+    A_log [H], D_skip [H], norm [expand * D], out_proj [expand * D, D], where z, x, B, C and dt stand for the numbers of
+    their columns. All have the dtype param_dtype.
     """
 
     def __init__(self, config: ModelConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         self.config = config
         linear = dict(
-            use_bias=False, kernel_init=LINEAR_INIT, dot_general=dot_general, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            use_bias=False, kernel_init=LINEAR_INIT, dot_general=dot_general, dtype=dtype, param_dtype=param_dtype,
+            rngs=rngs,
         )
         self.in_proj = nnx.Linear(config.hidden_size, config.in_proj_width, **linear)
         self.out_proj = nnx.Linear(config.d_inner, config.hidden_size, **linear)
 
-        # torch's Conv1d: uniform within 1 / sqrt(fan_in), fan_in = d_conv for a depthwise convolution.
+        # As in torch's Conv1d: uniform within 1 / sqrt(fan_in), where a depthwise convolution has fan_in = d_conv.
         bound = config.d_conv**-0.5
         conv_init = nnx.initializers.uniform(2 * bound)
 
@@ -69,26 +71,27 @@ class BidirectionalMamba2(nnx.Module):
         )
 
     def __call__(self, inputs: Inputs, layout: Layout) -> jax.Array:
-        """f + beta * b at every token, [rows, tokens, D] in the module's dtype."""
+        """f + beta * b at every token: [rows, tokens, D] in the module's dtype."""
         c = self.config
         xBC, dt, gate = self._project_all(inputs)
         directions = (False,) if c.beta == 0 else (False, True)
-        forward, *backward = (
+        forward, *others = (
             self._scan(conv, dt, gate, layout, reverse=reverse)
-            for reverse, conv in zip(directions, self._convs(xBC, layout, directions))
+            for reverse, conv in zip(directions, self._convs(xBC, layout, directions), strict=True)
         )
         if c.beta == 0:
             return self.out_proj(forward)
-        (backward,) = backward
+        (backward,) = others
         if c.backward_order == 'reversed':
             backward = mirror_within_segment(backward, layout.mirror)
         return self._merge(forward, backward)
 
     def readout(self, inputs: Inputs, layout: Layout) -> jax.Array:
-        """The same at each history's last token alone: [rows, segments, D], arbitrary where a slot is empty.
+        """f + beta * b at each history's last token only: [rows, segments, D], arbitrary in empty slots.
 
-        Tokens are projected to x, B and dt only. 'reversed' reads the backward direction at the first token, where it
-        has seen the whole history; 'aligned' at the last one, which it starts from and so depends on alone.
+        All tokens are projected to x, B and dt; the other columns are computed only where they are read. In the
+        'reversed' order the backward direction is read at the first token, where it has seen the whole history. In the
+        'aligned' order it is read at the last token, where it starts, so that it depends on this token alone.
         """
         c = self.config
         xB = self._project(inputs, 'x', 'B')
@@ -96,7 +99,7 @@ class BidirectionalMamba2(nnx.Module):
         directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
         forward, *backward = (
             self._query(inputs, conv, dt, layout, layout.starts if reverse else layout.ends, reverse=reverse)
-            for reverse, conv in zip(directions, self._convs(xB, layout, directions))
+            for reverse, conv in zip(directions, self._convs(xB, layout, directions), strict=True)
         )
         if c.beta == 0:
             return self.out_proj(forward)
@@ -105,9 +108,10 @@ class BidirectionalMamba2(nnx.Module):
         return self._merge(forward, *backward)
 
     def prefix_readouts(self, inputs: Inputs, layout: Layout) -> jax.Array:
-        """What `readout` gives for the prefix that ends at each token, for all tokens at once: [rows, tokens, D].
+        """The `readout` of the prefix that ends at each token, for all tokens at once: [rows, tokens, D].
 
-        The forward scan passes a prefix's last token with the same value; backward, see _prefix_backward.
+        The value of the forward scan at a token does not depend on what follows, so it is that of the prefix; for the
+        backward direction see _prefix_backward.
         """
         c = self.config
         xBC, dt, gate = self._project_all(inputs)
@@ -122,7 +126,7 @@ class BidirectionalMamba2(nnx.Module):
         return self._merge(forward, backward)
 
     def _project_all(self, inputs, at=None):
-        """(x, B and C before the convolution, dt, silu(z)) of all tokens, or of some."""
+        """(x, B and C before the convolution, dt, silu(z)) at the tokens `at`, or at all tokens where it is None."""
         c = self.config
         kernel = self._cast(self.in_proj.kernel)
         z, xBC, dt = jnp.split(
@@ -135,11 +139,14 @@ class BidirectionalMamba2(nnx.Module):
         return jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
 
     def _merge(self, forward, backward):
-        """out_proj of both directions, after the gated norm, at once: it is linear."""
+        """out_proj(forward + beta * backward), both after the gated norm; it is linear, so one product serves both."""
         return self.out_proj(forward + jnp.asarray(self.config.beta, forward.dtype) * backward)
 
     def _scan(self, xBC, dt, gate, layout, *, reverse):
-        """One direction at every token up to its gated norm: [rows, tokens, expand * D], backward left in place."""
+        """One direction at every token, after the gated norm: [rows, tokens, expand * D].
+
+        The backward direction is not flipped: its value stays at the token where the scan computes it.
+        """
         x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
             x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse,
@@ -148,7 +155,10 @@ class BidirectionalMamba2(nnx.Module):
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _query(self, inputs, xB, dt, layout, at, *, reverse):
-        """One direction at the token `at` of each history that reads it last, up to its gated norm."""
+        """One direction at one token of each history, after the gated norm: [rows, segments, expand * D].
+
+        at: int32 [rows, segments], the token that the direction reads last.
+        """
         x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
@@ -159,39 +169,43 @@ class BidirectionalMamba2(nnx.Module):
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _first_read(self, xBC, dt, gate):
-        """What a direction gives at the token that it reads first: a function of that token alone."""
+        """A direction's value, after the gated norm, at the token that it reads first: a function of that token."""
         x, B, C = self._split_xBC(silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
         y = self._weighted(dt, C, B, x).astype(x.dtype) + self._skip(x)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _prefix_backward(self, xBC, dt, gate, layout):
-        """The backward direction in 'reversed' order, of the prefix that ends at each token e, up to its gated norm.
+        """The backward direction in 'reversed' order for the prefix that ends at each token e, after the gated norm.
 
-        It is read at the history's first token, 1, after the prefix: sum over k <= e of w_k (C_1 . B_k) x_k, where w_k
-        decays from token 1 and not from e. So it is a running sum over the history, but for the convolution, whose
-        taps end with the prefix: B and x of the last d_conv - 1 tokens, and C and x of token 1 while e < d_conv.
+        It is read at token 1, the first of the history, after it has gone through the whole prefix: there it is the sum
+        over k <= e of w_k (C_1 . B_k) x_k. The weight w_k decays from token 1 and does not depend on e, so the sum is a
+        running sum over the history. Only the convolution depends on where the prefix ends, since it reads no token
+        after e. This changes B and x of the last d_conv - 1 tokens and, while e < d_conv, C and x of token 1.
         """
         c = self.config
         cut = cut_convs(xBC, self._cast(self.conv_kernel), self._cast(self.conv_bias), layout)
         w = ssd_weights_from_start(dt, self._A(), layout.slot)
 
-        # Token 1's of the prefixes of 1, 2, ..., d_conv tokens, and which of them each prefix sees.
+        # Token 1's x, B and C in prefixes of 1, 2, ..., d_conv tokens, then for each token those of its own prefix.
         first = silu(jnp.stack([take_tokens(conv, layout.starts) for conv in cut], axis=2))
         first = of_history(first, layout.slot, jnp.minimum(layout.position, c.d_conv - 1))
         first_x, _, C = jnp.split(first, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
 
         total = self._skip(self._heads(first_x)).astype(dt.dtype)
-        for distance, conv in enumerate(cut):  # of the token k before the prefix's end e
+        for distance, conv in enumerate(cut):  # distance = e - k
             x, B, _ = self._split_xBC(silu(conv))
             term = self._weighted(w, self._groups(token_after(C, distance, layout)), B, x).reshape(*w.shape[:2], -1)
-            if distance == c.d_conv - 1:  # k and all tokens before it see all their taps
+            if distance == c.d_conv - 1:  # For k and all tokens before it, the convolution sees all of its taps.
                 term = running_sum(term, layout.slot, reverse=False)
             total = total + token_before(term, distance, layout).reshape(total.shape)
         gate = of_history(take_tokens(gate, layout.starts), layout.slot)
         return per_token(self.norm, total.reshape(gate.shape).astype(gate.dtype) * gate)
 
     def _weighted(self, w, C, B, x):
-        """w (C . B) x per head, [rows, n, heads, headdim] in w's dtype: w [rows, n, heads], B and C [rows, n, groups, state]."""
+        """w (C . B) x for each head, [rows, n, heads, headdim] in w's dtype.
+
+        w: [rows, n, heads]. C, B: [rows, n, groups, state]. x: [rows, n, heads, headdim].
+        """
         c = self.config
         score = jnp.repeat(
             jnp.einsum('blgn,blgn->blg', B.astype(w.dtype), C.astype(w.dtype)), c.num_heads // c.ngroups, axis=-1
@@ -199,15 +213,18 @@ class BidirectionalMamba2(nnx.Module):
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _convs(self, x, layout, directions):
-        """The short convolution of the first of its channels, as many as x has, in each of some directions."""
+        """The short convolution of x in each of the directions; x may hold only its first channels."""
         kernel, bias = self._cast(self.conv_kernel)[:, :x.shape[-1]], self._cast(self.conv_bias)[:x.shape[-1]]
         return short_convs(x, kernel, bias, layout, directions)
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
-        """silu of the short convolution of some columns at one token a history, projecting its taps alone."""
+        """silu of the short convolution of the columns `name` at one token of each history: [rows, segments, columns].
+
+        Only the tokens under the convolution's taps are projected. at: int32 [rows, segments].
+        """
         c = self.config
         columns = self._columns()[name]
-        channels = slice(columns.start - c.d_inner, columns.stop - c.d_inner)  # z comes before the convolved ones
+        channels = slice(columns.start - c.d_inner, columns.stop - c.d_inner)  # z comes before the convolved columns.
         kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
         total = bias
         for distance in range(c.d_conv):
@@ -218,11 +235,11 @@ class BidirectionalMamba2(nnx.Module):
         return silu(total)
 
     def _columns(self) -> dict[str, slice]:
-        """Columns of in_proj by what they project to."""
+        """The columns of in_proj, by the name of what they give."""
         c = self.config
         state = c.ngroups * c.d_state
         widths = {'z': c.d_inner, 'x': c.d_inner, 'B': state, 'C': state, 'dt': c.num_heads}
-        stops = dict(zip(widths, itertools.accumulate(widths.values())))
+        stops = dict(zip(widths, itertools.accumulate(widths.values()), strict=True))
         return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
 
     def _project(self, inputs, *names: str, at=None):

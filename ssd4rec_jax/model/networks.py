@@ -1,4 +1,4 @@
-"""Networks by name, and what a network has to offer.
+"""The registered networks, by name, and the interface that a network fulfils.
 
 A network is any flax.nnx module with
 
@@ -6,12 +6,13 @@ A network is any flax.nnx module with
                      the dot product of a readout with these rows.
     readout(items, layout, draws)            [rows, segments, D], the hidden state after each packed history
     prefix_readouts(items, layout, draws)    optional: [rows, tokens, D], the readout of every prefix in one pass;
-                                             its settings then say in `prefixes_share_a_pass` whether that is exact
+                                             the field or property `prefixes_share_a_pass` of the network's settings
+                                             then says whether this is exact
     item_table()                             optional: what the network computes from each item alone, shared by all
                                              batches of an evaluation; `readout` then takes it as `table`, and
-                                             `table_is_less_work(tokens)` says whether it pays
+                                             `table_is_less_work(tokens)` says whether it saves work
 
-items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws a ssd4rec_jax.model.draws.Draws in
+items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws is a ssd4rec_jax.model.draws.Draws in
 training and None elsewhere.
 """
 from typing import Any, Protocol
@@ -26,22 +27,22 @@ from ssd4rec_jax.model.ssd4rec import SSD4Rec
 
 
 class NetworkModule(Protocol):
-    """What training, ranking and recommending need of a network; the module docstring has the optional rest."""
+    """What training, ranking and recommending need from a network; this file's docstring lists the optional parts."""
 
     item_embedding: nnx.Param
 
     def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """The hidden state after each packed history, [rows, segments, D]; arbitrary where a slot is empty."""
+        """The hidden state after each packed history, [rows, segments, D]; arbitrary in empty slots."""
 
 
 _MODULES: dict[type, type] = {NETWORK_SETTINGS['ssd4rec']: SSD4Rec}
 
 
 def register_network(name: str, settings: type, module: type) -> None:
-    """Make model.name=name known.
+    """Make a network available under model.name=name.
 
-    settings: a frozen dataclass with the field `name: str = name`. module: a flax.nnx module that is made as
-    module(settings, num_items, rngs=nnx.Rngs(seed)) and offers what this module's docstring lists.
+    settings: a frozen dataclass with the field `name: str = name`. module: a flax.nnx module class that is called as
+    module(settings, num_items, rngs=nnx.Rngs(seed)) and fulfils the interface in this file's docstring.
     """
     NETWORK_SETTINGS[name] = settings
     _MODULES[settings] = module

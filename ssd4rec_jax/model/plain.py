@@ -1,7 +1,8 @@
-"""The released algorithm written straight down: the oracle of the model and the yardstick of its speed.
+"""The released algorithm in its plain form: the oracle for the model's values and the baseline for its speed.
 
-Every layer at every token, each direction with its own projections, the backward one on reversed histories. It runs
-on a model's parameters, packing, dtype and draws, with the same ssd_scan. The model never imports it.
+It computes every layer at every token and projects each direction separately, the backward one on reversed histories.
+It takes the parameters of a model and uses the same packing, dtype, random draws and ssd_scan. The model never imports
+this file.
 """
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ from ssd4rec_jax.model.ssd4rec import SSD4Rec
 
 
 def plain_readout(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-    """What model.readout gives, [rows, segments, D]."""
+    """The same function as model.readout: the hidden state after each history, [rows, segments, D]."""
     return take_tokens(plain_hidden(model, items, layout, draws), layout.ends)
 
 
 def plain_hidden(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-    """Hidden states of the last layer at every token, [rows, tokens, D]."""
+    """The hidden states of the last layer at every token, [rows, tokens, D]. items: int32 [rows, tokens]."""
     h = jnp.take(model.item_embedding[...], items, axis=0).astype(model.dtype)
     if model.config.norm_embedding:
         h = per_token(model.norm, dropout(h, model.config.dropout_prob, draws, 'embedding'))
@@ -40,14 +41,15 @@ def _layer(layer: BiSSDLayer, u, layout, draws, name):
     backward = _mixer(layer.mixer, mirror_within_segment(u, layout.mirror), layout)
     if config.backward_order == 'aligned':
         backward = mirror_within_segment(backward, layout.mirror)
-    h = dropout(per_token(layer.norm, forward + config.beta * backward + u), config.dropout_prob, draws, f'{name}.mixer')
+    h = per_token(layer.norm, forward + config.beta * backward + u)
+    h = dropout(h, config.dropout_prob, draws, f'{name}.mixer')
     ffn = layer.ffn
     inner = dropout(gelu(per_token(ffn.w_1, h)), config.dropout_prob, draws, f'{name}.ffn.inner')
     return dropout(per_token(ffn.norm, per_token(ffn.w_2, inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
 
 
 def _mixer(mixer: BidirectionalMamba2, u, layout):
-    """The Mamba-2 block of the released code on packed tokens."""
+    """The Mamba-2 block of the released code, applied to packed tokens."""
     c = mixer.config
     state = c.ngroups * c.d_state
     zxBCdt = mixer.in_proj(u)

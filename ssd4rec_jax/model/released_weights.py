@@ -1,11 +1,11 @@
-"""Names and layouts of the released PyTorch model's parameters, as ours."""
+"""Conversion of the released PyTorch model's parameters to our names and layouts."""
 import re
 
 import numpy as np
 
 from ssd4rec_jax.errors import CheckpointError
 
-# torch name -> path in our parameter dict, inside a layer and at the top.
+# The path in our parameter dict for each PyTorch name, within a layer and at the top level.
 _LAYER_NAMES = {
     'forward_ssd.dt_bias': ('mixer', 'dt_bias'),
     'forward_ssd.A_log': ('mixer', 'A_log'),
@@ -33,7 +33,7 @@ _LAYER = re.compile(r'BiSSD_layers\.(\d+)\.(.+)')
 
 
 def path_of(name: str) -> tuple:
-    """Path in our parameter dict of the parameter that PyTorch calls `name`."""
+    """The path in our parameter dict of the parameter that PyTorch calls `name`; CheckpointError if it is unknown."""
     if match := _LAYER.fullmatch(name):
         if match[2] in _LAYER_NAMES:
             return ('layers', int(match[1]), *_LAYER_NAMES[match[2]])
@@ -43,14 +43,17 @@ def path_of(name: str) -> tuple:
 
 
 def from_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """The array of torch parameter `name` in our layout: linears transposed, conv1d [channels, 1, w] to [w, channels]."""
+    """Our layout of the array that PyTorch calls `name`.
+
+    Weights of linear layers are transposed; a conv1d weight [channels, 1, width] becomes [width, channels].
+    """
     if name.endswith('conv1d.weight'):
         return array[:, 0, :].T
     return array.T if re.search(r'(in_proj|out_proj|w_1|w_2)\.weight$', name) else array
 
 
 def to_params(torch_params: dict[str, np.ndarray]) -> dict:
-    """Our nested parameter dict from arrays under their PyTorch names and layouts, dtypes kept."""
+    """Our nested parameter dict, made from arrays with PyTorch names and layouts; dtypes are kept."""
     params: dict = {}
     for name, array in torch_params.items():
         *parents, leaf = path_of(name)

@@ -1,4 +1,4 @@
-"""Depthwise convolution over a few neighbours, and its silu, that never crosses a history's border."""
+"""The depthwise convolution over a few neighbouring tokens, followed by silu; it never leaves a history."""
 import functools
 import itertools
 
@@ -14,9 +14,9 @@ def short_conv(
 ) -> jax.Array:
     """silu of the causal depthwise convolution within each history: Mamba-2's conv1d with its activation.
 
-    x [rows, tokens, channels], kernel [d_conv, channels] with the token's own tap last (torch's order), bias
-    [channels]; returns x's shape and dtype. reverse=True reads the tokens that follow instead of those before:
-    the convolution of the reversed history, left in place.
+    x: [rows, tokens, channels]. kernel: [d_conv, channels], with the token's own tap last (torch's order). bias:
+    [channels]. Returns an array of x's shape and dtype. reverse=True reads the tokens that follow instead of those
+    before, which is the convolution of the reversed history with every result left at its token.
     """
     return short_convs(x, kernel, bias, layout, (reverse,))[0]
 
@@ -24,7 +24,10 @@ def short_conv(
 def short_convs(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, directions: tuple[bool, ...]
 ) -> tuple[jax.Array, ...]:
-    """short_conv of x in each of some directions (their `reverse`), whose gradients are then summed before the taps."""
+    """short_conv of x for each value of `reverse` in directions.
+
+    The gradients of all directions are summed before they are multiplied by the taps.
+    """
     return _activated(x, kernel, bias, layout.position, layout.remaining, directions)
 
 
@@ -43,16 +46,19 @@ def _activated_fwd(*args):
 
 
 def _activated_bwd(directions, residuals, gs):
-    """Keeps x alone of the forward pass. The gradient in x is the same convolution read from the other side, and what it
-    multiplies by a tap is, times x, that tap's gradient: so both directions share them."""
-    # The barrier has XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
+    """The backward pass, which keeps only x from the forward pass.
+
+    The gradient with respect to x is the same convolution, read from the other side. The factor that it multiplies by a
+    tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
+    """
+    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
     residuals, gs = jax.lax.optimization_barrier((residuals, gs))
     x, kernel, bias, position, remaining = residuals
     convs = _convolutions(x, kernel, bias, position, remaining, directions)
     readers = zip(*(
         _neighbours(g * silu_slope(conv), kernel.shape[0], position if reverse else remaining, not reverse)
-        for reverse, conv, g in zip(directions, convs, gs)
-    ))
+        for reverse, conv, g in zip(directions, convs, gs, strict=True)
+    ), strict=True)
     by_tap = [sum(g) for g in readers]
     total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(x.dtype, jnp.float32))
     dkernel = jnp.stack([total(x * g) for g in by_tap][::-1])
@@ -63,37 +69,50 @@ _activated.defvjp(_activated_fwd, _activated_bwd)
 
 
 def _tapped(neighbours, kernel):
-    return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1]))
+    return sum(neighbour * tap for neighbour, tap in zip(neighbours, kernel[::-1], strict=True))
 
 
 def _neighbours(x, width, reach, reverse):
-    """x of the token 0, 1, ..., width - 1 before each one (after it, if reverse), zero where another history's."""
-    # One padded copy: its slices are read in place by what uses them.
+    """width arrays of x's shape: x of the token 0, 1, ..., width - 1 before each token (after it, with reverse=True).
+
+    An entry is zero where that token lies outside the history. reach: int32 [rows, tokens], the number of tokens of the
+    history that lie on that side.
+    """
+    # One padded copy is made; its readers then read slices of it in place.
     padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
     starts = range(width) if reverse else range(width - 1, -1, -1)
     shifted = (padded[:, start:start + x.shape[1]] for start in starts)
-    # where, not a product: a NaN of the history next door must not come through a zero.
+    # A product with zero would let a NaN of the neighbouring history through; jnp.where does not.
     return [jnp.where((reach >= distance)[..., None], s, 0) for distance, s in enumerate(shifted)]
 
 
 def token_before(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
-    """x [rows, tokens, channels] of the token `distance` before each one in its history, zero where there is none."""
+    """For each token, x [rows, tokens, channels] of the token `distance` before it in its history; zero if none."""
     return _neighbours(x, distance + 1, layout.position, reverse=False)[-1]
 
 
 def token_after(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
-    """The same of the token `distance` after each one."""
+    """For each token, x [rows, tokens, channels] of the token `distance` after it in its history; zero if none."""
     return _neighbours(x, distance + 1, layout.remaining, reverse=True)[-1]
 
 
 def cut_convs(x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout) -> list[jax.Array]:
-    """short_conv(reverse=True) of histories that end 0, 1, ..., d_conv - 1 tokens after each token, in x's shape."""
+    """The convolution of short_conv(reverse=True), before silu, where histories are cut shortly after each token.
+
+    Entry k of the list, in x's shape, holds each token's value in a history that ends k tokens after it, for
+    k = 0, 1, ..., d_conv - 1.
+    """
     neighbours = _neighbours(x, kernel.shape[0], layout.remaining, reverse=True)
-    taps = (neighbour * _per_channel(tap, x) for neighbour, tap in zip(neighbours, kernel[::-1]))
+    taps = (
+        neighbour * _per_channel(tap, x) for neighbour, tap in zip(neighbours, kernel[::-1], strict=True)
+    )
     return list(itertools.accumulate(taps, initial=_per_channel(bias, x)))[1:]
 
 
 def _per_channel(w, x):
-    """w [channels] in x's shape. Its gradient sums rows and tokens at once; that of an implicit broadcast, with one
-    row, sums tokens alone, for which XLA's CPU backend (JAX 0.10) calls a library that takes twenty times as long."""
+    """w [channels] broadcast to x's shape.
+
+    Its gradient sums over rows and tokens at once. The gradient of an implicit broadcast sums over tokens only where
+    there is one row, and for such a sum XLA's CPU backend (JAX 0.10) calls a library that takes twenty times as long.
+    """
     return jax.lax.broadcast_in_dim(w, x.shape, (x.ndim - 1,))

@@ -1,10 +1,11 @@
-"""SSD4Rec: item histories in packed rows to one hidden state a history, scored against the item table."""
+"""SSD4Rec: reads item histories in packed rows and gives one hidden state per history, to score the items with."""
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.model.inputs import ItemInputs, ProjectedItems, TokenInputs
@@ -14,45 +15,48 @@ from ssd4rec_jax.model.norms import layer_norm
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
 
-MAX_PROJECTED = 2**28  # elements of a projected item table, 1 GiB in float32
+MAX_PROJECTED = 2**28  # The largest number of elements of a projected item table: 1 GiB in float32.
 
 
 class SSD4Rec(nnx.Module):
     """The released SSD4Rec network (paper sections 3.2 to 3.5).
 
-    num_items: items of the catalogue; the table has one row more, row 0 for the mask token and padding.
-    Parameters are float32 (float64 with dtype float64; the item table as table_dtype says), activations `config.dtype`.
-    The embedding LayerNorm's parameters exist with norm_embedding off too, as in the released code.
+    num_items: the number of items in the catalogue. The table has one more row, row 0, for the mask token and padding.
+    Parameters are float32 (float64 with dtype float64; the item table has config.table_dtype), and activations have
+    config.dtype. The parameters of the embedding's LayerNorm exist even without norm_embedding, as in the released
+    code.
     """
 
     def __init__(self, config: ModelConfig, num_items: int, *, rngs: nnx.Rngs):
         dtype = compute_dtype(config.dtype)
-        kwargs = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32), rngs=rngs)
-        table_dtype = jnp.bfloat16 if config.table_dtype == 'bfloat16' else kwargs['param_dtype']
+        param_dtype = jnp.promote_types(dtype, jnp.float32)
+        table_dtype = jnp.dtype(jnp.bfloat16) if config.table_dtype == 'bfloat16' else param_dtype
+        modules = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.config = config
         self.dtype = dtype
         self.item_embedding = nnx.Param(
             init_table(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
         )
-        self.norm = layer_norm(config, **kwargs)
-        self.layers = nnx.List([BiSSDLayer(config, **kwargs) for _ in range(config.num_layers)])
+        self.norm = layer_norm(config, **modules)
+        self.layers = nnx.List([BiSSDLayer(config, **modules) for _ in range(config.num_layers)])
 
     def readout(
         self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ProjectedItems | None = None
     ) -> jax.Array:
-        """Hidden state at each history's last item, [rows, segments, D]; arbitrary where a slot is empty.
+        """The hidden state at each history's last item, [rows, segments, D]; arbitrary in empty slots.
 
-        items int32 [rows, tokens]; draws None means no dropout; table as item_table gives it, where a caller with many
-        batches has it. The last layer is computed at the read tokens alone.
+        items: int32 [rows, tokens]. draws: None means no dropout. table: the result of item_table, where a caller with
+        many batches has computed it once. The last layer is computed only at the tokens that are read.
         """
         inputs = self._before_last(items, layout, draws, table)
         return self.layers[-1].readout(inputs, layout, draws, self._last_name)
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """`readout` of every prefix of every history in one pass: [rows, tokens, D], of the prefix ending at each token.
+        """The `readout` of every prefix of every history, in one pass: [rows, tokens, D].
 
-        Exact where config.prefixes_share_a_pass; ValueError elsewhere. A history's prefixes share the draws made for
-        its tokens before the last layer's mixer; those after it are each token's own.
+        The entry of a token belongs to the prefix that ends at it. Raises ValueError unless
+        config.prefixes_share_a_pass, where the result is exact. The prefixes of a history share the random draws before
+        the last layer's mixer; the draws after it are separate for each token.
         """
         if not self.config.prefixes_share_a_pass:
             raise ValueError('prefixes share a pass only with one layer or beta = 0')
@@ -64,7 +68,9 @@ class SSD4Rec(nnx.Module):
         return f'layer{len(self.layers) - 1}'
 
     def _before_last(self, items, layout, draws, table) -> Inputs:
-        """What the last layer reads."""
+        """The inputs of the last layer."""
+        chex.assert_rank(items, 2)
+        chex.assert_equal_shape([items, layout.segment_ids])
         inputs = self._first_inputs(items, draws, table)
         for k, layer in enumerate(self.layers[:-1]):
             inputs = TokenInputs(layer(inputs, layout, draws, f'layer{k}'))
@@ -83,12 +89,12 @@ class SSD4Rec(nnx.Module):
         return TokenInputs(h)
 
     def table_is_less_work(self, tokens: int) -> bool:
-        """Whether to project the item table rather than `tokens` tokens: it has fewer rows, and is no memory hog."""
+        """Whether projecting the item table takes less work than projecting `tokens` tokens, and little memory."""
         rows = self.item_embedding.shape[0]
         return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
     def item_table(self) -> ProjectedItems:
-        """Every item's first-layer input and its projection, where no dropout comes before."""
+        """The first layer's input for every item and its projection; valid where no dropout precedes that layer."""
         vectors = self.item_embedding[...].astype(self.dtype)
         if self.config.norm_embedding:
             vectors = per_token(self.norm, vectors)

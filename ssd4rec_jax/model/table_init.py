@@ -1,4 +1,4 @@
-"""The item table's first values."""
+"""Initial values of the item table."""
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -6,14 +6,15 @@ from jax import lax
 from pallas_kernels.target import target
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT
 
-WHOLE = 2**24  # elements that are drawn at once, 64 MiB in float32
+WHOLE = 2**24  # The largest number of elements that is drawn at once: 64 MiB in float32.
 
 
 def init_table(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, *, at_once: int = WHOLE) -> jax.Array:
-    """N(0, 0.02) values [rows, D] of an item table.
+    """Values from N(0, 0.02) for an item table of shape [rows, D].
 
-    On a CPU a large one is drawn some rows at a time: JAX's generator keeps four times what it draws there, 20 GB for 5
-    million items of 256. Elsewhere it fuses into what it draws, and the rows of a table that is split stay on their devices.
+    On a CPU a large table is drawn a block of rows at a time (at_once elements), because JAX's generator needs four
+    times the memory of what it draws there: 20 GB for 5 million items of 256. On other platforms the generator is fused
+    with the operation that stores the values, and the rows of a split table stay on their devices.
     """
     rows, width = shape
     block = max(1, at_once // width)
@@ -22,7 +23,7 @@ def init_table(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, *, at_o
 
     def draw(number, table):
         new = LINEAR_INIT(jax.random.fold_in(key, number), (block, width), dtype)
-        # The last block reaches back over rows that have been drawn.
+        # The last block starts early enough to fit, so it overwrites some rows that were drawn before.
         return lax.dynamic_update_slice_in_dim(table, new, jnp.minimum(number * block, rows - block), 0)
 
     return lax.fori_loop(0, -(-rows // block), draw, jnp.zeros(shape, dtype))

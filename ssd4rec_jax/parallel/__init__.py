@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, who holds which part of the item table, what processes tell each other."""
+"""Devices and processes: the mesh, the split of the item table, and what processes tell one another."""

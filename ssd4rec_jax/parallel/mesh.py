@@ -1,8 +1,12 @@
-"""The devices of a run as a mesh `data` x `model`, and who holds what on it.
+"""The devices of a run as a mesh with the axes `data` and `model`, and how arrays are laid out on it.
 
-Batches are split by rows over all devices, whatever their axis: no device repeats another's work. The item table and its
-optimiser state are split by rows over `model` and repeated over `data`; everything else is repeated everywhere.
+The rows of a batch are split over all devices along both axes, so no device repeats the work of another. The item table
+and its optimiser state are split by rows over `model` and replicated over `data`. Everything else is replicated on all
+devices.
 """
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -15,39 +19,47 @@ AXES = (DATA_AXIS, MODEL_AXIS)
 ITEM_EMBEDDING = 'item_embedding'
 
 
-def device_mesh(devices=None, model_shards: int = 1) -> Mesh:
-    """Mesh of all devices of all processes (or those given), model_shards of them along `model`."""
+def device_mesh(devices: Sequence[jax.Device] | None = None, model_shards: int = 1) -> Mesh:
+    """The mesh of the given devices, by default all devices of all processes, with model_shards of them along `model`.
+
+    Raises ConfigError where model_shards does not divide the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     if model_shards < 1 or len(devices) % model_shards:
         raise ConfigError(
-            f'--model_shards={model_shards} does not divide the {len(devices)} devices: choose a divisor of {len(devices)}'
+            f'--model_shards={model_shards} does not divide the {len(devices)} devices: '
+            f'choose a divisor of {len(devices)}'
         )
     shape = len(devices) // model_shards, model_shards
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Sharding of a PackedBatch: its rows are split over all devices."""
+    """The sharding of a PackedBatch: its rows are split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def by_item(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array with an entry a row of the item table, padding included."""
+    """The sharding of an array that has one entry per row of the padded item table."""
     return NamedSharding(mesh, PartitionSpec(MODEL_AXIS))
 
 
 def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
-    """The row numbers int64 [n] of a batch of `rows` that this process's devices hold, ascending."""
+    """The rows of a batch of `rows` rows that this process's devices hold: int64 [n], ascending."""
     held = by_rows(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
 
 
-def place_rows(batch, mesh: Mesh, rows: int):
-    """A step's batch of `rows` rows on the mesh, from this process's share of them (a pytree of arrays)."""
+def place_rows(batch: Any, mesh: Mesh, rows: int) -> Any:
+    """Places a batch of `rows` rows on the mesh.
+
+    batch: a pytree of arrays [n, ...] that hold this process's share of the rows, as rows_here says.
+    """
     sharding = by_rows(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -57,7 +69,7 @@ def place_rows(batch, mesh: Mesh, rows: int):
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of an array split by rows that this process's devices hold, ascending."""
+    """The rows of an array split by rows that this process's devices hold, in ascending order."""
     if array.is_fully_addressable:
         return np.asarray(array)
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -65,22 +77,22 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def gathered_array(array: jax.Array) -> np.ndarray:
-    """The whole of an array on every process; collective where the devices of others hold parts of it."""
+    """The whole array on every process. All processes must call it where each of them holds only a part."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
-def specs(tree):
-    """PartitionSpec of each leaf of a tree of parameters or optimiser state: item tables are split, the rest is not."""
+def specs(tree: Any) -> Any:
+    """The PartitionSpec of each leaf in a tree of parameters or optimiser state: only item tables are split."""
     def spec(path, _):
         return PartitionSpec(MODEL_AXIS) if ITEM_EMBEDDING in map(_name, path) else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(tree, mesh: Mesh):
-    """`specs` as NamedShardings."""
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The result of `specs` as NamedShardings on the mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree))
 
 
@@ -88,6 +100,6 @@ def _name(key) -> str:
     return str(getattr(key, 'key', getattr(key, 'name', None)))
 
 
-def over_devices(body, mesh: Mesh, in_specs, out_specs):
-    """shard_map of a per-device body over the whole mesh."""
+def over_devices(body: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    """The function that runs body on every device of the mesh, each on its own part of the arguments (shard_map)."""
     return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs)

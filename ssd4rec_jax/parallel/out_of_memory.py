@@ -1,21 +1,81 @@
-"""Turn XLA's out-of-memory errors into a sentence that names the settings to lower."""
+"""Errors for memory that does not suffice, before or after it runs out; they name the settings to lower."""
 import contextlib
+import math
+import os
+import resource
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ssd4rec_jax.errors import TrainingError
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(what: str):
-    """Re-raise an out-of-memory error inside the block as a TrainingError about `what`."""
+def explain_out_of_memory(what: str) -> Iterator[None]:
+    """Re-raises an out-of-memory error inside the block as a TrainingError, which says that it happened in `what`."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'ut of memory' in text:
-            raise TrainingError(
-                f'out of memory in {what}: lower train.targets_per_step (fewer tokens a step), then '
-                f'model.hidden_size; the backend said: {text.splitlines()[0] if text else type(error).__name__}'
-            ) from error
+            said = text.splitlines()[0] if text else type(error).__name__
+            raise _out_of_memory(what, f'the backend said: {said}') from error
         raise
+
+
+def foretell_out_of_memory(what: str, arrays: Any, mesh: Mesh) -> None:
+    """Raises TrainingError if these arrays do not fit into the memory of a CPU, where a failed allocation can hang.
+
+    arrays: a pytree of shapes and dtypes, each with the sharding that it will have on the mesh, or with none. Other
+    platforms report a failed allocation themselves, so nothing is checked for them.
+    """
+    _foretell(what, sum(_bytes_here(leaf) for leaf in jax.tree.leaves(arrays)), mesh)
+
+
+def foretell_temporaries(what: str, program: jax.stages.Compiled, mesh: Mesh) -> None:
+    """The same as foretell_out_of_memory, for the temporaries that a compiled program needs while it runs."""
+    analysis = program.memory_analysis()
+    if analysis is not None:
+        _foretell(what, analysis.temp_size_in_bytes * len(mesh.local_devices), mesh)
+
+
+def _foretell(what: str, planned: int, mesh: Mesh) -> None:
+    """Raises TrainingError if this process cannot get `planned` bytes in addition to what it holds now."""
+    available = _available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None
+    if available is not None and planned > available:
+        raise _out_of_memory(
+            what, f'it plans to hold {planned / 2**20:,.0f} MiB, and {available / 2**20:,.0f} MiB can be had here'
+        )
+
+
+def _out_of_memory(what: str, reason: str) -> TrainingError:
+    return TrainingError(
+        f'out of memory in {what}: lower train.targets_per_step (fewer tokens a step), then model.hidden_size; {reason}'
+    )
+
+
+def _bytes_here(leaf: Any) -> int:
+    """The number of bytes of an array that this process will hold."""
+    itemsize, sharding = leaf.dtype.itemsize, getattr(leaf, 'sharding', None)
+    if sharding is None:
+        return math.prod(leaf.shape) * itemsize
+    return len(sharding.addressable_devices) * math.prod(sharding.shard_shape(leaf.shape)) * itemsize
+
+
+def _available_bytes() -> int | None:
+    """The bytes that this process can still get, by the limits of its address space and machine; None if unknown."""
+    found = []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        if limit != resource.RLIM_INFINITY:
+            with open('/proc/self/statm') as file:
+                found.append(limit - int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE'))
+        with open('/proc/meminfo') as file:
+            fields = dict(line.split(':', 1) for line in file)
+        kinds = [fields[kind] for kind in ('MemAvailable', 'SwapFree')]
+        found.append(sum(int(text.split()[0]) for text in kinds) * 1024)
+    except (OSError, KeyError, ValueError):  # Only Linux has these files.
+        pass
+    return max(0, min(found)) if found else None

@@ -1,6 +1,7 @@
-"""What the processes of one run tell each other, and how they fail together.
+"""What the processes of one run tell one another, and how they fail together.
 
-Everything here is collective: all processes call it in the same order. Of a single process it asks nothing.
+All functions here except `several` and `is_first` are collective: every process must call them, in the same order. A
+single process pays nothing for them.
 """
 import hashlib
 import json
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.parallel.mesh import AXES
@@ -20,23 +21,24 @@ _MESSAGE_BYTES = 1024
 
 
 def several() -> bool:
+    """Whether the run has more than one process."""
     return jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what only one may write."""
+    """Whether this is the process that writes the files that only one process may write."""
     return jax.process_index() == 0
 
 
 def sum_over_processes(array: np.ndarray) -> np.ndarray:
-    """Elementwise sum of the processes' arrays, whose values JAX can hold in 32 bits."""
+    """The elementwise sum of the processes' arrays, whose values must fit into the 32 bits that JAX has for them."""
     if not several():
         return array
     return np.asarray(multihost_utils.process_allgather(array)).sum(0, dtype=array.dtype)
 
 
 def together(step: Callable[[], Any]) -> Any:
-    """What step() returns, run on every process; a UserError on one becomes one on all, with its message."""
+    """Runs step on every process and returns its result. A UserError on one process is raised on all of them."""
     if not several():
         return step()
     value, error = None, None
@@ -54,7 +56,10 @@ def together(step: Callable[[], Any]) -> Any:
 
 
 def on_first(step: Callable[[], Any]) -> Any:
-    """What step() returns (a short JSON value), run on the first process alone; a UserError there is one on all."""
+    """Runs step on the first process only and returns its result, a short JSON value, on all of them.
+
+    A UserError that step raises is raised on every process.
+    """
     if not several():
         return step()
     value = together(step if is_first() else lambda: None)
@@ -62,7 +67,10 @@ def on_first(step: Callable[[], Any]) -> Any:
 
 
 def agree(settings: dict[str, Any]) -> None:
-    """ConfigError on every process if the processes' settings (JSON values, short) are not the same."""
+    """Raises ConfigError on every process unless the settings are the same on all of them.
+
+    settings: short JSON values by the names that the error is to mention.
+    """
     if not several():
         return
     mine = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
@@ -72,11 +80,13 @@ def agree(settings: dict[str, Any]) -> None:
         values = _exchange(value)
         if len(set(values)) > 1:
             told = ', '.join(f'{text} on process {number}' for number, text in enumerate(values))
-            raise ConfigError(f'the processes of this run disagree on {name}: {told}. Start all with the same command and data')
+            raise ConfigError(
+                f'the processes of this run disagree on {name}: {told}. Start all with the same command and data'
+            )
 
 
 def _exchange(text: str) -> list[str]:
-    """Each process's text (its first kilobyte), by process."""
+    """The texts of all processes in the order of their numbers; at most the first kilobyte of each."""
     line = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = text.encode()[:_MESSAGE_BYTES]
     line[:len(encoded)] = np.frombuffer(encoded, np.uint8)
@@ -84,19 +94,20 @@ def _exchange(text: str) -> list[str]:
 
 
 class Votes:
-    """Yes-or-no questions that all processes have to decide alike, carried by an all-reduce behind each training step.
+    """Yes-or-no questions on which all processes must agree, answered by an all-reduce after each training step.
 
-    No step waits for it: what `ask` returns was asked a step ago, when there are several processes.
+    No step waits for the all-reduce: where there are several processes, `ask` returns the answers to the questions of
+    the call before.
     """
 
-    def __init__(self, mesh):
+    def __init__(self, mesh: Mesh):
         self.mesh = mesh
-        self._asked = None
+        self._asked: jax.Array | None = None
         self._sharding = NamedSharding(mesh, PartitionSpec(AXES))
         self._sum = jax.jit(lambda votes: jnp.sum(votes, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def ask(self, *answers: bool) -> tuple[bool, ...]:
-        """For each question, whether any process says yes; all processes hear the same."""
+        """For each question, whether any process answered yes; the same on all processes."""
         if not several():
             return answers
         mine = np.tile(np.asarray(answers, np.int32), (len(self.mesh.local_devices), 1))

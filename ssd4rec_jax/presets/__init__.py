@@ -1,4 +1,4 @@
-"""The settings of each data set, one file per set: the published configuration where there is one."""
+"""The settings for each data set, one file per data set: the published configuration where there is one."""
 import importlib
 from collections.abc import Callable
 
@@ -13,7 +13,10 @@ _REGISTERED: dict[str, Callable[[], RunConfig]] = {}
 
 
 def register_dataset(name: str, official: Official, settings: Callable[[], RunConfig]) -> None:
-    """Make --dataset=name known: where its log lies and how it is read, and the settings that it is trained with."""
+    """Make a data set available under --dataset=name.
+
+    official: where its log lies and how it is read. settings: returns the configuration that it is trained with.
+    """
     OFFICIAL[name] = official
     _REGISTERED[name] = settings
     if name not in DATASETS:
@@ -21,7 +24,7 @@ def register_dataset(name: str, official: Official, settings: Callable[[], RunCo
 
 
 def default_config(dataset: str) -> RunConfig:
-    """The settings of a data set; ConfigError names the nearest one that there is."""
+    """The configuration of a data set; for an unknown one, ConfigError suggests the nearest name."""
     if AMAZON_CATEGORY.fullmatch(dataset):
         return amazon_category.get_config(dataset)
     if dataset not in DATASETS:

@@ -8,7 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
-    """The settings of this data set."""
+    """The configuration for Amazon Beauty."""
     return RunConfig(
         dataset='amazon-beauty',
         model=ModelConfig(num_layers=1, dropout_prob=0.4, norm_embedding=False),

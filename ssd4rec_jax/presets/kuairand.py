@@ -8,7 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
-    """The settings of this data set."""
+    """The configuration for KuaiRand-Pure."""
     return RunConfig(
         dataset='kuairand',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

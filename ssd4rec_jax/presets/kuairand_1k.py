@@ -1,4 +1,4 @@
-"""KuaiRand-1K with KuaiRand-Pure's published settings.
+"""KuaiRand-1K, with the published settings of KuaiRand-Pure.
 
     python -m experiments.train --dataset=kuairand-1k
 """
@@ -8,7 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
-    """The settings of this data set."""
+    """The configuration for KuaiRand-1K."""
     return RunConfig(
         dataset='kuairand-1k',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

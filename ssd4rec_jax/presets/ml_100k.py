@@ -1,4 +1,4 @@
-"""MovieLens 100K; the authors give no settings, these are MovieLens 1M's.
+"""MovieLens 100K. The authors give no settings for it; these are the published ones of MovieLens 1M.
 
     python -m experiments.train --dataset=ml-100k
 """
@@ -8,7 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 
 
 def get_config() -> RunConfig:
-    """The settings of this data set."""
+    """The configuration for MovieLens 100K."""
     return RunConfig(
         dataset='ml-100k',
         model=ModelConfig(num_layers=2, dropout_prob=0.2, norm_embedding=True),

@@ -1,9 +1,9 @@
-"""Generated users whose next item only the order of several earlier items reveals; nothing to download.
+"""Generated users whose next item follows from the order of several earlier items; nothing is downloaded.
 
     python -m experiments.train
 
-One small layer and small steps, so that it learns within minutes on two cores: validation NDCG@10 about 0.6 after
-7 epochs, popularity 0.05.
+The network has one small layer and the steps are small, so that it learns within minutes on two cores: its validation
+NDCG@10 is about 0.6 after 7 epochs, and that of popularity is 0.05.
 """
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import ModelConfig
@@ -12,7 +12,7 @@ from ssd4rec_jax.config.train import TrainConfig
 
 
 def get_config() -> RunConfig:
-    """The settings of this data set."""
+    """The configuration for the generated log."""
     return RunConfig(
         dataset='synthetic',
         model=ModelConfig(hidden_size=64, num_layers=1, dropout_prob=0.2, norm_embedding=True),

@@ -1,1 +1,1 @@
-"""Ranking: one scorer under evaluation and recommending, the metrics, and the baselines to beat."""
+"""Ranking: the one scorer that evaluation and recommendation share, the metrics, and the baselines to compare with."""

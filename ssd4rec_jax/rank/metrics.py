@@ -1,4 +1,5 @@
-"""Ranks over the whole catalogue, and the metrics made of them."""
+"""Ranks over the whole catalogue, and the metrics that are computed from them."""
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,16 @@ CUTOFFS = (10, 20)
 
 
 def ranks(scores: jax.Array, targets: jax.Array, *, shard: TableShard | None = None) -> tuple[jax.Array, jax.Array]:
-    """Rank of each row's target among items 1 .. V-1, and whether all of the row's scores are finite.
+    """The rank of each row's target among items 1 .. V-1, and whether all scores of the row are finite.
 
-    scores float32 [n, V], column 0 (the mask item) takes no part; targets int32 [n], 1 .. V-1. shard: the scores are
-    those of a device's part of the items, for the readouts of all devices.
-    Returns (rank int32 [n], finite bool [n]). rank = 1 + items with a higher score + items of equal score and
-    lower id (RecBole leaves ties undefined). A rank is meaningless where finite is False.
+    scores: float32 [n, V], one column per item; column 0, the mask item, takes no part. targets: int32 [n], 1 .. V-1.
+    shard: where it is given, scores [n, held] are those of this device's items, for the readouts of all devices.
+    Returns (rank int32 [n], finite bool [n]), with rank = 1 + the number of items with a higher score + the number of
+    items with an equal score and a lower id (RecBole leaves ties undefined). Where finite is False the rank is
+    meaningless.
     """
+    chex.assert_rank([scores, targets], [2, 1])
+    chex.assert_equal_shape_prefix([scores, targets], 1)
     shard = shard or TableShard(scores.shape[1])
     item = shard.first + jnp.arange(scores.shape[1], dtype=targets.dtype)
     at, here = shard.find(targets)
@@ -29,7 +33,10 @@ def ranks(scores: jax.Array, targets: jax.Array, *, shard: TableShard | None = N
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """HR, NDCG and MRR at 10 and 20 of int ranks [users] from 1; one relevant item a user (RecBole's definitions)."""
+    """HR, NDCG and MRR at 10 and 20 for one relevant item per user, by RecBole's definitions.
+
+    ranks: int [users], counted from 1. Returns {'HR@10': mean over the users, ...}.
+    """
     metrics = {}
     rank = np.asarray(ranks, np.float64)
     for k in CUTOFFS:

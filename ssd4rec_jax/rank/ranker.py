@@ -1,5 +1,6 @@
-"""Full ranking of every user's held-out item."""
+"""Ranks every user's held-out item among the whole catalogue."""
 import numpy as np
+from jax.sharding import Mesh
 
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, choose_step_shape
@@ -11,15 +12,16 @@ from ssd4rec_jax.reporter import Reporter
 
 
 class Ranker:
-    """Ranks the target of every example over the whole catalogue.
+    """Ranks the target of every example among all items of the catalogue.
 
-    Seen items stay in the ranking and item 0 never ranks. longest: the examples that size the packed steps, as
-    targets_per_step and tokens_per_row do in training; no history ranked later may be longer than theirs. So one
-    compiled program serves both splits: a user's test history is the validation history and one item more.
+    Items that the user has seen stay in the ranking; item 0 is never ranked.
+    longest: examples that decide the shape of the packed steps, together with targets_per_step and tokens_per_row as in
+      training. No history that is ranked later may be longer than their longest. With the test examples here, one
+      compiled program serves both splits, because a user's test history is the validation history plus one item.
     """
 
     def __init__(
-        self, network: Network, mesh, longest: ExampleIndex, *,
+        self, network: Network, mesh: Mesh, longest: ExampleIndex, *,
         targets_per_step: int, tokens_per_row: int, reporter: Reporter | None = None,
     ):
         self.scorer = Scorer(network, mesh, reporter=reporter)
@@ -30,7 +32,7 @@ class Ranker:
         self._tokens = int(longest.lengths.sum())
 
     def ranks(self, params: dict, examples: ExampleIndex) -> np.ndarray:
-        """int64 [examples], rank from 1 of each example's target; TrainingError where a score is not finite."""
+        """The rank of each example's target, int64 [examples], from 1. Raises TrainingError for scores not finite."""
         prepared = self.scorer.prepare(params, self._tokens)
         about = self._cost(params, examples)
         (found,) = self.scorer(prepared, examples, self.shape, ranks, _targets, about=about)
@@ -40,7 +42,7 @@ class Ranker:
         return found if examples.missed is None else np.where(examples.missed, self.scorer.network.num_items + 1, found)
 
     def metrics(self, params: dict, examples: ExampleIndex) -> dict[str, float]:
-        """HR, NDCG and MRR at 10 and 20 over all examples."""
+        """HR, NDCG and MRR at 10 and 20, as means over all examples."""
         return ranking_metrics(self.ranks(params, examples))
 
     def _cost(self, params: dict, examples: ExampleIndex) -> str:

@@ -1,8 +1,10 @@
-"""The best next items for given histories."""
+"""The items with the highest scores for given histories."""
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,72 +18,94 @@ from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.rank.scorer import Scorer
 
 TOKENS_PER_ROW = 8192
-# Slots for histories per token of a row: a history is seldom shorter, and empty slots cost a row of scores each.
-_TOKENS_PER_SLOT = 8
+_LEAST_TOKENS, _LEAST_SLOTS = 64, 1
 
 
 class TopItems:
-    """Ranks the catalogue for histories of internal item ids and returns its top, on any mesh.
+    """Scores histories of internal item ids with fixed parameters, and ranks the catalogue for them, on any mesh.
 
-    Calls of one size class share a compiled program: rows, slots, k and the longest list of excluded items are rounded
-    up to powers of two. max_history: newest items that the network reads of a history; 0 reads all.
+    Calls of similar size share a compiled program: tokens, slots, k and the longest list of excluded items are rounded
+    up to powers of two. max_history: the number of newest items of a history that the network reads; 0 reads all of
+    them.
     """
 
-    def __init__(self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW):
+    def __init__(
+        self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW
+    ):
         self.network, self.max_history, self.tokens_per_row = network, max_history, tokens_per_row
         self._scorer = Scorer(network, mesh)
-        # Projected once, for all calls to come.
+        # The item table is projected once, for all later calls.
         self._prepared = self._scorer.prepare(params, tokens=np.iinfo(np.int64).max)
 
     def __call__(
-        self, histories: Sequence[np.ndarray], *, k: int, exclude: Sequence[np.ndarray] | None = None
+        self, histories: Sequence[np.ndarray], *, k: int, exclude: Sequence[np.ndarray] | None = None,
+        allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Items int32 [histories, k] and scores float32 [histories, k], best first, equal scores by lower id.
+        """The k best items int32 [histories, k] and their scores float32 [histories, k].
 
-        histories: int arrays of item ids (1, 2, ...), none empty. exclude: for each history the ids of items that score
-        -inf and come last. k is cut to the catalogue's size. TrainingError where a score is not finite.
+        The best item comes first; equal scores are ordered by lower id. histories: integer arrays of item ids
+        (1, 2, ...), none of them empty. k is cut to the size of the catalogue. exclude: for each history, the ids of
+        items that get the score -inf and so come last. allowed: bool [items + 1]; items that are not allowed get the
+        score -inf for all histories. Raises TrainingError where a score is not finite.
         """
-        read = [h[-self.max_history:] if self.max_history else h for h in histories]
-        lengths = np.asarray([len(h) for h in read], np.int64)
-        stop = np.cumsum(lengths)
-        examples = ExampleIndex(
-            items=np.concatenate(read).astype(np.int32), start=stop - lengths, stop=stop,
-            target=np.zeros(len(read), np.int32), cut=0,
-        )
         k = min(k, self.network.num_items)
+        examples = self._examples(histories)
         items, scores = self._scorer(
-            self._prepared, examples, self._shape(lengths), TopK(min(_round_up(k), self.network.num_items)),
-            functools.partial(_excluded, exclude),
+            self._prepared, examples, self._shape(examples.lengths), TopK(min(_round_up(k), self.network.num_items)),
+            functools.partial(_excluded, exclude), per_item=() if allowed is None else (allowed,),
         )
         return items[:, :k], scores[:, :k]
 
+    def vectors(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Vectors float32 [histories, D] whose dot products with the rows of the item table are the scores."""
+        examples = self._examples(histories)
+        return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))
+
+    def _examples(self, histories: Sequence[np.ndarray]) -> ExampleIndex:
+        read = [h[-self.max_history:] if self.max_history else h for h in histories]
+        lengths = np.asarray([len(h) for h in read], np.int64)
+        stop = np.cumsum(lengths)
+        return ExampleIndex(
+            items=np.concatenate(read).astype(np.int32), start=stop - lengths, stop=stop,
+            target=np.zeros(len(read), np.int32), cut=0,
+        )
+
     def _shape(self, lengths: np.ndarray) -> StepShape:
-        """The size class of histories of these lengths."""
+        """The shape of the packed steps for histories of these lengths, rounded up to a size class."""
         rows = self._scorer.mesh.size
         tokens = min(-(-int(lengths.sum()) // rows), self.tokens_per_row)
-        tokens = _round_up(max(tokens, int(lengths.max()), 64))
-        return StepShape(rows, tokens, max(8, tokens // _TOKENS_PER_SLOT))
+        tokens = _round_up(max(tokens, int(lengths.max()), _LEAST_TOKENS))
+        # An unused slot costs a row of scores, and a missing one leaves tokens of the row empty.
+        slots = _round_up(min(-(-len(lengths) // rows), math.ceil(tokens / lengths.mean())))
+        return StepShape(rows, tokens, min(max(slots, _LEAST_SLOTS), tokens))
 
 
-class TopK(NamedTuple):
-    """The k best items of each row of scores, as a Scorer applies it."""
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """The function that a Scorer applies to find the k best items of each row of scores."""
 
     k: int
 
     def __call__(
-        self, scores: jax.Array, excluded: jax.Array, *, shard: TableShard
+        self, scores: jax.Array, excluded: jax.Array, *, shard: TableShard, per_item: tuple[jax.Array, ...] = ()
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """scores float32 [n, held], of this device's items; excluded int32 [n, m], item ids, 0 where there is none.
+        """Returns (items int32 [n, k], scores float32 [n, k], finite bool [n]).
 
-        Returns items int32 [n, k], scores [n, k], best first and equal ones by lower id, and bool [n] whether all
-        scores of real items are finite. Items that are excluded score -inf; item 0 never ranks.
+        scores: float32 [n, held], the scores of this device's items. excluded: int32 [n, m], ids of items that get the
+        score -inf, filled up with 0. per_item: empty, or one bool [held] that is False for this device's items that are
+        not allowed; these get the score -inf too. The best item comes first, equal scores are ordered by lower id, and
+        item 0 never ranks. finite says whether the scores of all real items of the row are finite.
         """
+        chex.assert_shape(scores, (None, shard.held))
+        chex.assert_rank(excluded, 2)
+        chex.assert_equal_shape_prefix([scores, excluded], 1)
         row = jnp.arange(len(scores))[:, None]
         item = shard.first + jnp.arange(scores.shape[1], dtype=jnp.int32)
         real = (item > 0) & (item < shard.rows)
         finite = shard.sum(jnp.sum(~jnp.isfinite(scores) & real, axis=1, dtype=jnp.int32)) == 0
-        scores = jnp.where(real, scores, -jnp.inf).at[row, shard.find(excluded)[0]].set(-jnp.inf, mode='drop')
-        # top_k takes the first of equal ones. Parts of the table follow one another, so that the first has the lower id.
+        ranked = functools.reduce(jnp.logical_and, per_item, real)
+        scores = jnp.where(ranked, scores, -jnp.inf).at[row, shard.find(excluded)[0]].set(-jnp.inf, mode='drop')
+        # Among equal scores top_k takes the first. The parts of the table are in order, so the first has the lowest id.
         best, at = lax.top_k(scores, min(self.k, scores.shape[1]))
         if shard.shards > 1:
             best, items = shard.gather(best, axis=1), shard.gather(item[at], axis=1)
@@ -91,7 +115,7 @@ class TopK(NamedTuple):
 
 
 def _excluded(exclude: Sequence[np.ndarray] | None, batch: PackedBatch) -> tuple[np.ndarray]:
-    """Excluded items of each slot's history, int32 [rows, segments, m], filled up with item 0, which never ranks."""
+    """The excluded items of each slot's history: int32 [rows, segments, m], filled up with 0, which never ranks."""
     width = _round_up(max(map(len, exclude), default=1)) if exclude is not None else 1
     excluded = np.zeros((*batch.example_ids.shape, width), np.int32)
     if exclude is not None:
@@ -102,5 +126,5 @@ def _excluded(exclude: Sequence[np.ndarray] | None, batch: PackedBatch) -> tuple
 
 
 def _round_up(value: int) -> int:
-    """The next power of two."""
+    """The smallest power of two that is not below value."""
     return 1 << max(0, value - 1).bit_length()

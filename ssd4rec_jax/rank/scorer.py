@@ -1,21 +1,31 @@
-"""Histories -> readouts -> f(scores over the whole catalogue): the one way to score, on any mesh."""
+"""The one way to score: histories -> readouts -> f(scores over the whole catalogue), on any mesh."""
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from ssd4rec_jax.data.examples import ExampleIndex
-from ssd4rec_jax.data.packing import PackedBatch, StepShape, plan_epoch
+from ssd4rec_jax.data.packing import PackedBatch, StepShape, build_step, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.scores import map_scores
 from ssd4rec_jax.parallel.mesh import (
-    AXES, ITEM_EMBEDDING, MODEL_AXIS, local_rows, over_devices, place_rows, rows_here, shardings, specs,
+    AXES,
+    ITEM_EMBEDDING,
+    MODEL_AXIS,
+    by_item,
+    local_rows,
+    over_devices,
+    place_rows,
+    rows_here,
+    shardings,
+    specs,
 )
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.parallel.processes import sum_over_processes
@@ -24,17 +34,17 @@ from ssd4rec_jax.reporter import Reporter
 
 
 class Prepared(NamedTuple):
-    """Parameters placed on the mesh, and what the network computes of each item alone, for all batches to share."""
+    """Parameters on the mesh, and the network's item_table (or None), which all batches share."""
 
     params: dict
     table: Any
 
 
 class Scorer:
-    """Applies f(scores) to many histories in packed steps; each f is compiled once for a shape and kept.
+    """Applies a function f to the scores of many histories, in packed steps; the program for each f and shape is kept.
 
-    No item is masked and nothing is dropped out. The item table may be split over devices: each device then scores its
-    part of the items for the readouts of its group.
+    There is no masking and no dropout. The item table may be split over devices; each device then scores its part of
+    the items for the readouts of all devices along `model`.
     """
 
     def __init__(self, network: Network, mesh: Mesh, *, reporter: Reporter | None = None):
@@ -44,7 +54,11 @@ class Scorer:
         self._compiled: dict[Hashable, Any] = {}
 
     def prepare(self, params: dict, tokens: int) -> Prepared:
-        """Place parameters (the item table whole or padded); tokens: how many will be read with them altogether."""
+        """Place parameters on the mesh; their item table may be whole or padded.
+
+        tokens: the number of tokens that will be read with them altogether, which decides whether projecting the item
+        table pays.
+        """
         params = self.network.split(params, self.mesh)
         params = jax.device_put(params, shardings(params, self.mesh))
         with explain_out_of_memory('evaluation'):
@@ -52,60 +66,91 @@ class Scorer:
 
     def __call__(
         self, prepared: Prepared, examples: ExampleIndex, shape: StepShape, f: Callable[..., Any],
-        arguments: Callable[[PackedBatch], tuple[np.ndarray, ...]], *, about: str = '',
+        arguments: Callable[[PackedBatch], tuple[np.ndarray, ...]], *, per_item: tuple[np.ndarray, ...] = (),
+        about: str = '',
     ) -> tuple[np.ndarray, ...]:
-        """f's results for each history of `examples`, arrays [examples, ...], on every process.
+        """The results of f for each history of `examples`: arrays [examples, ...] on every process.
 
-        f(scores float32 [n, held], *arguments [n, ...], shard=TableShard) -> (*results [n, ...], finite bool [n]),
-        computed for each row by itself; of a split table it sees this device's items and combines them over `shard`.
-        f must be hashable: equal ones are compiled once. arguments: makes f's further arguments [rows, segments, ...]
-        from a packed batch. about: a sentence for the user that is said when f is compiled.
-        TrainingError where a score is not finite.
+        f(scores float32 [n, held], *arguments [n, ...], shard=TableShard) -> (*results [n, ...], finite bool [n]) must
+          treat each row independently. Of a split table it sees the scores of this device's items only, and combines
+          devices through `shard`. It must be hashable; equal functions are compiled once.
+        arguments: makes f's further arguments [rows, segments, ...] from a packed batch.
+        per_item: arrays [items + 1, ...] with one entry per item. Where there are any, f gets this device's parts
+          [held, ...] of them as `per_item`.
+        about: a sentence for the user, reported when f is compiled.
+
+        Raises TrainingError where `finite` is False for a history.
         """
+        placed = tuple(self._by_item(array) for array in per_item)
         found: tuple[np.ndarray, ...] = ()
-        plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False)
-        with explain_out_of_memory('evaluation'):
-            for batch in step_loader(examples, plan, rows=rows_here(self.mesh, shape.rows)):
-                args = batch, arguments(batch)
-                device_args = tuple(place_rows(a, self.mesh, shape.rows) for a in args)
-                program = self._program(f, shape, prepared, device_args, about)
-                *results, finite = (local_rows(a) for a in program(*prepared, *device_args))
-                real = batch.example_ids >= 0
-                if not finite[real].all():
-                    example = int(batch.example_ids[real][~finite[real]][0])
-                    raise TrainingError(
-                        f'the model gives scores that are not finite (user number {example}); a rank would mean '
-                        'nothing. The checkpoint comes from a run that diverged: lower train.learning_rate'
-                    )
-                if not found:
-                    found = tuple(np.zeros((len(examples), *r.shape[2:]), r.dtype) for r in results)
-                for whole, part in zip(found, results, strict=True):
-                    whole[batch.example_ids[real]] = part[real]
+        for batch, results in self._run(prepared, examples, shape, f, arguments, placed, about):
+            *results, finite = results
+            real = batch.example_ids >= 0
+            if not finite[real].all():
+                example = int(batch.example_ids[real][~finite[real]][0])
+                raise TrainingError(
+                    f'the model gives scores that are not finite (user number {example}); a rank would mean '
+                    'nothing. The checkpoint comes from a run that diverged: lower train.learning_rate'
+                )
+            found = found or tuple(np.zeros((len(examples), *r.shape[2:]), r.dtype) for r in results)
+            for whole, part in zip(found, results, strict=True):
+                whole[batch.example_ids[real]] = part[real]
         return tuple(sum_over_processes(array) for array in found)
 
-    def _program(self, f, shape, prepared, device_args, about):
-        key = f, shape, prepared.table is None, tuple(a.shape for a in device_args[1])
+    def readouts(self, prepared: Prepared, examples: ExampleIndex, shape: StepShape) -> np.ndarray:
+        """The network's readout for each history of `examples`: float32 [examples, D] on every process."""
+        found = np.zeros((len(examples), prepared.params[ITEM_EMBEDDING].shape[1]), np.float32)
+        for batch, (readout,) in self._run(prepared, examples, shape, None, lambda _: (), (), ''):
+            real = batch.example_ids >= 0
+            found[batch.example_ids[real]] = readout[real]
+        return sum_over_processes(found)
+
+    def _run(self, prepared, examples, shape, f, arguments, per_item, about):
+        """Yields (packed batch, the rows of the results that this process holds) for each packed step of `examples`."""
+        plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0, shuffle=False)
+        rows = rows_here(self.mesh, shape.rows)
+        with explain_out_of_memory('evaluation'):
+            # Starting the loader, which reads ahead, takes longer than a single step.
+            one_step = plan.num_steps == 1
+            batches = [build_step(examples, plan, 0, rows)] if one_step else step_loader(examples, plan, rows=rows)
+            for batch in batches:
+                args = tuple(place_rows(a, self.mesh, shape.rows) for a in (batch, arguments(batch)))
+                program = self._program(f, shape, prepared, args, per_item, about)
+                yield batch, [local_rows(a) for a in program(*prepared, *args, per_item)]
+
+    def _program(self, f, shape, prepared, args, per_item, about):
+        key = f, shape, prepared.table is None, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
         if key not in self._compiled:
             if about:
                 self.reporter.note(about)
             with self.reporter.compiling('the evaluation step'):
                 step = jax.jit(functools.partial(self._step, f))
-                self._compiled[key] = step.lower(*prepared, *device_args).compile()
+                self._compiled[key] = step.lower(*prepared, *args, per_item).compile()
         return self._compiled[key]
 
     def _projects_table(self, params: dict, tokens: int) -> bool:
-        """Whether every item's projection is made once, for all batches."""
+        """Whether the network's item_table is computed once for all batches."""
         model = self.network.bind(params)
         return self.mesh.shape[MODEL_AXIS] == 1 and hasattr(model, 'item_table') and model.table_is_less_work(tokens)
 
-    def _step(self, f, params, table, batch, args):
-        rows, whole = PartitionSpec(AXES), PartitionSpec()
+    def _by_item(self, array: np.ndarray) -> jax.Array:
+        """An array with one entry per row of the item table, padded and split like the table."""
+        shard = self.network.shard(self.mesh)
+        padded = np.pad(array, [(0, shard.padded - len(array))] + [(0, 0)] * (array.ndim - 1))
+        return jax.make_array_from_callback(padded.shape, by_item(self.mesh), lambda part: padded[part])
+
+    def _step(self, f, params, table, batch, args, per_item):
+        rows, whole, items = PartitionSpec(AXES), PartitionSpec(), PartitionSpec(MODEL_AXIS)
         body = functools.partial(_score, self.network, self.network.shard(self.mesh), f)
-        return over_devices(body, self.mesh, (specs(params), whole, rows, rows), rows)(params, table, batch, args)
+        mapped = over_devices(body, self.mesh, (specs(params), whole, rows, rows, items), rows)
+        return mapped(params, table, batch, args, per_item)
 
 
-def _score(network: Network, shard: TableShard, f, params, table, batch, args):
-    """Per-device body; every device scores its part of the items for the readouts of all devices along `model`."""
+def _score(network: Network, shard: TableShard, f, params, table, batch, args, per_item):
+    """The computation of one device, which scores its items for the readouts of all devices along `model`.
+
+    Without f it returns the readouts of this device, in float32.
+    """
     embedding, items = None, batch.items
     if shard.shards > 1:
         embedding = params[ITEM_EMBEDDING]
@@ -114,9 +159,12 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args):
     model = network.bind(params)
     shared = {} if table is None else {'table': table}
     readout = model.readout(items, Layout.of(batch), **shared)
+    if f is None:
+        return (readout.astype(jnp.float32),)
     slots = readout.shape[:2]
     flat = [a.reshape(slots[0] * slots[1], *a.shape[2:]) for a in (readout, *args)]
     readouts, *rest = (shard.gather(a) for a in flat)
     scored = model.item_embedding[...] if embedding is None else embedding
-    results = map_scores(functools.partial(f, shard=shard), readouts, scored, *rest)
+    more = {'per_item': per_item} if per_item else {}
+    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)

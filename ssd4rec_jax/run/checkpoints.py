@@ -5,7 +5,8 @@
     checkpoints/1200/manifest.json   size and sha256 of every file above
 
 orbax restores flipped bytes of array data without an error, so each file is checked against the manifest before a
-restore. A damaged checkpoint is renamed to 1200.damaged, never deleted, and the one before it is taken.
+restore. A damaged checkpoint is renamed to 1200.damaged, never deleted, and the one before it is taken; a process that only
+reads passes it over.
 """
 import contextlib
 import dataclasses
@@ -13,7 +14,9 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,15 @@ from absl import logging
 
 from ssd4rec_jax.errors import CheckpointError
 from ssd4rec_jax.files import first_line, free_space, sync_folder, unused_path
-from ssd4rec_jax.run.manifest import Damaged, verify, write_manifest
-from ssd4rec_jax.parallel.processes import is_first, on_first, together
+from ssd4rec_jax.parallel.processes import is_first, on_first, several, together
+from ssd4rec_jax.run.manifest import Damaged, verified_json, verify, write_manifest
 
 ARRAYS, META = 'arrays', 'meta.json'
 MAX_PADDING = 4096  # rows
+_STEP = re.compile('0|[1-9][0-9]*')  # isdigit() and int() disagree on digits such as '²'
+_REPLACED = '.replaced'
+# How long a process that fails waits for the others to finish the checkpoint under way.
+_FAILING_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,24 @@ class Restored:
     step: int
     state: Any
     meta: dict
+
+
+def _is_for_users(record: logging.logging.LogRecord) -> bool:
+    """Whether a log record may pass: orbax logs each error that it raises as well, with pages of its stack."""
+    return not (record.exc_info and 'orbax' in record.pathname)
+
+
+def _report_unless_closed_loop(unraisable: Any) -> None:
+    """sys.unraisablehook without what tensorstore prints for each array when orbax gives a failing save up.
+
+    Its callbacks then call an event loop that is closed already; the reason itself comes as a CheckpointError.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        _report(unraisable)
+
+
+logging.get_absl_logger().addFilter(_is_for_users)
+_report, sys.unraisablehook = sys.unraisablehook, _report_unless_closed_loop
 
 
 class Checkpoints:
@@ -63,11 +88,12 @@ class Checkpoints:
         self.wait()
         return self._steps()
 
-    def save(self, step: int, state: Any, meta: dict) -> None:
+    def save(self, step: int, state: Any, meta: dict, then: Callable[[], None] | None = None) -> None:
         """Begin a checkpoint of a pytree of arrays, which may change as soon as this returns.
 
         The rest happens while the caller goes on; an error comes with the next call, CheckpointError. On failure nothing
-        of the checkpoint is left and the older ones stay.
+        of the checkpoint is left and the older ones stay. then: is called on the first process, in another thread, once
+        the checkpoint is whole.
         """
         self.wait()
         started = time.monotonic()
@@ -81,7 +107,7 @@ class Checkpoints:
         on_first(begin)
         with self._explained(step, partial):
             self._checkpointer.save(partial / ARRAYS, args=ocp.args.PyTreeSave(_by_name(state)))
-        self._under_way = self._thread.submit(self._complete, step, partial, meta)
+        self._under_way = self._thread.submit(self._complete, step, partial, meta, then)
         self.seconds_waited += time.monotonic() - started
 
     def wait(self) -> None:
@@ -95,7 +121,20 @@ class Checkpoints:
         finally:
             self.seconds_waited += time.monotonic() - started
 
-    def _complete(self, step: int, partial: Path, meta: dict) -> None:
+    def close(self) -> None:
+        """Wait for the checkpoint under way before the process ends with another error; a failure is only warned of.
+
+        The threads that write it are not started any more once Python shuts down, so it would be lost.
+        """
+        if self._under_way is None:
+            return
+        under_way, self._under_way = self._under_way, None
+        try:
+            under_way.result(_FAILING_SECONDS if several() else None)
+        except Exception as error:  # whatever it is, the error that ends the process is the one to tell
+            logging.warning('%s', first_line(error))
+
+    def _complete(self, step: int, partial: Path, meta: dict, then: Callable[[], None] | None) -> None:
         """What follows the copy of the arrays, in a thread: no collective of devices may be in here."""
         final = self.directory / str(step)
         with self._explained(step, partial):
@@ -104,10 +143,16 @@ class Checkpoints:
                 return
             (partial / META).write_text(json.dumps(meta, allow_nan=False))
             write_manifest(partial)
-            if final.exists():  # the same step again, after its checkpoint could not be used
-                final.rename(unused_path(final.with_name(f'{step}.replaced')))
+            replaced = self.directory / f'{step}{_REPLACED}'
+            again = final.exists()  # the same step, under another config
+            if again:
+                final.rename(replaced)
             partial.rename(final)
             sync_folder(self.directory)
+            if again:
+                shutil.rmtree(replaced, ignore_errors=True)
+            if then:
+                then()
         self._retire()
 
     @contextlib.contextmanager
@@ -124,52 +169,117 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> Restored | None:
         """The newest sound checkpoint, None where there is none at all; CheckpointError if none is sound.
 
+        Damaged ones are renamed on the way, so only the process that trains may call this.
         like: pytree of arrays (or jax.ShapeDtypeStruct) with the structure, shapes, dtypes and shardings to restore.
         """
         self.wait()
-        step = on_first(self._newest_sound)
-        return None if step is None else self._restore(step, like)
+        step = on_first(lambda: self._newest_sound(self._set_aside))
+        return None if step is None else self.restore(step, like)
 
     def restore_best(self, like: Any) -> Restored:
-        """The checkpoint that the newest sound one names as the best; CheckpointError if there is none.
+        """The checkpoint that `best_step` finds; CheckpointError if there is none.
 
         like: as for restore_latest, or a dict of some of the state's fields ({'params': ...}): the others are then left
         on the disk.
         """
-        self.wait()
-        return self._restore(on_first(self._best), like)
+        step = self.best_step()
+        if not step:
+            raise CheckpointError(f'{self.directory} holds no evaluated checkpoint yet: train at least one epoch')
+        return self.restore(step, like)
 
-    def _newest_sound(self) -> int | None:
-        """Its step; damaged ones are set aside on the way."""
-        found = self._steps()
-        for step in reversed(found):
+    def best_step(self, *, set_aside: bool = False) -> int | None:
+        """The step of the checkpoint that the newest sound one names as the best; None where no epoch has ended yet.
+
+        Where that one is damaged, the best of the others that end an epoch takes its place, with a warning;
+        CheckpointError if there is none. set_aside: rename damaged ones, which only the process that trains may do.
+        """
+        self.wait()
+        return on_first(lambda: self._best(self._set_aside if set_aside else self._pass_over))
+
+    def meta(self, step: int) -> dict:
+        """The meta dict of a checkpoint; CheckpointError if it is damaged."""
+        try:
+            return verified_json(self.directory / str(step), META)
+        except Damaged as damage:
+            raise CheckpointError(f'checkpoint {self.directory / str(step)} is damaged: {damage}') from damage
+        except OSError as error:
+            raise self._unreadable(step, error) from error
+
+    def newest_meta(self) -> dict | None:
+        """The meta dict of the newest checkpoint whose meta is sound, None where there is none; no array is read."""
+        for step in reversed(self._steps()):
             try:
-                verify(self.directory / str(step))
-                return step
-            except Damaged as damage:
-                aside = unused_path(self.directory / f'{step}.damaged')
-                (self.directory / str(step)).rename(aside)
-                logging.warning('checkpoint %s is damaged (%s): kept as %s, going on with the one before',
-                                self.directory / str(step), damage, aside.name)
-        if found:
-            raise CheckpointError(f'no checkpoint in {self.directory} is sound; the damaged ones were kept aside')
+                return verified_json(self.directory / str(step), META)
+            except Damaged:
+                continue
+            except OSError as error:
+                raise self._unreadable(step, error) from error
         return None
 
-    def _best(self) -> int:
-        latest = self._newest_sound()
-        best = None if latest is None else self._meta(latest).get('best_step')
+    def _newest_sound(self, on_damage: Callable[[int, Damaged, str], None]) -> int | None:
+        """The newest sound checkpoint's step; None where there is no checkpoint at all."""
+        self._put_back_replaced()
+        found = self._steps()
+        for step in reversed(found):
+            if self._is_sound(step, on_damage, 'going on with the one before'):
+                return step
+        if found:
+            raise CheckpointError(
+                f'no checkpoint in {self.directory} is sound, and none was deleted: restore one from a copy, or start '
+                'the training anew with --restart, which sets this run aside'
+            )
+        return None
+
+    def _best(self, on_damage: Callable[[int, Damaged, str], None]) -> int | None:
+        latest = self._newest_sound(on_damage)
+        best = None if latest is None else self.meta(latest).get('best_step')
         if not best:
-            raise CheckpointError(f'{self.directory} holds no evaluated checkpoint yet: train at least one epoch')
+            return None
+        if (self.directory / str(best)).exists():
+            if best == latest or self._is_sound(best, on_damage, 'the best of the others takes its place'):
+                return best
+        else:
+            logging.warning('the best checkpoint %s is gone: the best of the others takes its place', self.directory / str(best))
+        others = [(self.meta(step), step) for step in self._steps() if step != best and self._is_sound(step, on_damage, '')]
+        # A checkpoint that ends an epoch holds the score of the evaluation before it.
+        ended = [(meta.get('score') or 0.0, step) for meta, step in others if meta.get('epoch') and not meta.get('step_in_epoch')]
+        if not ended:
+            raise CheckpointError(
+                f'the best checkpoint {self.directory / str(best)} is damaged or gone and no other that ends an epoch is '
+                'kept: the same training command goes on from the newest and finds the best anew'
+            )
+        return max(ended)[1]
+
+    def _is_sound(self, step: int, on_damage: Callable[[int, Damaged, str], None], remedy: str) -> bool:
         try:
-            verify(self.directory / str(best))
+            verify(self.directory / str(step))
         except Damaged as damage:
-            raise CheckpointError(f'the best checkpoint {self.directory / str(best)} is damaged: {damage}') from damage
-        return best
+            on_damage(step, damage, remedy)
+            return False
+        except OSError as error:
+            raise self._unreadable(step, error) from error
+        return True
 
-    def _meta(self, step: int) -> dict:
-        return json.loads((self.directory / str(step) / META).read_text())
+    def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f'checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): try again, or rename its folder '
+            'to go on with the one before'
+        )
 
-    def _restore(self, step: int, like: Any) -> Restored:
+    def _set_aside(self, step: int, damage: Damaged, remedy: str) -> None:
+        path = self.directory / str(step)
+        aside = unused_path(self.directory / f'{step}.damaged')
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise CheckpointError(f'checkpoint {path} is damaged ({damage}) and cannot be set aside ({error})') from error
+        logging.warning('checkpoint %s is damaged (%s): kept as %s, %s', path, damage, aside.name, remedy or 'not used')
+
+    def _pass_over(self, step: int, damage: Damaged, remedy: str) -> None:
+        logging.warning('checkpoint %s is damaged (%s): %s', self.directory / str(step), damage, remedy or 'not used')
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """The checkpoint of one step, which has been found sound; like: as for restore_best."""
         path = self.directory / str(step)
         wanted = _by_name(like)
         fields = {_field(name) for name in wanted}
@@ -188,9 +298,13 @@ class Checkpoints:
                     dtype=leaf.dtype, sharding=getattr(leaf, 'sharding', None), global_shape=leaf.shape, strict=False
                 ) for name, leaf in wanted.items()
             }
-            arrays = checkpointer.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
+            args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+            try:
+                arrays = checkpointer.restore(path / ARRAYS, args=args)
+            except (OSError, ValueError) as error:
+                raise self._unreadable(step, error) from error
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
-        return Restored(step, state, self._meta(step))
+        return Restored(step, state, self.meta(step))
 
     def _differ_in_padding(self, there, here) -> bool:
         """Whether two arrays are the same item table, padded for other numbers of devices."""
@@ -202,18 +316,27 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self.directory.exists():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in self.directory.iterdir() if _STEP.fullmatch(path.name))
 
     def _retire(self) -> None:
         newest = self._steps()[-self.keep:]
         try:
-            named = {self._meta(step).get('best_step') for step in newest}
-        except (OSError, ValueError):
+            named = {self.meta(step).get('best_step') for step in newest}
+        except CheckpointError:
             return  # a damaged one may name the best; restore_latest will set it aside
         for step in self._steps():
             if step not in newest and step not in named:
                 doomed = (self.directory / str(step)).rename(self.directory / f'.partial-{step}-retired')
                 shutil.rmtree(doomed, ignore_errors=True)
+
+    def _put_back_replaced(self) -> None:
+        """Put back what a process that was killed between two renames had moved out of the way of its successor."""
+        for path in self.directory.glob(f'*{_REPLACED}'):
+            with contextlib.suppress(OSError):  # of a read-only folder
+                if (final := path.with_suffix('')).exists():
+                    shutil.rmtree(path)
+                else:
+                    path.rename(final)
 
     def _remove_partial(self) -> None:
         """Remove what a killed process left unfinished; only for the one process that saves here."""

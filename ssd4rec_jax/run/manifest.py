@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssd4rec_jax.files import first_line, sync_folder
+from ssd4rec_jax.files import first_line, parse_json, sync_folder
 
 MANIFEST = 'manifest.json'
+# A disk that fails to read is not damage: the bytes may be sound.
+_ABSENT = FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 
 class Damaged(Exception):
@@ -27,18 +29,37 @@ def write_manifest(folder: Path) -> None:
 
 def verify(path: Path) -> None:
     """Damaged unless the folder holds exactly the files of its manifest, byte for byte."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise Damaged(f'{MANIFEST}: {first_line(error)}') from error
+    manifest = _manifest(path)
     there = [name for name in _files(path) if name != MANIFEST]
-    if not isinstance(manifest, dict):
-        raise Damaged(f'{MANIFEST} lists no files')
     if odd := sorted(set(manifest) ^ set(there)):
         raise Damaged(f'{odd[0]} is {f"listed in {MANIFEST} and missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
     for name in there:
-        if _fingerprint(path / name) != manifest[name]:
-            raise Damaged(f'{name} is not what {MANIFEST} says was written')
+        _verify_file(path, name, manifest)
+
+
+def verified_json(path: Path, name: str) -> dict:
+    """The object in one JSON file of the folder, the only file that is checked; Damaged if it is not what was written."""
+    _verify_file(path, name, _manifest(path))
+    try:
+        return parse_json((path / name).read_bytes())
+    except (*_ABSENT, ValueError) as error:
+        raise Damaged(f'{name}: {first_line(error)}') from error
+
+
+def _manifest(path: Path) -> dict:
+    try:
+        return parse_json((path / MANIFEST).read_bytes())
+    except (*_ABSENT, ValueError) as error:
+        raise Damaged(f'{MANIFEST}: {first_line(error)}') from error
+
+
+def _verify_file(path: Path, name: str, manifest: dict) -> None:
+    try:
+        found = _fingerprint(path / name)
+    except _ABSENT as error:
+        raise Damaged(f'{name}: {first_line(error)}') from error
+    if found != manifest.get(name):
+        raise Damaged(f'{name} is not what {MANIFEST} says was written')
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -1,27 +1,34 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
+import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
-from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
+from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
-from ssd4rec_jax.errors import CheckpointError, DataError
+from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
 from ssd4rec_jax.parallel.mesh import device_mesh, shardings
+from ssd4rec_jax.parallel.out_of_memory import foretell_out_of_memory
 from ssd4rec_jax.run.checkpoints import Checkpoints, Restored
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import is_model_folder, item_counts, model_step, open_model
 
 _PREPARED = 'prepared'
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """A run's config, data and best parameters (by validation NDCG@10).
+    """The config that a run's best parameters (by validation NDCG@10) were trained with, the data and the parameters.
 
+    dataset: the prepared data, or what a saved model keeps of it: no users where their histories were left out.
     params: placed on the mesh, the item table split over `model` and padded where it does not divide evenly.
+    item_counts: int64 [items + 1], how often each item occurs. step: the step at which the parameters were taken.
     """
 
     config: RunConfig
@@ -30,6 +37,8 @@ class SavedRun:
     network: Network
     params: dict
     best_epoch: int
+    step: int
+    item_counts: np.ndarray
 
 
 def write_config(folder: RunFolder, config: RunConfig, prepared: Path) -> None:
@@ -38,47 +47,109 @@ def write_config(folder: RunFolder, config: RunConfig, prepared: Path) -> None:
 
 
 def read_config(folder: RunFolder) -> tuple[RunConfig, Path] | None:
-    """What write_config wrote, None where the folder holds no run."""
+    """What write_config wrote, None where the folder holds no run; ConfigError where it is damaged."""
     stored = folder.read_json(folder.config)
     if stored is None:
         return None
-    prepared = Path(stored.pop(_PREPARED, ''))
-    return from_dict(stored), prepared
+    prepared = stored.pop(_PREPARED, '')
+    if not isinstance(prepared, str) or '\0' in prepared:
+        raise ConfigError(f'{folder.config} is damaged: {_PREPARED} is {prepared!r}, not a folder')
+    try:
+        return from_dict(stored), Path(prepared)
+    except ConfigError as error:
+        raise ConfigError(f'{folder.config}: {error}') from error
+
+
+def checkpoint_config(meta: dict, dataset: str) -> RunConfig:
+    """The config that a checkpoint's weights were trained with.
+
+    dataset: the name to take where an older version left it out of the checkpoint.
+    """
+    return from_dict({'dataset': dataset, **meta['config']})
+
+
+def answer_settings(config: RunConfig) -> dict:
+    """The settings that decide what given weights answer: how the network computes and what it reads of a history."""
+    settings = flat(config)
+    return {key: settings[key] for key in settings if key.startswith('model.') or key in ('dataset', 'data.max_history')}
 
 
 def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
-    """The run in a folder, on all devices, model_shards of which share the item table; trained on any number of them.
+    """The run or the saved model in a folder, on all devices, model_shards of which share the item table.
 
-    CheckpointError where it has no evaluated checkpoint yet, DataError where its prepared data is gone or another.
+    The run may have been trained on any number of devices. A finished run answers from its folder `model`, which needs
+    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data, and then it answers with the config that is stored in the checkpoint of its best weights; a config.json that says something
+    else is warned of. CheckpointError where it has no evaluated checkpoint yet, DataError where its prepared data is gone
+    or another.
     """
-    folder = RunFolder(path)
+    folder, mesh = RunFolder(path), device_mesh(model_shards=model_shards)
+    if is_model_folder(folder.path):
+        return _open_model(folder.path, mesh)
     found = read_config(folder)
     if found is None:
-        raise CheckpointError(f'--workdir={path} holds no config.json: name the workdir of a training run')
-    config, prepared = found
+        raise CheckpointError(
+            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the folder '
+            'of one'
+        )
+    written, prepared = found
+    checkpoints = Checkpoints(folder.checkpoints)
+    newest = checkpoints.newest_meta()
+    if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
+        return _open_model(folder.model, mesh)
     dataset = open_dataset(prepared)
     if dataset is None:
         raise DataError(
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
+    checkpoints = Checkpoints(folder.checkpoints, rows=dataset.num_items + 1)
+    if newest and (different := differences(written, checkpoint_config(newest, written.dataset))):
+        logging.warning(
+            '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
+            "checkpoints' own", folder.config, '; '.join(different),
+        )
+    for attempt in itertools.count():  # a training process may retire the checkpoints that are being read
+        before = checkpoints.steps()
+        try:
+            saved = _restore(path, checkpoints, written, dataset, mesh)
+        except (CheckpointError, FileNotFoundError):
+            if checkpoints.steps() == before:
+                raise
+            continue
+        if checkpoints.steps() == before or attempt > 9:
+            return saved
+
+
+def _open_model(path: Path, mesh: Mesh) -> SavedRun:
+    description, config, dataset, counts, network, params = open_model(path, mesh)
+    return SavedRun(
+        config, dataset, mesh, network, params, description['best_epoch'], description['step'], counts
+    )
+
+
+def _restore(
+    path: str | Path, checkpoints: Checkpoints, written: RunConfig, dataset: SequenceDataset, mesh: Mesh
+) -> SavedRun:
+    step = checkpoints.best_step()
+    if not step:
+        raise CheckpointError(f'{checkpoints.directory} holds no evaluated checkpoint yet: train at least one epoch')
+    meta = checkpoints.meta(step)
+    config = checkpoint_config(meta, written.dataset)
+    if meta['fingerprint'] != dataset.fingerprint:
+        raise DataError(
+            f'the data that {path} was trained on is not what its config.json names: run its training command again, '
+            'which prepares it'
+        )
     dataset = with_split(dataset, config.data)
-    mesh = device_mesh(model_shards=model_shards)
     network, like = abstract_network(config.model, dataset.num_items, mesh)
     placed = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, shardings(like, mesh)
     )
-    best = _restore_best(Checkpoints(folder.checkpoints, rows=dataset.num_items + 1), {'params': placed})
-    if best.meta['fingerprint'] != dataset.fingerprint:
-        raise DataError(f'{prepared} no longer holds the data that {path} was trained on: train again')
-    return SavedRun(config, dataset, mesh, network, best.state['params'], best.meta['stopping']['best_epoch'])
+    foretell_out_of_memory('evaluation', placed, mesh)
+    best: Restored = checkpoints.restore(step, {'params': placed})
+    return SavedRun(config, dataset, mesh, network, best.state['params'], _epoch(meta, step), step, item_counts(dataset))
 
 
-def _restore_best(checkpoints: Checkpoints, like: dict) -> Restored:
-    """The best checkpoint, also while a training process saves new ones and retires those that are being read."""
-    while True:
-        before = checkpoints.steps()
-        try:
-            return checkpoints.restore_best(like)
-        except (CheckpointError, FileNotFoundError):
-            if checkpoints.steps() == before:
-                raise
+def _epoch(meta: dict, step: int) -> int:
+    """The epoch that a checkpoint ends, counted from 1."""
+    stopping = meta['stopping']
+    return stopping['best_epoch'] if stopping['best_step'] == step else meta['epoch']

@@ -1,1 +1,1 @@
-"""Training: the compiled step (`program`), the losses and optimisers that it is made of, and the loop (`trainer`)."""
+"""Training: the compiled step (`program`), the losses and optimisers that it consists of, and the loop (`trainer`)."""

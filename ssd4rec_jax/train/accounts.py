@@ -1,4 +1,4 @@
-"""The accounts of an epoch's steps: loss, speed and progress, settled one step behind the one that runs."""
+"""Accounts of the steps of an epoch: loss, speed and progress, settled while the next step already runs."""
 import math
 import time
 
@@ -11,10 +11,10 @@ from ssd4rec_jax.train.session import TrainSession
 
 
 class StepAccounts:
-    """Waits for a step's loss, checks it, moves the session's progress on and logs where a line is due.
+    """Waits for the loss of a step, checks it, advances the session's progress, and logs a line where one is due.
 
-    pending: (number of a step in its epoch from 1, its loss) that is still to be settled. first_step: steps of the run
-    before this epoch.
+    pending: (the number of a step in its epoch, counted from 1; its loss) for the step that is not settled yet.
+    first_step: the number of steps that the run made before this epoch.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class StepAccounts:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Count no time before now."""
+        """Leave the time before this call out of the accounts."""
         self._last = time.monotonic()
         self._window = _Window()
 
     def settle(self) -> None:
-        """Account for the pending step, if there is one; TrainingError where its loss is not finite."""
+        """Account for the pending step, if there is one. Raises TrainingError where its loss is not finite."""
         if self.pending is None:
             return
         (number, loss), self.pending = self.pending, None
@@ -58,7 +58,7 @@ class StepAccounts:
 
 
 class _Window:
-    """Totals since the last line of the log."""
+    """The totals since the last line of the log."""
 
     def __init__(self) -> None:
         self.targets, self.tokens, self.seconds = 0, 0, 1e-9

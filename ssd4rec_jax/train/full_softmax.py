@@ -1,10 +1,11 @@
-"""Full-softmax cross-entropy over the item catalogue, never more of the scores in memory than MAX_SCORES.
+"""Full-softmax cross-entropy over the item catalogue, with at most MAX_SCORES scores in memory at once.
 
-The catalogue may be split over devices (vocabulary-parallel): each computes its rows' scores for the readouts of all, and
-maxima, sums and target scores are combined.
+The catalogue may be split over devices (vocabulary parallelism). Each device then computes the scores of its own items
+for the readouts of all devices, and the maxima, the sums and the target scores are combined.
 """
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,20 +14,26 @@ from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
 from ssd4rec_jax.parallel.table_shard import TableShard
 
+
 def softmax_loss_sum(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, shard: TableShard | None = None,
     max_scores: int = MAX_SCORES,
 ) -> jax.Array:
-    """Sum over this device's real targets of -log softmax(readout @ table.T)[target].
+    """The sum of -log softmax(readout @ table.T)[target] over this device's real targets: a scalar, float32 or wider.
 
-    readout [..., D], table [items + 1, D] (row 0, the mask item, takes part as in the released code), targets
-    int32 [...], real bool [...]. The caller divides by the global count of targets. max_scores: elements of the
-    scores that may lie in memory at a time. shard: how the table is split where `table` is a device's part of it, within
-    a shard_map; each device then gets the gradient of all devices' losses with respect to its part, for which their
-    cotangents have to be the same.
+    readout: [..., D]. table: [items + 1, D]; row 0, the mask item, takes part as in the released code.
+    targets: int32 [...]. real: bool [...], False where there is no target.
+    shard: how the table is split, where `table` is one device's part of it inside a shard_map. Each device then gets
+      the gradient of all devices' losses with respect to its part; this requires the same cotangent on all devices.
+    max_scores: the number of scores that may lie in memory at once.
+
+    The caller divides by the number of targets on all devices.
     """
+    chex.assert_rank(table, 2)
+    chex.assert_shape(readout, (*targets.shape, table.shape[1]))
+    chex.assert_equal_shape([targets, real])
     shard = shard or TableShard(table.shape[0])
-    # A slot without a history may hold anything, NaN included; zeros keep it out of the gradient as well.
+    # An empty slot may hold anything, even NaN; zeros keep it out of the loss and of the gradients.
     readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout)).reshape(-1, readout.shape[-1])
     chunk = min(shard.held, max(1, max_scores // (len(readout) * shard.shards)))
     return _loss_sum(chunk, shard, readout, table, targets.reshape(-1), real.reshape(-1))
@@ -38,7 +45,10 @@ def _loss_sum(chunk, shard, readout, table, targets, real):
 
 
 def _loss_sum_fwd(chunk, shard, own_readout, table, own_targets, own_real):
-    """The loss and, since it is linear in its cotangent, both gradients, which are all the backward pass needs."""
+    """The loss and both of its gradients.
+
+    The gradients are linear in the cotangent of the loss, so the backward pass only scales what is computed here.
+    """
     gradients = _whole_part if chunk == shard.held else functools.partial(_by_chunks, chunk)
     readout, targets, real = (shard.gather(a) for a in (own_readout, own_targets, own_real))
     at, here = shard.find(targets)
@@ -52,10 +62,11 @@ def _loss_sum_fwd(chunk, shard, own_readout, table, own_targets, own_real):
 
 
 def _whole_part(shard, readout, table, targets, real):
-    """Of all devices' readouts [n, D] and targets as rows of this device's part:
+    """The sums and products that the loss and its gradients consist of, with each score computed once.
 
-    log sum exp of the scores [n], the targets' scores [n], softmax @ table [n, D], softmax^T @ readout [held, D]. The
-    latter two count real targets alone; all but the first are of this device's rows. The scores are computed once.
+    readout: [n, D], of all devices. targets: int32 [n], as rows of this device's part. Returns
+    (log sum exp of all scores [n], the targets' scores [n], softmax @ table [n, D], softmax^T @ readout [held, D]).
+    The last two leave out targets that are not real; all but the first cover only the items of this device.
     """
     logits = shard.hide_padding(scores(readout, table))
     top = jnp.max(logits, axis=-1, initial=_lowest(logits.dtype))
@@ -67,13 +78,19 @@ def _whole_part(shard, readout, table, targets, real):
 
 
 def _by_chunks(chunk, shard, readout, table, targets, real):
-    """The same from `chunk` items at a time: a first pass for the sums, a second one for the products."""
+    """The same as _whole_part, for `chunk` items at a time.
+
+    A first pass over the items computes the sums, and a second pass computes the products.
+    """
     wide = jnp.promote_types(readout.dtype, jnp.float32)
     size = table.shape[0]
     starts = jnp.arange(0, size, chunk)
 
     def chunk_scores(start):
-        """Scores of items start, ..., and from where they lie in the table: the last chunk reaches back over others'."""
+        """The scores [n, chunk], the rows and the first row `at` of the chunk that begins at item `start`.
+
+        The last chunk starts early enough to fit; its scores of items before `start` are -inf.
+        """
         at = jnp.minimum(start, size - chunk)
         rows = lax.dynamic_slice_in_dim(table, at, chunk)
         new = at + jnp.arange(chunk) >= start
@@ -88,7 +105,7 @@ def _by_chunks(chunk, shard, readout, table, targets, real):
         mine = (targets >= start) & (targets < start + chunk)
         return (new_top, total, jnp.where(mine, here, target_score)), None
 
-    # A broadcast of the inputs' own zeros varies over a shard_map's axes as they do.
+    # Zeros made from the inputs vary over the same axes of a shard_map as the inputs do.
     zero = jnp.zeros_like(readout[:, 0] * table[0, 0], wide)
     (top, total, target_score), _ = lax.scan(add_up, (zero + _lowest(wide), zero, zero), starts)
     log_total, scale = _over_shards(shard, top, total, real)
@@ -106,8 +123,11 @@ def _by_chunks(chunk, shard, readout, table, targets, real):
 
 
 def _over_shards(shard, top, total, real):
-    """From this device's max [n] and sum of exp(score - max): log sum exp over all devices' scores, and the factor
-    [n, 1] that turns exp(score - its own max) into the softmax of real targets."""
+    """Combines the maxima `top` [n] and the sums `total` [n] of exp(score - top) of all devices.
+
+    Returns (log sum exp of all scores [n], the factor [n, 1] that turns exp(score - top) into the softmax where a
+    target is real and into 0 elsewhere).
+    """
     highest = shard.max(top)
     ratio = jnp.exp(top - highest)
     all_total = shard.sum(total * ratio)
@@ -115,12 +135,12 @@ def _over_shards(shard, top, total, real):
 
 
 def _lowest(dtype) -> float:
-    """Where maxima begin: of nothing but padding, whose scores are -inf, the maximum is still a number."""
+    """The value at which maxima start: it keeps them finite where there is only padding, whose scores are -inf."""
     return float(jnp.finfo(dtype).min)
 
 
 def _products(weights, scale, readout, table):
-    """(scale weights) @ table and its transpose @ readout, accumulated in float32 at least."""
+    """(scale * weights) @ table and (scale * weights)^T @ readout, accumulated in float32 or wider."""
     narrow = weights.astype(readout.dtype)
     expected_row = scale * jnp.matmul(narrow, table.astype(readout.dtype), preferred_element_type=weights.dtype)
     dtable = transposed_matmul((scale * readout.astype(scale.dtype)).astype(readout.dtype), narrow).T

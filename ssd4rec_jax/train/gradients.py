@@ -1,5 +1,6 @@
-"""A step's loss and raw gradients, on any mesh."""
+"""The loss of a step and its gradients before the optimiser, on any mesh."""
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,19 +10,20 @@ from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
-from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.draws import mask_items
+from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
+from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.sampled_softmax import draw_negatives
-from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 
 
 class RowGradients(NamedTuple):
-    """Gradients of some rows of the item table: ids int32 [n], gradients float32 [n, D]; ids beyond the table mean none.
+    """Gradients of some rows of the item table.
 
-    A device's ids ascend without repetition; of several devices one after the other, so that an id may come again.
+    ids: int32 [n], row numbers; ids beyond the table mark empty entries. gradients: float32 [n, D].
+    The ids of one device ascend strictly. Where the gradients of several devices lie one after another, an id may occur
+    once for each device.
     """
 
     ids: jax.Array
@@ -29,19 +31,21 @@ class RowGradients(NamedTuple):
 
 
 def loss_and_gradients(
-    objective: Objective, shard: TableShard, params: dict, batch: PackedBatch, seed, epoch, axes=AXES
-):
-    """Per-device body: summed loss, target count and summed gradients over all devices, with the full softmax.
+    objective: Objective, shard: TableShard, params: dict, batch: PackedBatch, seed: jax.Array, epoch: jax.Array,
+    axes: tuple[str, ...] = AXES,
+) -> tuple[jax.Array, jax.Array, dict]:
+    """The computation of one device for a loss over the whole catalogue.
 
-    shard, params: what this device holds of the item table and of all parameters. axes: the mesh axes that batches are
-    split over.
+    params: the parameters as this device holds them, with its part of the item table, which shard describes. batch:
+    this device's rows. seed, epoch: uint32 scalars. axes: the mesh axes over which batches are split.
+    Returns (loss, number of targets, gradients like params), each summed over all devices.
     """
     varying = _own(params, axes)
     if shard.shards == 1:
         loss, grads = _over_rows(_loss_of(objective, shard, seed, epoch), _Weights(varying, None), batch, axes)
         grads = grads.params
     else:
-        # The table's rows for the batch's items are fetched once, and its items become their numbers among those.
+        # The rows for the items of the batch are fetched once; item ids then become positions among these rows.
         part = varying[ITEM_EMBEDDING]
         ids, items = item_numbers(shard, batch.items)
         fetched, fetch_back = jax.vjp(lambda part: shard.fetch(part, ids), part)
@@ -55,12 +59,16 @@ def loss_and_gradients(
 
 
 def sampled_loss_and_gradients(
-    objective: Objective, shard: TableShard, params: dict, probability, batch: PackedBatch, seed, epoch, step
-):
-    """The same with the sampled softmax: (loss, count, gradients of all but the item table, this device's RowGradients).
+    objective: Objective, shard: TableShard, params: dict, probability: jax.Array, batch: PackedBatch, seed: jax.Array,
+    epoch: jax.Array, step: jax.Array,
+) -> tuple[jax.Array, jax.Array, dict, RowGradients]:
+    """The computation of one device for a loss over a sample of the catalogue; arguments as in loss_and_gradients.
 
-    probability float32 [held]: of each of this device's items to be a target. Everything of the table that a step
-    needs is fetched once, and the model and the loss see no other row.
+    probability: float32 [held], the probability of each of this device's items to be a target. step: int32 scalar, the
+    number of the step, which decides the negatives. All rows of the item table that the step needs are fetched once,
+    and the network and the loss see only these rows.
+    Returns (loss, number of targets, gradients without the item table, this device's RowGradients); the first three are
+    summed over all devices.
     """
     varying = _own(params, AXES)
     negatives = draw_negatives(seed, step, objective.negatives, shard.rows)
@@ -70,7 +78,7 @@ def sampled_loss_and_gradients(
 
     def loss_of(weights, batch):
         readout, table = _readout(objective, weights.params, batch, seed, epoch)
-        # A target's number is 0 where there is none: then it is that of item 0, which is never a target.
+        # Position 0 belongs to item 0, which is never a target, so it marks the absence of a target here too.
         losses = objective.loss.of(
             readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance
         )
@@ -84,15 +92,18 @@ def sampled_loss_and_gradients(
 
 
 class _Weights(NamedTuple):
-    """What a step's loss is differentiated by. scored: this device's part of the item table, where items are scored by
-    that and read from rows of their own, params' table."""
+    """What the loss of a step is differentiated with respect to.
+
+    params: the parameters. scored: None where the item table in params is also the one that items are scored with.
+    Otherwise it is this device's part of the item table, for scoring, and params holds the rows fetched for the batch.
+    """
 
     params: dict
     scored: jax.Array | None
 
 
 def _readout(objective: Objective, params: dict, batch: PackedBatch, seed, epoch):
-    """(what the model says of the batch with items masked, its item table)."""
+    """(the network's readouts of the batch with items masked, its item table)."""
     model = objective.network.bind(params)
     layout = Layout.of(batch)
     draws = Draws.of(seed, epoch, layout)
@@ -110,29 +121,33 @@ def _loss_of(objective: Objective, shard: TableShard, seed, epoch):
 
 
 def _own(params: dict, axes) -> dict:
-    """The parameters as values of each device's own.
+    """The parameters marked as varying over the mesh, as if each device had its own.
 
-    Gradients are taken of a device's loss sum with respect to these and summed explicitly. Differentiating through a psum
-    instead gives gradients multiplied by the mesh size wherever replication is not tracked (shard_map with
-    check_vma=False, pmap).
+    The gradients of each device's own loss with respect to these are then summed explicitly. Differentiating through a
+    psum instead would multiply the gradients by the size of the mesh wherever replication is not tracked (shard_map
+    with check_vma=False, pmap).
     """
     return _by_parameter(lambda w, repeated: lax.pcast(w, repeated, to='varying') if repeated else w, params, axes)
 
 
 def _summed(grads: dict, axes) -> dict:
+    """The gradients summed over the axes over which their parameters are replicated."""
     return _by_parameter(lambda g, repeated: lax.psum(g, repeated), grads, axes)
 
 
 def _by_parameter(f, params: dict, axes):
-    """f(parameter or its gradient, those of the axes that repeat it: all but `model` for the item table)."""
+    """f(w, replicating axes) for each parameter or gradient w.
+
+    The replicating axes are all of `axes`, except that the item table is split over `model`.
+    """
     return jax.tree.map(lambda w, spec: f(w, tuple(a for a in axes if a not in spec)), params, specs(params))
 
 
 def _over_rows(loss, weights: _Weights, batch: PackedBatch, axes):
-    """Value and gradient of loss(weights, batch).
+    """The value of loss(weights, batch) and its gradient with respect to weights.
 
-    On a CPU the rows follow one another: a step's temporaries are then those of one row, which its caches and its
-    allocator bear far better.
+    On a CPU the rows are computed one after another. The temporaries of a step are then those of a single row, which
+    suits the caches and the allocator far better.
     """
     f = functools.partial(jax.value_and_grad(loss), weights)
     if target().platform != 'cpu' or len(batch.items) == 1:
@@ -144,23 +159,27 @@ def _over_rows(loss, weights: _Weights, batch: PackedBatch, axes):
     def add(total, index):
         return jax.tree.map(jnp.add, total, f(row(index))), None
 
-    zeros = jax.tree.map(lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), axes, to='varying'), jax.eval_shape(f, row(0)))
+    shapes = jax.eval_shape(f, row(0))
+    zeros = jax.tree.map(lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), axes, to='varying'), shapes)
     return lax.scan(add, zeros, jnp.arange(len(batch.items)))[0]
 
 
-def make_gradients(objective: Objective, mesh: Mesh, params):
-    """(params, batch, seed, epoch) -> (loss sum, targets, gradients) over the mesh; not yet jitted.
+def make_gradients(objective: Objective, mesh: Mesh, params: dict) -> Callable:
+    """The function (params, batch, seed, epoch) -> (loss, number of targets, gradients), summed over the mesh.
 
-    params: arrays or shapes, for their tree.
+    It is not jitted. params: arrays or their shapes, of which only the tree structure is used.
     """
     whole, rows, tree = PartitionSpec(), PartitionSpec(AXES), specs(params)
     body = functools.partial(loss_and_gradients, objective, objective.network.shard(mesh))
     return over_devices(body, mesh, (tree, rows, whole, whole), (whole, whole, tree))
 
 
-def make_sampled_gradients(objective: Objective, mesh: Mesh, params):
-    """(params, probability, batch, seed, epoch, step) -> (loss sum, targets, gradients without the item table's,
-    RowGradients of all devices); not yet jitted."""
+def make_sampled_gradients(objective: Objective, mesh: Mesh, params: dict) -> Callable:
+    """The function (params, probability, batch, seed, epoch, step) -> (loss, number of targets, gradients, rows).
+
+    The gradients leave out the item table; rows are the RowGradients of all devices, one after another. The function is
+    not jitted. params: as in make_gradients.
+    """
     whole, rows, tree = PartitionSpec(), PartitionSpec(AXES), specs(params)
     body = functools.partial(sampled_loss_and_gradients, objective, objective.network.shard(mesh))
     return over_devices(

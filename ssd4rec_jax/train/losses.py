@@ -1,17 +1,17 @@
-"""Training losses by name (`train.loss`), of two kinds.
+"""The training losses, by name (`train.loss`). There are two kinds.
 
-A full loss sees the scores of the whole catalogue:
+A full loss gets the whole item table, to score the whole catalogue:
 
     of(readout [..., D], table [held, D], targets int32 [...], real bool [...], *, shard, settings) -> scalar
 
-the sum over real targets; table is this device's part of the item table, split as `shard` says (the whole table with
-one shard). A sampled loss (samples=True) sees the rows that a step touches and a sample of negatives:
+It returns the sum over the real targets. table is this device's part of the item table, split as `shard` says; with one
+shard it is the whole table. A sampled loss (samples=True) gets the rows that a step touches and a sample of negatives:
 
     of(readout [rows, slots, D], table [n, D], targets, real [rows, slots], negatives [k], expected, probability [n],
        *, settings) -> losses [rows, slots]
 
-with items given as numbers of those n rows (see ssd4rec_jax.train.sampled_softmax); its item table is updated by
-row-wise Adagrad.
+Here targets and negatives are positions among those n rows (see ssd4rec_jax.train.sampled_softmax). With a sampled
+loss, row-wise Adagrad updates the item table.
 """
 import functools
 from collections.abc import Callable
@@ -25,7 +25,11 @@ from ssd4rec_jax.train.sampled_softmax import sampled_losses
 
 
 class Loss(NamedTuple):
-    """of: one of the two functions of the module's docstring, its settings bound. splits: it heeds `shard`."""
+    """A loss with its settings bound.
+
+    of: a function of one of the two kinds in this file's docstring. samples: whether it is a sampled loss.
+    splits: whether it can work on one device's part of the item table.
+    """
 
     of: Callable[..., Any]
     samples: bool = False
@@ -45,18 +49,23 @@ def _sampled(*arrays, settings):
 _LOSSES = {'full': Loss(_full), 'sampled': Loss(_sampled, samples=True)}
 
 
-def register_loss(name: str, of: Callable[..., Any], settings: type = NoSettings, *, samples: bool = False, splits: bool = False) -> None:
-    """Make train.loss=name known.
+def register_loss(
+    name: str, of: Callable[..., Any], settings: type = NoSettings, *, samples: bool = False, splits: bool = False
+) -> None:
+    """Make a loss available under train.loss=name.
 
-    of: of one of the two kinds above. settings: the frozen dataclass whose fields are set as loss.FIELD. samples:
-    whether it is a sampled loss. splits: whether it works on a part of an item table that devices share.
+    of: a function of one of the two kinds in this file's docstring. settings: the frozen dataclass whose fields are set
+    as loss.FIELD. samples, splits: as in Loss.
     """
     LOSS_SETTINGS[name] = settings
     _LOSSES[name] = Loss(of, samples, splits)
 
 
 def make_loss(train: TrainConfig, settings: Any, num_items: int, model_shards: int = 1) -> Loss:
-    """The loss that a run uses on a catalogue of this size; ConfigError where it cannot work on a split item table."""
+    """The loss that a run uses on a catalogue of num_items items.
+
+    settings: those of the loss. Raises ConfigError where the item table is split and the loss cannot work on a part.
+    """
     name = train.loss_name(num_items)
     loss = _LOSSES[name]
     if model_shards > 1 and not loss.splits:

@@ -1,4 +1,4 @@
-"""What a training step minimises: which loss, over every prefix by itself or over all prefixes of a user in one pass."""
+"""What a training step minimises: a loss, over each prefix by itself or over all prefixes of a user in one pass."""
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.train import TrainConfig
@@ -12,9 +12,10 @@ from ssd4rec_jax.train.losses import FULL_SOFTMAX, Loss
 class Objective(NamedTuple):
     """What a step minimises.
 
-    every_prefix: the batch has one target per token, and every prefix is read.
-    loss: of the readouts, over the whole catalogue or over a sample.
-    negatives: items drawn uniformly per step for a loss that samples.
+    mask_ratio: the probability that an input item is masked.
+    every_prefix: whether the batch has one target per token, so that every prefix is read.
+    loss: the loss of the readouts, over the whole catalogue or over a sample of it.
+    negatives: the number of items that a step draws uniformly for a loss that samples.
     """
 
     network: Network
@@ -25,12 +26,13 @@ class Objective(NamedTuple):
 
 
 def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_history: int) -> ExampleIndex:
-    """Training examples in the form that train.objective asks for; the index's every_prefix says which one it is.
+    """The training examples in the form that train.objective asks for; the index's every_prefix says which form it is.
 
-    'prefix': each prefix of a user's history is an example, as released. 'one_pass': each user is one, and all
-    prefixes are read from a single pass; ConfigError where that is not exact. The loss has the same expectation; its
-    gradient is noisier (a user's prefixes share the input mask and come in the same step). 'auto' therefore takes
-    prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ (WORKSPACE.md).
+    'prefix': each prefix of a user's history is an example, as in the released code. 'one_pass': each user is an
+    example, and all prefixes are read from a single pass. Raises ConfigError where that is not exact. The expectation
+    of the loss is the same, but its gradient is noisier, because a user's prefixes share the input mask and come in the
+    same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
+    (docs/decisions/model-and-savings.md).
     """
     prefixes = train_examples(dataset, max_history=max_history)
     if asked != 'one_pass':
@@ -40,7 +42,7 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
 
 
 def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: int) -> str:
-    """A sentence that says which form runs, and, of auto's choice, whether there was another."""
+    """A sentence that says which form runs and, where train.objective is 'auto', whether the other was possible."""
     if examples.every_prefix:
         return 'objective: one_pass, all prefixes of a user read from one pass'
     note = 'objective: prefix, every prefix of a history by itself'
@@ -50,7 +52,7 @@ def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: 
 
 
 def loss_note(train: TrainConfig, num_items: int) -> str:
-    """A sentence that says which softmax runs."""
+    """A sentence that says which loss runs."""
     name = train.loss_name(num_items)
     if name == 'full':
         return f'loss: full softmax over {num_items:,} items'
@@ -58,21 +60,23 @@ def loss_note(train: TrainConfig, num_items: int) -> str:
         return f'loss: {name} over {num_items:,} items'
     why = ' (train.loss=full would score them all)' if train.loss == 'auto' else ''
     return (
-        f'loss: softmax sampled from {num_items:,} items{why}, {train.num_negatives:,} uniform negatives a step and the other targets '
-        'of a row, logQ-corrected; item table by row-wise Adagrad'
+        f'loss: softmax sampled from {num_items:,} items{why}, {train.num_negatives:,} uniform negatives a step and '
+        'the other targets of a row, logQ-corrected; item table by row-wise Adagrad'
     )
 
 
 def check_one_pass(model: Any, cut: int, max_history: int) -> None:
-    """ConfigError with the reason where train.objective=one_pass is not exact; cut: histories that
-    max_history shortens."""
+    """Raises ConfigError, with the reason, where train.objective=one_pass is not exact.
+
+    cut: the number of histories that max_history shortens.
+    """
     obstacle = one_pass_obstacle(model, cut, max_history)
     if obstacle is not None:
         raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
 
 
 def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:
-    """Why one pass over a history does not give the readouts of its prefixes; None where it does."""
+    """The reason why one pass over a history does not give the readouts of its prefixes; None where it does."""
     if not getattr(model, 'prefixes_share_a_pass', False):
         if model.name != 'ssd4rec':
             return f'the network {model.name} does not read all prefixes of a history in one pass'

@@ -1,12 +1,12 @@
-"""The optimiser that a TrainConfig names: optax's, and row-wise Adagrad for the table of a sampled softmax."""
+"""The optimisers that a TrainConfig selects: optax's, and row-wise Adagrad for the item table of a sampled loss."""
 import optax
 
-from ssd4rec_jax.train.row_updates import SparseTableOptimizer
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.train.row_updates import SparseTableOptimizer
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Learning rate as a function of the optimiser's step."""
+    """The learning rate as a function of the number of optimiser steps made before."""
     if config.schedule == 'warmup_cosine':
         return optax.warmup_cosine_decay_schedule(
             0.0, config.learning_rate, max(config.warmup_steps, 1), config.decay_steps
@@ -15,9 +15,9 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, *, sparse_table: bool) -> optax.GradientTransformation | SparseTableOptimizer:
-    """Adam (torch's defaults, as published) or AdamW, with optional global-norm clipping before it.
+    """Adam (with torch's defaults, as published) or AdamW, preceded by clipping of the global norm where that is set.
 
-    It updates all parameters or, with sparse_table, all but the item table, which row-wise Adagrad updates.
+    It updates all parameters. With sparse_table it updates all but the item table, and row-wise Adagrad updates that.
     """
     schedule = learning_rate_schedule(config)
     if config.optimizer == 'adamw':

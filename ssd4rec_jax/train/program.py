@@ -1,4 +1,4 @@
-"""A train step as a program: all that a configuration, a catalogue and a mesh decide about it."""
+"""The train step as a program: everything about it that a configuration, a catalogue and a mesh decide."""
 import contextlib
 import functools
 from typing import Any
@@ -17,20 +17,30 @@ from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
 from ssd4rec_jax.train.losses import make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from ssd4rec_jax.train.state import TrainState, abstract_state, create_state, init_state, make_train_step, place_probability
+from ssd4rec_jax.train.state import (
+    TrainState,
+    abstract_state,
+    create_state,
+    init_state,
+    make_train_step,
+    place_probability,
+)
 
 
 class TrainProgram:
-    """The one place where a train step is put together: trainer, benchmarks and the pod compiler all take it from here.
+    """The one place where a train step is assembled; trainer, benchmarks and the pod compiler all take it from here.
 
-    network: the network's structure. like: a state's shapes, dtypes and places (jax.ShapeDtypeStruct). objective,
-    optimizer, schedule: what a step minimises and how. step: jit of (state, batch, seed, epoch, *constants) ->
-    (state, mean loss); the state's buffers are reused. The program is made for the platform of the mesh's devices,
-    which need not be this machine's.
+    network: the network's structure.
+    like: a state that holds shapes, dtypes and shardings (jax.ShapeDtypeStruct) instead of arrays.
+    objective, optimizer, schedule: what a step minimises, how, and the learning rate for each step.
+    step: the jitted function (state, batch, seed, epoch, *constants) -> (state, mean loss); it takes over the buffers
+      of the state.
+
+    The program is made for the platform of the mesh's devices, which need not be devices of this machine.
     """
 
     def __init__(self, config: RunConfig, num_items: int, mesh: Mesh, *, every_prefix: bool, network: Any = None):
-        """network: computes in the place of the configured one, with the same parameters (a benchmark's yardstick)."""
+        """network: replaces the configured network and uses the same parameters (the baseline of a benchmark)."""
         self.config, self.num_items, self.mesh = config, num_items, mesh
         loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS])
         self.optimizer = make_optimizer(config.train, sparse_table=loss.samples)
@@ -45,21 +55,27 @@ class TrainProgram:
         self.step = make_train_step(self.objective, self.optimizer, mesh)
 
     def create_state(self) -> TrainState:
-        """Step 0's state, its parameters drawn by train.seed on the devices where they belong."""
+        """The state of step 0, with parameters drawn from train.seed on the devices where they belong."""
         return create_state(self.config.model, self.num_items, self.config.train.seed, self.optimizer, self.mesh)[1]
 
     def init_state(self, params: dict) -> TrainState:
-        """Step 0's state with these parameters (the item table whole)."""
+        """The state of step 0 with the given parameters, whose item table is whole and not padded."""
         return init_state(self.network, params, self.optimizer, self.mesh)
 
     def constants(self, target_counts: np.ndarray) -> list[jax.Array]:
-        """What a step takes after seed and epoch; target_counts int64 [num_items + 1], how often items are targets."""
+        """The arguments that a step takes after seed and epoch.
+
+        target_counts: int64 [num_items + 1], how often each item is a target.
+        """
         if not self.objective.loss.samples:
             return []
         return [place_probability(target_counts, self.network, self.mesh)]
 
     def abstract_arguments(self, shape: StepShape) -> tuple:
-        """The step's arguments for batches of this shape, as shapes and places without values."""
+        """The step's arguments for batches of this shape, as shapes and shardings without values.
+
+        Raises ConfigError where the devices cannot share the rows evenly.
+        """
         if shape.rows % self.mesh.size:
             raise ConfigError(f'data.rows_per_step={shape.rows} must be a multiple of the {self.mesh.size} devices')
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(self.mesh))
@@ -73,7 +89,7 @@ class TrainProgram:
         return self.like, batch, number, number, *([held] if self.objective.loss.samples else [])
 
     def trace(self, shape: StepShape) -> jax.stages.Traced:
-        """The step for batches of this shape, traced for the mesh's platform; lower it inside `for_platform`."""
+        """The step for batches of this shape, traced for the mesh's platform."""
         with self._platform():
             return self.step.trace(*self.abstract_arguments(shape))
 

@@ -1,4 +1,4 @@
-"""What a finished run reports: the content of result.json."""
+"""The report of a finished run: the content of result.json."""
 import resource
 import sys
 from typing import Any
@@ -21,9 +21,10 @@ def make_result(
     program: TrainProgram, progress: TrainProgress, dataset: SequenceDataset, params: dict,
     metrics: dict[str, dict[str, float]], *, ssd_implementation: str | None, checkpoint_wait_seconds: float,
 ) -> dict[str, Any]:
-    """JSON-ready description of a run that has ended.
+    """The description of a finished run, as a dict for JSON.
 
-    params: the best epoch's, whole NumPy arrays. metrics: the network's, by split ('valid' and 'test').
+    params: the parameters of the best epoch, as whole NumPy arrays. metrics: the network's metrics for each split,
+    'valid' and 'test'.
     """
     seconds = max(progress.seconds, 1e-9)
     train = program.config.train

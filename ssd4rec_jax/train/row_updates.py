@@ -1,7 +1,8 @@
-"""Row-wise Adagrad: the optimiser of an item table of which a step touches a few rows.
+"""Row-wise Adagrad, the optimiser of an item table of which each step touches only a few rows.
 
-One float32 a row of state, and no work for the rows that a step does not touch (row-wise Adagrad of DLRM's embedding tables:
-Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning Recommendation Models", 2022).
+Its state is one float32 per row, and rows that a step does not touch cost no work. It is the row-wise Adagrad of DLRM's
+embedding tables: Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning
+Recommendation Models", 2022.
 """
 from typing import NamedTuple
 
@@ -11,21 +12,22 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssd4rec_jax.train.gradients import RowGradients
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, MODEL_AXIS, over_devices
-from ssd4rec_jax.train.row_exchange import first_rows, is_under_way, send_round
 from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.train.gradients import RowGradients
+from ssd4rec_jax.train.row_exchange import first_rows, is_under_way, send_round
 
 EPSILON = 1e-10
 
 
 class SparseTableOptimizer(NamedTuple):
-    """An optax optimiser for the network, row-wise Adagrad for the item table. Their state is a dict of both."""
+    """An optax optimiser for the network and row-wise Adagrad for the item table; the state is a dict of both."""
 
     network: optax.GradientTransformation
     table_learning_rate: float
 
     def init(self, params: dict) -> dict:
+        """The initial state; params with the item table as it is stored, padding included."""
         network = {name: leaf for name, leaf in params.items() if name != ITEM_EMBEDDING}
         squares = jnp.zeros(len(params[ITEM_EMBEDDING]), jnp.float32)
         return {'network': self.network.init(network), ITEM_EMBEDDING: squares}
@@ -34,9 +36,11 @@ class SparseTableOptimizer(NamedTuple):
 def update_rows(
     mesh: Mesh, shard: TableShard, table: jax.Array, squares: jax.Array, rows: RowGradients, rate: float, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(table, squares) after w -= rate g / sqrt(s) with s += mean(g^2), in the rows that have gradients.
+    """Updates the rows w that have gradients g: s += mean(g^2), then w -= rate * g / sqrt(s).
 
-    rows: of all devices, [devices * n], of which each one's ids ascend without repetition.
+    table: [padded, D]. squares: float32 [padded], the sums s.
+    rows: the gradients of all devices one after another, ids [devices * n]; those of each device ascend strictly.
+    key: decides how a bfloat16 table is rounded. Returns the new (table, squares).
     """
     if shard.shards == 1:
         return _update(mesh, shard, table, squares, rows, rate, key)
@@ -54,13 +58,16 @@ def update_rows(
 
 
 def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, rate: float, key):
-    """The same with the gradients that each part of the table needs: whole, or part by part in their first axis."""
+    """update_rows without an exchange: every device already has the gradients of the rows that it holds.
+
+    With one shard rows are the same on all devices; with more, the first axis of rows is split over the parts.
+    """
     part, whole = PartitionSpec(MODEL_AXIS), PartitionSpec()
 
     def body(table, squares, rows, key):
         ids, grads = rows.ids.ravel(), rows.gradients.reshape(-1, table.shape[-1])
         if mesh.size > 1:
-            # Devices that share rows have asked for them each.
+            # Several devices may have a gradient for the same row; these are added up.
             ids, number = jnp.unique(ids, size=len(ids), fill_value=shard.padded, return_inverse=True)
             grads = jax.ops.segment_sum(grads, number.ravel(), num_segments=len(ids))
         at, _ = shard.find(ids)
@@ -73,8 +80,12 @@ def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, r
     return over_devices(body, mesh, (part, part, of_rows, whole), (part, part))(table, squares, rows, key)
 
 
-def rounded(x: jax.Array, dtype, key: jax.Array) -> jax.Array:
-    """float32 x in dtype; to bfloat16 up or down at random, so that steps below its precision add up in the mean."""
+def rounded(x: jax.Array, dtype: jax.typing.DTypeLike, key: jax.Array) -> jax.Array:
+    """x float32 in another dtype.
+
+    A bfloat16 result is rounded up or down at random so that its mean is x: changes below bfloat16's precision then
+    survive on average.
+    """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)

@@ -1,19 +1,24 @@
-"""Cross-entropy over a sample of the catalogue, for catalogues whose full softmax no step can pay for.
+"""Cross-entropy over a sample of the catalogue, for catalogues that are too large for a full softmax.
 
-Candidates of a target are the step's uniform negatives and the other targets of its packed row (mixed negative sampling:
-Yang et al., WWW 2020). A candidate's score is lowered by the log of how often it is expected among them, which makes the
-sum of exponentials an unbiased estimate of the full softmax's (logQ correction: Bengio and Senecal, 2008); the target
-itself comes once and uncorrected, and where it is drawn as a candidate it does not count again. In a row, not in a step or on
-a device, since rows are what no mesh changes.
+The candidates for a target are the step's uniform negatives and the other targets of its packed row (mixed negative
+sampling: Yang et al., WWW 2020). The targets of the row are taken, and not those of the step or of the device, because
+rows are the same on every mesh. A candidate's score is lowered by the log of how often the candidate is expected in the
+sample, which makes the sum of exponentials an unbiased estimate of the full one (logQ correction: Bengio and Senecal,
+2008). The target itself enters once and uncorrected; where it was also drawn as a candidate, that candidate is left
+out.
 """
+import chex
 import jax
 import jax.numpy as jnp
 
 from ssd4rec_jax.model.scores import scores
 
 
-def draw_negatives(seed, step, count: int, rows: int) -> jax.Array:
-    """int32 [count] of a step, uniform with replacement over the table's rows 0 .. rows - 1, as the full softmax is."""
+def draw_negatives(seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike, count: int, rows: int) -> jax.Array:
+    """The negatives of a step, int32 [count].
+
+    They are drawn uniformly, with replacement, from the rows 0 .. rows - 1, over which the full softmax also goes.
+    """
     return jax.random.randint(jax.random.fold_in(jax.random.key(seed), step), (count,), 0, rows, jnp.int32)
 
 
@@ -21,12 +26,17 @@ def sampled_losses(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, negatives: jax.Array,
     expected: float, probability: jax.Array,
 ) -> jax.Array:
-    """-log of each target's share in its sample, float32 [rows, slots]; 0 where there is no target.
+    """-log of each target's share of the softmax over its sample, float32 [rows, slots]; 0 where there is no target.
 
-    readout [rows, slots, D], table [n, D] of the rows that occur, targets [rows, slots] and negatives [k] as numbers of
-    those rows, real bool [rows, slots]. expected: how often any item is expected among the negatives. probability
-    float32 [n]: of each of the rows to be a target.
+    readout: [rows, slots, D]. table: [n, D], the rows of the item table that the step touches.
+    targets: int32 [rows, slots], as rows of `table`. real: bool [rows, slots], False where there is no target.
+    negatives: int32 [k], as rows of `table`. expected: how often any one item is expected among the negatives.
+    probability: float32 [n], the probability of each row of `table` to be a target.
     """
+    chex.assert_rank([readout, table, negatives], [3, 2, 1])
+    chex.assert_shape(readout, (*targets.shape, table.shape[1]))
+    chex.assert_equal_shape([targets, real])
+    chex.assert_shape(probability, (len(table),))
     def of_row(readout, targets, real):
         readout = jnp.where(real[:, None], readout, jnp.zeros_like(readout))
         candidates = jnp.concatenate([negatives, targets])

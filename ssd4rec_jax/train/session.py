@@ -1,4 +1,4 @@
-"""A run's record: what is restored when a session begins, saved and logged while it lasts."""
+"""The record of a run: what is restored when a session begins, and what is saved and logged while it lasts."""
 import dataclasses
 import time
 from collections.abc import Callable
@@ -6,28 +6,35 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ssd4rec_jax.config.run import to_dict
+from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.packing import StepShape
-from ssd4rec_jax.errors import ConfigError, TrainingError
+from ssd4rec_jax.errors import CheckpointError, ConfigError, TrainingError
 from ssd4rec_jax.parallel.processes import is_first
 from ssd4rec_jax.reporter import Reporter
-from ssd4rec_jax.run.checkpoints import Checkpoints
+from ssd4rec_jax.run.checkpoints import Checkpoints, Restored
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.metrics_log import MetricsLog
+from ssd4rec_jax.run.saved_run import answer_settings, checkpoint_config
+from ssd4rec_jax.train.early_stopping import EarlyStopping
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.progress import TrainProgress
 from ssd4rec_jax.train.state import TrainState
 
 
 class TrainSession:
-    """Checkpoints, log and progress of a run in its folder.
+    """The checkpoints, the log and the progress of a run, kept in its folder.
 
-    progress: where the run stands, of which every `save` makes a part of the checkpoint. Every process has a session;
-    the first one alone writes the log.
+    progress: how far the run has come; every `save` stores it in the checkpoint. stored_config: the config of the
+    newest checkpoint, None where there is none. Every process has a session, but only the first one writes the log.
     """
 
-    def __init__(self, folder: RunFolder, program: TrainProgram, fingerprint: str, reporter: Reporter):
-        """fingerprint: of the prepared data that the run is trained on."""
+    def __init__(
+        self, folder: RunFolder, program: TrainProgram, fingerprint: str, reporter: Reporter,
+        on_saved: Callable[[], None] | None = None,
+    ):
+        """fingerprint: the fingerprint of the prepared data that the run is trained on. on_saved: see Trainer."""
+        self._on_saved = on_saved
+        self.stored_config: RunConfig | None = None
         self.folder, self.program, self.fingerprint, self.reporter = folder, program, fingerprint, reporter
         self.checkpoints = Checkpoints(folder.checkpoints, rows=program.num_items + 1)
         self.metrics_log = MetricsLog(folder.metrics)
@@ -35,10 +42,10 @@ class TrainSession:
         self._saved_at = time.monotonic()
 
     def restore(self, choose_shape: Callable[[], StepShape]) -> TrainState:
-        """The state of the newest checkpoint or, where there is none, a new one; sets progress.
+        """Returns the state of the newest checkpoint, or a new state where there is none, and sets progress.
 
-        choose_shape: how this session would pack an epoch that it begins. ConfigError where the run was trained on other
-        data, or where its steps cannot be split over these devices.
+        choose_shape: returns the shape of the packed steps for an epoch that this session begins. Raises ConfigError
+        where the run was trained on other data, or where its steps cannot be split over these devices.
         """
         restored = self.checkpoints.restore_latest(self.program.like)
         if restored is None:
@@ -47,7 +54,7 @@ class TrainSession:
             state = self.program.create_state()
         else:
             self.progress, state = TrainProgress.from_meta(restored.meta), restored.state
-            self._go_on(restored.step, restored.meta['config'], choose_shape)
+            self._go_on(restored, choose_shape)
         devices = self.program.mesh.size
         if self.progress.shape.rows % devices:
             raise ConfigError(
@@ -56,20 +63,31 @@ class TrainSession:
             )
         return state
 
-    def _go_on(self, step: int, stored_config: dict, choose_shape: Callable[[], StepShape]) -> None:
-        """Bring progress and log to a restored checkpoint; an epoch that is packed in another way starts anew."""
-        progress, every_prefix = self.progress, self.program.objective.every_prefix
+    def _go_on(self, restored: Restored, choose_shape: Callable[[], StepShape]) -> None:
+        """Set progress and log back to a restored checkpoint; an epoch that is now packed differently starts again."""
+        step, config, every_prefix = restored.step, self.program.config, self.program.objective.every_prefix
+        stored = self.stored_config = checkpoint_config(restored.meta, config.dataset)
+        had_best = self.progress.stopping.best_step > 0
+        self.progress = self._with_sound_best(self.progress)
+        if answer_settings(stored) != answer_settings(config) and self.progress.stopping.best_step:
+            self.progress = dataclasses.replace(self.progress, stopping=self.progress.stopping.forget())
+        progress = self.progress
         if progress.fingerprint != self.fingerprint:
             raise ConfigError(
                 f'{self.folder.path} was trained on another log or other data settings (fingerprint '
                 f'{progress.fingerprint[:12]} there, {self.fingerprint[:12]} here): name another --workdir'
             )
-        # What a killed session logged after this checkpoint is computed, and logged, again.
-        self._keep_records(lambda r: r['step'] <= step and r['kind'] != 'test')
+        if had_best and progress.stopping.best is None and progress.epoch >= config.train.max_epochs:
+            raise ConfigError(
+                f'{self.folder.path} has trained all of its {progress.epoch} epochs and keeps no evaluated checkpoint '
+                f'of this config: go on with --set=train.max_epochs={progress.epoch + 1} or more, and --adopt_config'
+            )
+        # What a killed session logged after this checkpoint is computed again, and logged again.
+        self._keep_records(lambda r: r['step'] <= step and r.get('kind') != 'test')
         self.reporter.note(
             f'going on from step {step} (epoch {progress.epoch + 1}, {progress.step_in_epoch} steps of it done)'
         )
-        same_plan = _plan_settings(stored_config) == _plan_settings(to_dict(self.program.config))
+        same_plan = _plan_settings(to_dict(stored)) == _plan_settings(to_dict(config))
         if not same_plan or progress.every_prefix != every_prefix:
             self.progress = dataclasses.replace(
                 progress, shape=choose_shape(), step_in_epoch=0, every_prefix=every_prefix
@@ -77,11 +95,33 @@ class TrainSession:
             self.reporter.note(f'the config packs epochs in another way: epoch {progress.epoch + 1} starts anew')
 
     def save(self, state: TrainState) -> None:
-        """Begin a checkpoint of the state and the progress; TrainingError where a parameter is not finite."""
+        """Begin to write a checkpoint of state and progress. Raises TrainingError where a parameter is not finite."""
         self.check_parameters(state)
-        config = {section: settings for section, settings in to_dict(self.program.config).items() if section != 'dataset'}
-        self.checkpoints.save(int(state.step), state, {**self.progress.to_meta(), 'config': config})
-        self._saved_at = time.monotonic()
+        meta = {**self.progress.to_meta(), 'config': to_dict(self.program.config)}
+        self.checkpoints.save(int(state.step), state, meta, then=self._on_saved)
+        self.stored_config, self._on_saved, self._saved_at = self.program.config, None, time.monotonic()
+
+    def _with_sound_best(self, progress: TrainProgress) -> TrainProgress:
+        """The progress, with another best epoch where the checkpoint of the best epoch is damaged."""
+        best = progress.stopping.best_step
+        if not best:
+            return progress
+        lost = f'the parameters of the best epoch, {progress.stopping.best_epoch} (step {best}), are lost'
+        try:
+            found = self.checkpoints.best_step(set_aside=True)
+        except CheckpointError:
+            found = None
+        if found == best:
+            return progress
+        if found is None:
+            self.reporter.note(f'{lost}: the next epoch is the best')
+            return dataclasses.replace(progress, stopping=EarlyStopping())
+        other = TrainProgress.from_meta(self.checkpoints.meta(found))
+        self.reporter.note(
+            f'{lost}: epoch {other.epoch} (step {found}) is the best that is left'
+        )
+        stopping = EarlyStopping(other.score or 0.0, other.epoch, found, progress.epoch - other.epoch)
+        return dataclasses.replace(progress, stopping=stopping)
 
     def is_save_due(self) -> bool:
         """Whether train.checkpoint_seconds have passed since the last checkpoint."""
@@ -93,12 +133,12 @@ class TrainSession:
             self.metrics_log.write(record)
 
     def check_parameters(self, state: TrainState) -> None:
-        """TrainingError where a parameter is not finite."""
+        """Raise TrainingError where a parameter is not finite."""
         if not _all_finite(state.params):
             raise self.not_finite('a parameter', int(state.step))
 
     def not_finite(self, what: str, step: int) -> TrainingError:
-        """The error that says what diverged, when, and what to do."""
+        """The error that says what is not finite, at which step, and what to do."""
         good = self.checkpoints.steps()
         last = f'the last good checkpoint is {self.folder.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
         return TrainingError(
@@ -112,7 +152,7 @@ class TrainSession:
 
 
 def _plan_settings(configs: dict) -> list:
-    """The settings that decide an epoch's plan, in which a checkpoint of mid-epoch counts its steps."""
+    """The settings that decide the plan of an epoch, and so the meaning of step_in_epoch in a checkpoint."""
     data, train = configs['data'], configs['train']
     return [
         *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step')),

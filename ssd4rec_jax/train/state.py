@@ -1,5 +1,5 @@
-"""What changes during training, and the pure step that changes it."""
-from typing import Any, NamedTuple
+"""The state that changes during training, and the pure step that changes it."""
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,22 @@ from jax.sharding import Mesh
 
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, by_item, shardings
 from ssd4rec_jax.model.network import Network, abstract_network, init_network
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, by_item, shardings
+from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.row_updates import SparseTableOptimizer, update_rows
 
-Optimizer = optax.GradientTransformation | SparseTableOptimizer
+Optimizer: TypeAlias = optax.GradientTransformation | SparseTableOptimizer
 
 
 class TrainState(NamedTuple):
-    """One checkpoint's worth of arrays, placed as ssd4rec_jax.parallel.mesh says.
+    """The arrays of one checkpoint, laid out on the devices as ssd4rec_jax.parallel.mesh says.
 
-    params: nested dict of float32 arrays. opt_state: optax's. step: int32 scalar, optimiser steps made.
-    epoch_loss, epoch_targets: float32 and int32 sums over the running epoch, so that its mean loss
-    survives a restart.
+    params: a nested dict of float32 arrays (the item table may be bfloat16). opt_state: the optimiser's state.
+    step: int32 scalar, the number of optimiser steps made.
+    epoch_loss, epoch_targets: float32 and int32 scalars, the sums of loss and targets over the current epoch, so that
+      the epoch's mean loss survives a restart.
     """
 
     params: dict
@@ -34,8 +35,10 @@ class TrainState(NamedTuple):
     epoch_targets: jax.Array
 
 
-def update(optimizer: optax.GradientTransformation, state: TrainState, loss, count, grads) -> TrainState:
-    """The state after one optimiser step with summed loss and gradients of `count` targets."""
+def update(
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, count: jax.Array, grads: dict
+) -> TrainState:
+    """The state after one optimiser step, from the loss and the gradients summed over `count` targets."""
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(
@@ -47,10 +50,13 @@ def update(optimizer: optax.GradientTransformation, state: TrainState, loss, cou
     )
 
 
-def make_train_step(objective: Objective, optimizer: Optimizer, mesh: Mesh):
-    """jit of (state, batch, seed, epoch) -> (state, mean loss of the step's targets); the state's buffers are reused.
+def make_train_step(
+    objective: Objective, optimizer: Optimizer, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """The jitted step (state, batch, seed, epoch) -> (new state, mean loss over the step's targets).
 
-    With a SparseTableOptimizer the loss is the sampled softmax's, and place_probability gives a fifth argument.
+    The step takes over the buffers of the state. seed and epoch are uint32 scalars. With a SparseTableOptimizer the
+    loss is a sampled one, and the step takes the result of place_probability as its fifth argument.
     """
 
     def dense(state: TrainState, batch: PackedBatch, seed, epoch):
@@ -79,25 +85,34 @@ def make_train_step(objective: Objective, optimizer: Optimizer, mesh: Mesh):
 
 
 def place_probability(counts: np.ndarray, network: Network, mesh: Mesh) -> jax.Array:
-    """Each item's probability to be a target, float32 with the table's rows and place, from counts int64 [items + 1]."""
+    """The probability that each item is a target: float32, with the padded rows and the sharding of the item table.
+
+    counts: int64 [items + 1], how often each item is a target.
+    """
     padded = np.zeros(network.shard(mesh).padded, np.float32)
     padded[:len(counts)] = counts / counts.sum()
     return jax.make_array_from_callback(padded.shape, by_item(mesh), lambda part: padded[part])
 
 
 def new_state(params: dict, optimizer: Optimizer) -> TrainState:
-    """Step 0's state."""
+    """The state of step 0."""
     return TrainState(params, optimizer.init(params), jnp.int32(0), jnp.float32(0), jnp.int32(0))
 
 
 def init_state(network: Network, params: dict, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Step 0's state with these parameters (the table whole), placed on the mesh."""
+    """The state of step 0 on the mesh, with the given parameters; their item table is whole and not padded."""
     state = new_state(network.split(params, mesh), optimizer)
     return jax.device_put(state, shardings(state, mesh))
 
 
-def create_state(config: Any, num_items: int, seed: int, optimizer: Optimizer, mesh: Mesh) -> tuple[Network, TrainState]:
-    """A new model and step 0's state, made on the devices where they belong: no process ever holds the whole table."""
+def create_state(
+    config: Any, num_items: int, seed: int, optimizer: Optimizer, mesh: Mesh
+) -> tuple[Network, TrainState]:
+    """A new network and its state of step 0.
+
+    config: the network's settings. The arrays are created on the devices where they belong, so that no process ever
+    holds the whole item table.
+    """
     network, like = abstract_state(config, num_items, optimizer, mesh)
 
     def create():
@@ -107,12 +122,15 @@ def create_state(config: Any, num_items: int, seed: int, optimizer: Optimizer, m
 
 
 def abstract_state(config: Any, num_items: int, optimizer: Optimizer, mesh: Mesh) -> tuple[Network, TrainState]:
-    """The model's structure, and the shapes and places of a state's arrays (jax.ShapeDtypeStruct)."""
+    """The network's structure, and a state that holds jax.ShapeDtypeStruct with shardings instead of arrays.
+
+    Raises ConfigError where the item table is bfloat16 and the optimiser would update all of it.
+    """
     sparse = isinstance(optimizer, SparseTableOptimizer)
     if getattr(config, 'table_dtype', 'float32') == 'bfloat16' and not sparse:
         raise ConfigError(
-            f'model.table_dtype=bfloat16 needs train.loss=sampled: the full softmax (of {num_items:,} items) updates its '
-            'table in float32'
+            f'model.table_dtype=bfloat16 needs train.loss=sampled: the full softmax (of {num_items:,} items) updates '
+            'its table in float32'
         )
     network, params = abstract_network(config, num_items, mesh)
     shapes = jax.eval_shape(lambda params: new_state(params, optimizer), params)

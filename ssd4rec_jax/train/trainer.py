@@ -1,4 +1,4 @@
-"""The training loop: epochs of packed steps, an evaluation after each, early stopping, exact resume."""
+"""The training loop: epochs of packed steps, an evaluation after each epoch, early stopping, exact resume."""
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,14 +11,14 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
-from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here
-from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
+from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
@@ -30,31 +30,38 @@ STOPPING_METRIC = 'NDCG@10'
 
 
 class Trainer:
-    """One run on a prepared dataset in a run folder, on all devices of all processes.
+    """One run on prepared data, kept in a run folder, on all devices of all processes.
 
-    Every process of a run makes a Trainer and calls `run`; the first one alone writes metrics and result.
-    model_shards: devices that share the item table. devices: to run on; None takes all. stop_requested is asked after
-    each step; once it is true on any process the run saves a checkpoint and `run` returns None.
+    Every process of a run makes a Trainer and calls `run`; only the first process writes metrics and result.
+    model_shards: the number of devices that share the item table. devices: the devices to run on; None means all.
+    stop_requested: called after each step; once it returns True on any process, the run saves a checkpoint and `run`
+      returns None.
+    on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
+      is a run of this config.
 
-    program, session, state: the compiled step, the run's record and its arrays, once `open` has been called.
+    program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
 
     def __init__(
         self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
         devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
-        stop_requested: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
     ):
         self.config, self.dataset, self.folder = config, dataset, folder
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
-        self.stop_requested = stop_requested
+        self.stop_requested, self.on_saved = stop_requested, on_saved
         self.program: TrainProgram
         self.session: TrainSession
         self.state: TrainState
         self._is_open = False
 
     def open(self) -> 'Trainer':
-        """Compare the processes, restore the newest checkpoint or draw a new state, say what will run; returns self."""
+        """Prepare the run and return self.
+
+        This compares the settings of all processes, restores the newest checkpoint or draws a new state, and reports
+        what will run.
+        """
         config, dataset, note = self.config, self.dataset, self.reporter.note
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
@@ -68,14 +75,16 @@ class Trainer:
                 f'{len(self.examples):,} training histories'
             )
         self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
-        self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter)
+        like = self.program.like
+        foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
+        self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
         self.state = self.session.restore(self._choose_shape)
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
         if self.implementation:
             note(f'SSD scans run as {self.implementation}')
         self._constants = self.program.constants(self.examples.target_counts(dataset.num_items))
-        self._compiled = None
+        self._compiled: jax.stages.Compiled | None = None
         self._plan_told = False
         self._votes = Votes(mesh)
         self._held_out = {
@@ -90,16 +99,19 @@ class Trainer:
         return self
 
     def run(self) -> dict | None:
-        """Train to the end and return result.json's content; None if stop_requested ended it early."""
+        """Train to the end and return the content of result.json; None where stop_requested ended the run early."""
         if not self._is_open:
             self.open()
-        with explain_out_of_memory('the train step'):
-            while not self._finished():
-                plan = self._plan()
-                if not self._steps(plan):
-                    return None
-                self._evaluate_epoch(plan)
-        return self._finish()
+        try:
+            with explain_out_of_memory('the train step'):
+                while not self._finished():
+                    plan = self._plan()
+                    if not self._steps(plan):
+                        return None
+                    self._evaluate_epoch(plan)
+            return self._finish()
+        finally:
+            self.session.checkpoints.close()
 
     def _choose_shape(self) -> StepShape:
         data = self.config.data
@@ -114,7 +126,7 @@ class Trainer:
         return progress.epoch >= train.max_epochs or progress.stopping.should_stop(train.patience)
 
     def _plan(self) -> EpochPlan:
-        """The current epoch's plan, its shape told once a session."""
+        """The plan of the current epoch; the first call of a session reports its shape."""
         progress = self.session.progress
         plan = plan_epoch(self.examples.lengths, progress.shape, seed=self.config.train.seed, epoch=progress.epoch)
         if not self._plan_told:
@@ -128,7 +140,10 @@ class Trainer:
         return plan
 
     def _steps(self, plan: EpochPlan) -> bool:
-        """Run what is left of the epoch's steps, each one's loss read while the next runs; False if asked to stop."""
+        """Run the remaining steps of the epoch; False where the run is asked to stop.
+
+        The loss of a step is read while the next step runs.
+        """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
         self.reporter.epoch(session.progress.epoch + 1, done, plan.num_steps)
@@ -137,18 +152,21 @@ class Trainer:
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
             ))
         seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
-        account = StepAccounts(session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter)
+        account = StepAccounts(
+            session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter
+        )
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
         for number, batch in enumerate(loader, start=done + 1):
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
                     self._compiled = self.program.compile(plan.shape)
+                foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
             self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
             account.settle()
             account.pending = number, loss
             if number == plan.num_steps:
-                break  # the epoch's end evaluates and saves
+                break  # The run evaluates and saves after the epoch.
             stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
             if stop or save:
                 account.settle()
@@ -174,26 +192,33 @@ class Trainer:
         }
         session.log(record)
         self.reporter.evaluation(record)
-        session.progress = session.progress.after_epoch(stopping)
+        session.progress = session.progress.after_epoch(stopping, round(metrics[STOPPING_METRIC], 4))
         session.save(self.state)
 
     def _metrics(self, split: str, params: dict) -> dict[str, float]:
         return self._ranker.metrics(params, self._held_out[split])
 
     def _finish(self) -> dict:
-        """Rank both splits with the best checkpoint, which becomes the state, and write result.json."""
+        """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        del self.state  # there may be no room for two
+        if session.stored_config != self.config:  # The config was adopted with no epoch left to train.
+            session.save(self.state)
+        session.checkpoints.wait()
+        del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
+        params, stopping = self.program.network.whole(self.state.params), session.progress.stopping
         result = make_result(
-            self.program, session.progress, self.dataset, self.program.network.whole(self.state.params),
+            self.program, session.progress, self.dataset, params,
             {split: self._metrics(split, self.state.params) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
         )
-        stopping = session.progress.stopping
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)
         self.reporter.evaluation(test)
         if is_first():
-            write_json(self.folder.result, result)
+            save_model(
+                self.folder.model, self.config, self.dataset, params, step=stopping.best_step,
+                best_epoch=stopping.best_epoch,
+            )
+            self.folder.write_result(result)
         return result

@@ -73,7 +73,7 @@ def test_the_setting_reaches_a_command_and_its_arguments_stay(monkeypatch):
         pytest.skip('no glibc 2.35, or a kernel without huge pages')
     monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
     shown = subprocess.run(
-        [sys.executable, '-i', '-m', 'experiments.devices', '--flag', 'a b'], text=True, capture_output=True, check=True,
+        [sys.executable, '-i', '-m', 'ssd4rec_jax.commands.devices', '--flag', 'a b'], text=True, capture_output=True, check=True,
         input='print([os.environ["GLIBC_TUNABLES"], *sys.argv[1:]])\n',
     )
     assert shown.stdout.strip() == str([HUGE, '--flag', 'a b'])

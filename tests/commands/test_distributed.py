@@ -195,7 +195,7 @@ def test_a_process_that_comes_late_to_an_error_still_says_it(root, late):
         import time
         import jax
         from absl import flags
-        from experiments import distributed
+        from ssd4rec_jax.commands import distributed
         from ssd4rec_jax.commands.cli import run
         from ssd4rec_jax.errors import UserError
 

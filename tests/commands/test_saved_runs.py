@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.config.run import RunConfig
-from ssd4rec_jax.run.saved_run import load_run, write_config
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_hidden
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.saved_run import load_run, write_config
 from tests.packed import pack
 from tests.tiny import DATA, MODEL, TRAIN, StopAfter, history, tiny_dataset, trainer_in
 
@@ -126,7 +126,7 @@ def test_a_history_gives_what_its_user_gets_and_k_ends_with_the_catalogue(root):
     ('recommend', ['--workdir=done', '--users='], ['--users: no id given']),
     ('recommend', ['--workdir=done'], ['give either --users or --history']),
     ('recommend', ['--workdir=done', '--users=100', '--history=1001'], ['give either --users or --history']),
-    ('evaluate', ['--workdir=nothing'], ['--workdir=nothing holds no config.json']),
+    ('evaluate', ['--workdir=nothing'], ['--workdir=nothing holds neither a training run (config.json) nor a saved model (model.json)']),
 ])
 def test_what_cannot_be_answered_is_refused_in_a_sentence(root, name, flags, texts):
     refused(command(name, *flags, cwd=root), *texts)
@@ -143,11 +143,11 @@ def test_flags_that_cannot_be_used(root, name, flags, text):
     assert done.returncode not in (0, None) and text in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('prepared, text', [('gone', 'is no longer in'), ('other', 'no longer holds the data')])
+@pytest.mark.parametrize('prepared, text', [('gone', 'is no longer in'), ('other', 'is not what its config.json names')])
 def test_data_that_is_gone_or_another_is_refused(root, prepared, text):
     save_dataset(tiny_dataset(seed=5), root / 'other')
     copy = root / f'copy-{prepared}'
     copy.mkdir()
     (copy / 'checkpoints').symlink_to(root / 'done/checkpoints')
     write_config(RunFolder(copy), RunConfig('interactions', MODEL, DATA, TRAIN), root / prepared)
-    refused(command('evaluate', f'--workdir={copy}', cwd=root), text, str(root / prepared))
+    refused(command('evaluate', f'--workdir={copy}', cwd=root), text, 'run its training command again')

@@ -1,4 +1,4 @@
-"""Dataset defaults, overrides from the command line, and the stored form of a config."""
+"""The defaults of each data set, overrides from the command line, and the stored form of a config."""
 import dataclasses
 import json
 import subprocess
@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from ssd4rec_jax.config.run import RunConfig, apply_overrides, differences, from_dict, to_dict
-from ssd4rec_jax.presets import DATASETS, default_config
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.run import RunConfig, apply_overrides, differences, from_dict, to_dict
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import DATASETS, default_config
 
 
 @pytest.mark.parametrize('dataset, layers, dropout, mask_ratio, norm_embedding', [
@@ -32,7 +32,7 @@ def test_published_settings(dataset, layers, dropout, mask_ratio, norm_embedding
         ),
         data=DataConfig(
             mask_ratio=mask_ratio, max_history=0, timestamp_precision='exact',
-            min_interactions=1 if dataset == 'interactions' else 5,
+            min_interactions=1 if dataset == 'interactions' else 5,  # A log of the user's own is kept whole.
         ),
         train=TrainConfig(
             targets_per_step=1024, max_epochs=300, learning_rate=1e-3, optimizer='adam',
@@ -94,7 +94,7 @@ def test_overrides_that_cannot_be_used(override, message):
 
 
 def test_keys_of_a_section_are_checked_together():
-    """Each of the two alone is refused, so no order of applying them one by one would do."""
+    """Each of the two alone is refused, so applying them one by one would fail in any order."""
     pair = ['train.weight_decay=0.1', 'train.optimizer=adamw']
     for order in (pair, pair[::-1]):
         assert apply_overrides(default_config('ml-1m'), order).train.weight_decay == 0.1

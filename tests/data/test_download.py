@@ -27,15 +27,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if status != 200:
                 return self.send_error(status)
         start = 0
-        if wanted and server.honours_range:
+        version = self.headers.get('If-Range', server.etag)
+        if wanted and server.honours_range and version == server.etag:
             start = int(re.fullmatch(r'bytes=(\d+)-', wanted)[1])
             if start >= len(server.content):
                 return self.send_error(416)
         body = server.content[start:]
         self.send_response(206 if start else 200)
-        self.send_header('Content-Length', str(len(body)))
+        headers = {'Content-Length': str(len(body)), 'ETag': server.etag}
         if start:
-            self.send_header('Content-Range', f'bytes {start}-{len(server.content) - 1}/{len(server.content)}')
+            headers['Content-Range'] = f'bytes {start}-{len(server.content) - 1}/{len(server.content)}'
+        for name, value in {**headers, **server.headers}.items():
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         # Breaking off: the promised length does not come.
         self.wfile.write(body[:server.breaks.pop(0)] if server.breaks else body)
@@ -48,6 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.content, server.honours_range, server.breaks, server.statuses, server.ranges = CONTENT, True, [], [], []
+    server.etag, server.headers = '"one"', {}
     server.address = f'http://127.0.0.1:{server.server_port}/files/log.zip'
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
@@ -84,7 +89,7 @@ def test_what_arrived_is_kept_for_the_next_call(server, tmp_path):
     server.breaks = [1_000_000, 1_000]
     with pytest.raises(DataError, match='1001000 of 3000000 bytes arrived.*try again'):
         fetch(server, tmp_path / 'log.zip', attempts=2)
-    assert names(tmp_path) == ['log.zip.part']
+    assert names(tmp_path) == ['log.zip.part', 'log.zip.part.json']
     fetch(server, tmp_path / 'log.zip')
     assert server.ranges[-1] == 'bytes=1001000-'
     assert (tmp_path / 'log.zip').read_bytes() == CONTENT and names(tmp_path) == ['log.zip']
@@ -153,3 +158,68 @@ def test_a_disk_that_refuses_is_not_taken_for_the_network(server, tmp_path):
     with pytest.raises(DataError, match='log.zip.part cannot be written'):
         fetch(server, tmp_path / 'log.zip', size=0)
     assert len(server.ranges) <= 1
+
+
+ROWS = b''.join(b'A%d,B%d,5.0,13695%d\n' % (k, k % 7, k) for k in range(1000))
+ROW_FORM = '[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+'
+
+
+def fetch_unverified(server, target, **options):
+    """As of a data set for which no checksum is published."""
+    download(server.address, target, **{'form': ROW_FORM, 'first_wait': 0.0, 'attempts': 2, **options})
+
+
+def test_a_page_in_place_of_a_log_is_refused(server, tmp_path):
+    server.content = b'<html>moved</html>\n\n'
+    with pytest.raises(DataError, match="its first line is '<html>moved</html>'"):
+        fetch_unverified(server, tmp_path / 'log.csv')
+    assert names(tmp_path) == []
+    server.content = ROWS
+    fetch_unverified(server, tmp_path / 'log.csv')
+    assert (tmp_path / 'log.csv').read_bytes() == ROWS and names(tmp_path) == ['log.csv']
+
+
+@pytest.mark.parametrize('length, message', [
+    ('', 'tells no length'), ('abc', "a length of 'abc'"), ('-5', "a length of '-5'"), ('9' * 30, 'a length of'),
+])
+def test_a_length_that_cannot_be_checked_is_refused(server, tmp_path, length, message):
+    server.content, server.headers = ROWS, {'Content-Length': length}
+    with pytest.raises(DataError, match=message):
+        fetch_unverified(server, tmp_path / 'log.csv')
+    assert not (tmp_path / 'log.csv').exists()
+
+
+@pytest.mark.parametrize('etag', ['"two"', ''])
+def test_a_part_of_another_version_is_not_continued(server, tmp_path, etag):
+    server.content, server.breaks = ROWS, [5000]
+    with pytest.raises(DataError, match='5000 of'):
+        fetch_unverified(server, tmp_path / 'log.csv', attempts=1)
+    server.content, server.etag = ROWS.replace(b'A', b'C'), etag
+    fetch_unverified(server, tmp_path / 'log.csv')
+    assert (tmp_path / 'log.csv').read_bytes() == ROWS.replace(b'A', b'C')
+
+
+def test_a_part_of_the_same_version_is_continued(server, tmp_path):
+    server.content, server.breaks = ROWS, [5000]
+    fetch_unverified(server, tmp_path / 'log.csv')
+    assert server.ranges == [None, 'bytes=5000-'] and (tmp_path / 'log.csv').read_bytes() == ROWS
+
+
+def test_a_part_of_which_nothing_is_known_is_not_continued(server, tmp_path):
+    (tmp_path / 'log.csv.part').write_bytes(b'x' * 5000)
+    server.content = ROWS
+    fetch_unverified(server, tmp_path / 'log.csv')
+    assert server.ranges == [None] and (tmp_path / 'log.csv').read_bytes() == ROWS
+
+
+@pytest.mark.parametrize('told', ['bytes 0-99/100', 'bytes 4000-14999/15000', 'nonsense', 'bytes 5000-5100/5101'])
+def test_an_answer_that_goes_on_elsewhere_is_not_joined(server, tmp_path, told):
+    server.content, server.breaks = ROWS, [5000]
+    with pytest.raises(DataError, match='5000 of'):
+        fetch_unverified(server, tmp_path / 'log.csv', attempts=1)
+    server.headers = {'Content-Range': told}
+    with pytest.raises(DataError, match='asked for the bytes from 5000 on'):
+        fetch_unverified(server, tmp_path / 'log.csv', attempts=1)
+    server.headers = {}
+    fetch_unverified(server, tmp_path / 'log.csv')
+    assert (tmp_path / 'log.csv').read_bytes() == ROWS

@@ -1,4 +1,4 @@
-"""What the benchmark measures is the same function in both forms, and its arithmetic is right."""
+"""The benchmark measures the same function in both forms, and its arithmetic is right."""
 import dataclasses
 import json
 import os
@@ -12,12 +12,12 @@ import pytest
 
 import pallas_kernels.bench.clock as clock
 from experiments.bench import long, softmax, training
-from experiments.logs import QUANTILES, SHAPES, equal_histories, random_log
 from experiments.bench.training import Forms, TrainStep
+from experiments.logs import QUANTILES, SHAPES, equal_histories, random_log
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.examples import train_examples, valid_examples
-from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.rank.ranker import Ranker
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
 
 ITEMS = 30
@@ -26,7 +26,8 @@ CONFIG = RunConfig('interactions', dataclasses.replace(MODEL, num_layers=2), DAT
 
 def benchmark(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, '-m', 'experiments.benchmark', *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True
+        [sys.executable, '-m', 'experiments.benchmark', *flags], cwd=Path(__file__).parents[2], capture_output=True,
+        text=True,
     )
 
 
@@ -40,7 +41,7 @@ def forms():
 
 @pytest.mark.slow
 def test_both_forms_make_the_same_steps(forms):
-    """With masking and dropout on; the second loss has seen the first one's update."""
+    """Masking and dropout are on, and the second loss depends on the first update."""
     examples = train_examples(tiny_dataset())
     steps = [TrainStep(network, forms.params, CONFIG, examples) for network in (forms.plain, forms.ours)]
     losses = [[step() for _ in range(3)] for step in steps]
@@ -67,7 +68,8 @@ def test_figures_of_a_step(forms):
     assert figures['epoch_seconds'] == epoch
     assert figures['targets_per_second'] == pytest.approx(len(examples) / epoch)
     assert figures['tokens_per_second'] == pytest.approx(examples.lengths.sum() / epoch)
-    assert figures['memory_bytes'] > 3 * sum(w.nbytes for w in jax.tree.leaves(forms.params))  # and Adam's moments
+    # Parameters and Adam's two moments.
+    assert figures['memory_bytes'] > 3 * sum(w.nbytes for w in jax.tree.leaves(forms.params))
 
 
 @pytest.mark.slow

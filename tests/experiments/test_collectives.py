@@ -1,4 +1,4 @@
-"""Collectives read from HLO lines written by hand; bytes and groups worked out by hand."""
+"""Collectives read from HLO lines written by hand, with bytes and groups worked out by hand."""
 import pytest
 
 from experiments.compiled.collectives import Collective, collectives, replica_groups, wire_bytes
@@ -8,8 +8,11 @@ from experiments.compiled.hlo import Module
 
 def module(*lines, before=''):
     body = '\n'.join(f'  {line}' for line in lines)
-    return Module.parse(f'HloModule m\n\n{before}\nENTRY %main (p: f32[64,256], q: bf16[16]) -> f32[] {{\n'
-                        '  %p = f32[64,256]{1,0:T(8,128)} parameter(0)\n  %q = bf16[16]{0} parameter(1)\n' + body + '\n}\n')
+    head = (
+        f'HloModule m\n\n{before}\nENTRY %main (p: f32[64,256], q: bf16[16]) -> f32[] {{\n'
+        '  %p = f32[64,256]{1,0:T(8,128)} parameter(0)\n  %q = bf16[16]{0} parameter(1)\n'
+    )
+    return Module.parse(f'{head}{body}\n}}\n')
 
 
 P = 64 * 256 * 4
@@ -17,19 +20,19 @@ ALL = tuple(range(256))
 
 
 @pytest.mark.parametrize('line, expected', [
-    # All 256 devices: 2 x 255/256 of the operand.
+    # Over all 256 devices each chip sends 2 x 255/256 of the operand.
     ('%a = f32[64,256]{1,0} all-reduce(%p), channel_id=1, replica_groups={}, use_global_device_ids=true, to_apply=%add',
      Collective('all-reduce', ALL, 1, P, 2 * 255 / 256 * P)),
-    # A tuple of both parameters.
+    # The operands are both parameters and the value is a tuple.
     ('%a = (f32[64,256]{1,0:T(8,128)S(1)}, /*index=5*/bf16[16]{0}) all-reduce(%p, %q), replica_groups=[1,256]<=[256]',
      Collective('all-reduce', ALL, 1, P + 32, 2 * 255 / 256 * (P + 32))),
-    # 16 neighbours: an array of 16 operands, of which each chip sends all but one.
+    # Over 16 neighbours the result holds 16 operands, of which each chip sends all but one.
     ('%a = f32[1024,256]{1,0} all-gather(%p), channel_id=2, replica_groups=[16,16]<=[256], dimensions={0}',
      Collective('all-gather', tuple(range(16)), 1, 16 * P, 15 * P)),
-    # The asynchronous form's tuple repeats the operand.
+    # The tuple of the asynchronous form repeats the operand.
     ('%a = (f32[64,256]{1,0}, f32[1024,256]{1,0}) all-gather-start(%p), replica_groups=[16,16]<=[256], dimensions={0}',
      Collective('all-gather', tuple(range(16)), 1, 16 * P, 15 * P)),
-    # Every 16th device.
+    # The group is every 16th device.
     ('%a = f32[4,256]{1,0} reduce-scatter(%p), replica_groups=[16,16]<=[16,16]T(1,0), dimensions={0}, to_apply=%add',
      Collective('reduce-scatter', tuple(range(0, 256, 16)), 1, P, 15 / 16 * P)),
     ('%a = f32[64,256]{1,0} all-to-all(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}',
@@ -91,7 +94,7 @@ def test_an_all_reduce_that_is_sliced_inside_a_fusion_is_a_reduce_scatter():
     assert collectives(module(line, before=before), 2) == [Collective('reduce-scatter', (0, 1), 1, P, P / 2)]
 
 
-# An all-gather that goes on while another fusion runs: each repeats it.
+# An all-gather that runs at the same time as another fusion; each fusion repeats it.
 SPREAD = ''.join(f"""%{name} (x: f32[64,256], y: f32[128,256]) -> f32[128,256] {{
   %x.{number} = f32[64,256]{{1,0}} parameter(0)
   %y.{number} = f32[128,256]{{1,0}} parameter(1)
@@ -104,7 +107,8 @@ dimensions={{0}}, frontend_attributes={{chain_id="0"}}, backend_config={{"async_
     ('start', '%c.0 = (f32[64,256]{1,0}, f32[128,256]{1,0}, u32[]{:S(2)}) custom-call(%all-gather.0), '
               'custom_call_target="AsyncCollectiveStart"'),
     ('meanwhile', '%t.1 = (f32[64,256]{1,0}, f32[128,256]{1,0}) tuple(%x.1, %all-gather.1)'),
-    ('done', '%c.2 = f32[128,256]{1,0} custom-call(%x.2, %y.2, %all-gather.2), custom_call_target="AsyncCollectiveDone"'),
+    ('done', '%c.2 = f32[128,256]{1,0} custom-call(%x.2, %y.2, %all-gather.2), '
+             'custom_call_target="AsyncCollectiveDone"'),
 ]))
 
 
@@ -116,7 +120,7 @@ def test_an_asynchronous_one_spread_over_fusions_counts_once():
         '%d = f32[128,256]{1,0} fusion(%x, %y), kind=kCustom, calls=%done', before=SPREAD,
     )
     assert collectives(m, 2) == [Collective('all-gather', (0, 1), 1, 2 * P, P)]
-    assert hbm_bytes(m) == P + 2 * P  # read and written where it starts
+    assert hbm_bytes(m) == P + 2 * P  # It is read and written where it starts.
 
 
 @pytest.mark.parametrize('attributes, expected', [

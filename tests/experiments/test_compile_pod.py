@@ -1,4 +1,4 @@
-"""The command, on TPU topologies that need not exist; nothing of it is simulated."""
+"""The compile_pod command, on TPU topologies that need not exist; nothing is simulated."""
 import json
 import os
 import subprocess
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = '--tokens_per_row=128', '--set=model.hidden_size=64', '--set=model.num_layers=1', '--set=model.ssd_implementation=xla'
+SMALL = (
+    '--tokens_per_row=128', '--set=model.hidden_size=64', '--set=model.num_layers=1',
+    '--set=model.ssd_implementation=xla',
+)
 
 
 def run(*args, code=None):
@@ -32,12 +35,12 @@ def test_a_small_step_on_four_chips(tmp_path):
     assert 'assumed catalogue: 7,111 items' in text and 'a step takes ' in text
     assert figures['shape']['rows'] == 4 and figures['shape']['tokens'] == 128
 
-    # The item table, half of 7,112 x 64, and everything else, each with Adam's two moments.
+    # A chip holds half of the item table of 7,112 x 64 and everything else, each with Adam's two moments.
     table = 7112 // 2 * 64 * 4
     assert figures['memory']['state'] > 3 * table
     assert figures['memory']['arguments'] >= figures['memory']['state']
     assert figures['memory']['fits'] and figures['memory']['needed'] < figures['memory']['available']
-    # A step reads and writes at least the state, as a device has it.
+    # A step reads and writes at least the state that a device holds.
     assert figures['hbm_bytes'] >= 1.9 * figures['memory']['state']
 
     by_axes = {(c['kind'], c['over']): c for c in figures['collectives']}
@@ -70,7 +73,8 @@ def test_errors_are_one_line(args, message):
 
 def test_libtpu_is_asked_for():
     result = run('--topology=v5e:2x2', code=(
-        "import runpy, sys; sys.modules['libtpu'] = None; runpy.run_module('experiments.compile_pod', run_name='__main__')"
+        "import runpy, sys; sys.modules['libtpu'] = None; "
+        "runpy.run_module('experiments.compile_pod', run_name='__main__')"
     ))
     assert result.returncode == 1
     assert result.stderr == 'error: compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"\n'
@@ -89,7 +93,8 @@ def test_a_catalogue_of_millions_fits_where_chips_share_it(tmp_path, shards, fit
     assert figures['memory']['state'] == pytest.approx(3 * 4_369_954 * 256 * 4 / shards, rel=0.01)
     assert ('projected' in figures) is fits
     if not fits:
-        assert 'the compiler: Ran out of memory' in text and figures['memory']['needed'] > figures['memory']['available']
+        assert 'the compiler: Ran out of memory' in text
+        assert figures['memory']['needed'] > figures['memory']['available']
 
 
 @pytest.mark.slow
@@ -111,10 +116,10 @@ def test_a_catalogue_of_32_million_items_on_a_pod_of_256(tmp_path):
         '--rows_per_device=1', '--set=model.ssd_implementation=xla', '--set=train.num_negatives=256',
     )
     assert 'softmax sampled from 32,038,725 items, 256 uniform negatives a step' in text
-    # A sixteenth of the table in bfloat16, one float32 a row, and the network with Adam's moments.
+    # A chip holds a sixteenth of the table in bfloat16, one float32 per row, and the network with Adam's moments.
     table = -(-32_038_726 // 16) * (256 * 2 + 4)
     assert table < figures['memory']['state'] < 1.04 * table
-    # Nothing else has its size, and what chips send one another are rows that the step touches.
+    # Nothing else has the size of the table, and chips send one another only rows that the step touches.
     rows = 128 + 256 + figures['shape']['segments'] + 1
     assert figures['memory']['needed'] < 1.5 * table
     sent = {c['kind']: c['payload_bytes'] for c in figures['collectives'] if c['over'] == 'along data'}

@@ -1,4 +1,4 @@
-"""HLO text taken apart, on lines written by hand, and what it moves from and to HBM."""
+"""Parsing HLO text, on lines written by hand, and the bytes that it moves from and to HBM."""
 import pytest
 
 from experiments.compiled.hbm import hbm_bytes
@@ -123,10 +123,10 @@ def test_a_fusion_within_a_fusion_moves_what_it_moves_alone():
 
 def test_bytes_moved_from_and_to_hbm():
     rows, ids, vector = 16 * 128 * 4, 16 * 4, 64 * 4
-    gathered = rows + ids  # read; what is taken goes to VMEM
-    added = rows  # written; both operands lie in VMEM
+    gathered = rows + ids  # Both are read; the result goes to VMEM.
+    added = rows  # The result is written; both operands lie in VMEM.
     loop = 5 * (vector + vector)
-    put = ids + rows + rows  # ids and new rows read, the rows that they replace written
+    put = ids + rows + rows  # Ids and new rows are read, and the rows that they replace are written.
     assert hbm_bytes(Module.parse(TEXT)) == gathered + added + loop + put
 
 

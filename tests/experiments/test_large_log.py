@@ -1,4 +1,4 @@
-"""The benchmark of KuaiRand-27K's preparation, on a small log."""
+"""The benchmark of preparing KuaiRand-27K, on a small log."""
 from experiments.bench import large_log
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.sequences import build_sequences
@@ -11,7 +11,7 @@ def test_the_log_has_the_rows_asked_for_in_the_official_files(tmp_path, monkeypa
     log = find_source('kuairand-27k', tmp_path).read()
     assert len(log) == 10_003 and size == sum(file.stat().st_size for file in tmp_path.iterdir())
     dataset = build_sequences(log, DataConfig(), name='x')
-    assert 0.5 < dataset.num_interactions / 10_003 < 1  # the core removes some and leaves some
+    assert 0.5 < dataset.num_interactions / 10_003 < 1  # The core removes some interactions and keeps others.
 
 
 def test_the_plan_for_the_true_size_lies_on_the_line_through_both_logs(monkeypatch):

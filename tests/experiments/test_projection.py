@@ -1,19 +1,20 @@
-"""Times from published rates, memory verdicts, and step shapes from published sizes; numbers worked out by hand."""
+"""Times from published rates, memory verdicts, and step shapes from published sizes, with numbers found by hand."""
 import dataclasses
 
 import numpy as np
 import pytest
 
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
-from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.compiled.collectives import Collective
+from experiments.pod.assumed import assumed_step, example_lengths
+from experiments.pod.chips import CHIPS, GIB, chip_of, ring_bytes_per_second
 from experiments.pod.memory import Memory, parse_refusal
 from experiments.pod.projection import project, seconds
-from experiments.published import LOGS, assumed_step, example_lengths, history_lengths, published
+from experiments.published import LOGS, history_lengths, published
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import default_config
 
-POD = [(x, y, 0) for y in range(16) for x in range(16)]  # device 16 y + x
+POD = [(x, y, 0) for y in range(16) for x in range(16)]  # Device 16 y + x lies at (x, y).
 V5E = CHIPS['v5e']
 
 
@@ -24,8 +25,8 @@ def test_chips():
 
 
 @pytest.mark.parametrize('chip, coordinates, expected', [
-    ('v5e', POD, 200e9),  # both axes are joined at their ends
-    ('v5e', POD[:16], 100e9),  # one axis of 16
+    ('v5e', POD, 200e9),  # The ends of both axes are connected.
+    ('v5e', POD[:16], 100e9),  # one axis of 16 chips
     ('v5e', POD[::16], 100e9),
     ('v5e', [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)], 100e9),  # two short axes
     ('v5e', POD[:8], 50e9),
@@ -81,7 +82,7 @@ def test_history_lengths_have_the_published_mean(name):
 def test_examples_are_the_configured_ones():
     config = default_config('kuairand')
     lengths = example_lengths(LOGS['kuairand'], config)
-    # 48 to 50 million tokens in 1,062,567 targets are published; the quantiles are of a like log.
+    # 48 to 50 million tokens for 1,062,567 targets are published; the quantiles come from a similar log.
     assert lengths.mean() == pytest.approx(49e6 / 1_062_567, rel=0.15)
     assert len(lengths) == pytest.approx(1_062_567, rel=0.01)
     cut = dataclasses.replace(config, data=dataclasses.replace(config.data, max_history=20))
@@ -106,7 +107,7 @@ def test_the_step_is_the_one_that_training_would_choose():
     one, many = assumed_step(log, config, 1), assumed_step(log, config, 256)
     assert one.targets == pytest.approx(1024, rel=0.02) and one.shape.tokens <= 8192
     assert many.shape.rows == 256 and longest <= many.shape.tokens < longest + 16
-    assert many.targets > 1024  # each chip holds a row that holds the longest history
+    assert many.targets > 1024  # Each chip has a row that is long enough for the longest history.
     assert any(sentence.startswith('step: 256 rows (1 a chip) of') for sentence in many.sentences)
 
 

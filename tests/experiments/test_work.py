@@ -1,15 +1,15 @@
-"""Operations counted from jaxprs, against hand counts and against XLA's own count."""
+"""Operations counted from jaxprs, compared with counts by hand and with XLA's own count."""
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ssd4rec_jax.config.run import apply_overrides
-from ssd4rec_jax.presets import default_config
 from experiments.compiled.step import trace_step
 from experiments.compiled.work import Work, work_of
+from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.presets import default_config
 
 A, B = jnp.zeros((8, 16)), jnp.zeros((16, 32))
 PRODUCT = 2 * 8 * 16 * 32
@@ -34,7 +34,9 @@ def test_elementwise_transcendental_and_sums():
 
 
 def test_loops_and_branches():
-    step = lambda a, _: (jnp.tanh(a), None)  # noqa: E731
+    def step(a, _):
+        return jnp.tanh(a), None
+
     assert work(lambda a: lax.scan(step, a, None, length=7)[0], A) == Work(transcendental=7 * 128)
     assert work(lambda a: lax.while_loop(lambda a: a[0, 0] < 1, jnp.tanh, a), A).unknown_loops == 1
     branch = work(lambda a, b: lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: (a + 1) @ (b * 2) * 0), A, B)
@@ -64,7 +66,7 @@ def test_a_kernel_counts_once_a_program_of_its_grid():
 
 @pytest.mark.parametrize('layers', [1, 2])
 def test_a_train_steps_operations_are_those_that_xla_counts(layers):
-    """Of a step without long loops, whose bodies XLA counts once; matrix products are most of it."""
+    """For a step without long loops, whose bodies XLA counts once; most of the work is matrix products."""
     overrides = ['model.ssd_implementation=xla', f'model.num_layers={layers}']
     config = apply_overrides(default_config('kuairand'), overrides)
     step = trace_step(config, 999, StepShape(rows=1, tokens=32, segments=16), jax.devices()[:1], 1)

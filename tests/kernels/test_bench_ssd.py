@@ -13,8 +13,8 @@ from jax.experimental.mosaic.gpu import profiler
 
 from pallas_kernels import bench_ssd
 from pallas_kernels.bench import clock, peers
-from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.bench.ceilings import Ceilings, Work
+from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.bench.peers import PEERS
 from pallas_kernels.ssd.workloads import Workload
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import ssd_scan, tracing_for
 from experiments.compile_tpu import compile_train_step
+from pallas_kernels import ssd_scan, tracing_for
 from pallas_kernels.compile_tpu import compile_scan, topology_devices
 from pallas_kernels.ssd.tpu.tiling import VMEM_BUDGET, Tiling
 from pallas_kernels.ssd.workloads import WORKLOADS, Workload

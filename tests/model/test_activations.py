@@ -1,4 +1,4 @@
-"""gelu and silu against Python's math, with their derivatives."""
+"""gelu, silu and their derivatives, compared with Python's math module."""
 import math
 
 import jax

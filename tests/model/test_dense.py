@@ -1,4 +1,4 @@
-"""Products and their gradients against NumPy, whichever operand is the wider one."""
+"""Products and their gradients, compared with NumPy, whichever operand is the wider one."""
 import jax
 import jax.numpy as jnp
 import numpy as np

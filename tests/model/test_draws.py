@@ -1,10 +1,9 @@
-"""Draws keyed by example: rates, independence, and nothing of where a history lies."""
+"""Draws are keyed by example: their rates, their independence, and no influence of where a history lies."""
 import numpy as np
 import pytest
 
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.draws import mask_items
 from tests.packed import pack
 
 ITEMS = list(range(1, 501))
@@ -20,7 +19,7 @@ def test_rate_is_the_probability(probability):
     hits = np.asarray(draws([[(0, ITEMS), (1, ITEMS)]]).below(probability, 'a', 256))[0, :1000]
     error = np.sqrt(probability * (1 - probability))
     assert abs(hits.mean() - probability) < 4 * error / np.sqrt(hits.size)
-    # Neither a channel nor a token is drawn for as a whole.
+    # No channel and no token is dropped or kept as a whole.
     assert abs(hits.mean(0) - probability).max() < 5 * error / np.sqrt(1000)
     assert abs(hits.mean(1) - probability).max() < 5 * error / np.sqrt(256)
 

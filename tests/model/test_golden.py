@@ -1,4 +1,4 @@
-"""The model against the released PyTorch code run in float64 (tests/golden), values and every gradient."""
+"""The model compared with the released PyTorch code, run in float64 (tests/golden): values and every gradient."""
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_command_fails_on_changed_numbers(tmp_path):
     changed = ['output/loss', 'grad/BiSSD_layers.0.forward_ssd.conv1d.bias', 'grad/LayerNorm.bias']
     for quantity in changed:
         golden[quantity] = golden[quantity] * (1 + 1e-6)
-    # The embedding LayerNorm's gradient is all zero here: any other value must fail whatever the tolerance.
+    # The gradient of the embedding's LayerNorm is exactly zero here, so any other value must fail at every tolerance.
     golden['grad/LayerNorm.bias'] = golden['grad/LayerNorm.bias'] + 1e-30
     np.savez(tmp_path / 'changed.npz', **golden)
     done = run_parity(tmp_path / 'changed.npz')

@@ -1,4 +1,4 @@
-"""The network: packing changes nothing, histories never mix, both backward orders, dtypes, refused shapes."""
+"""The network: packing changes nothing, histories never mix; both backward orders, dtypes and refused shapes."""
 import dataclasses
 import functools
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.config.model import BACKWARD_ORDERS, ModelConfig
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.inputs import TokenInputs
 from ssd4rec_jax.model.layout import Layout
@@ -38,7 +38,7 @@ def run(net, batch, train):
 
 
 def readout_by_example(net, rows, tokens, train=False):
-    """{example: hidden state [D] at its last item} of packed rows."""
+    """{example: hidden state [D] at its last item} for packed rows."""
     readout = np.asarray(run(net, pack(rows, tokens=tokens, segments=SEGMENTS), train))
     chex.assert_shape(readout, (len(rows), SEGMENTS, net.config.hidden_size))
     return {e: readout[r, s] for r, row in enumerate(rows) for s, (e, _) in enumerate(row)}
@@ -88,7 +88,7 @@ def test_nan_in_one_history_or_in_padding_reaches_no_other(order):
 
 
 def test_directions_against_the_one_directional_mixer(x64):
-    """beta = 0 leaves the forward reading f; b is f of the reversed history, mirrored back only in 'aligned'."""
+    """With beta = 0 only the forward value f is left; b is f of the reversed history, flipped back if 'aligned'."""
     def mixer(beta, order):
         config = dataclasses.replace(SMALL, beta=beta, backward_order=order)
         return BidirectionalMamba2(config, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(5))
@@ -98,8 +98,8 @@ def test_directions_against_the_one_directional_mixer(x64):
     u = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, SMALL.hidden_size)))
     f = mixer(0.0, 'reversed')(TokenInputs(u), layout)
     b = mixer(0.0, 'reversed')(TokenInputs(u[:, ::-1]), layout)
-    np.testing.assert_allclose(mixer(0.3, 'reversed')(TokenInputs(u), layout), f + 0.3 * b, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(mixer(0.3, 'aligned')(TokenInputs(u), layout), f + 0.3 * b[:, ::-1], rtol=1e-9, atol=1e-12)
+    for order, expected in (('reversed', f + 0.3 * b), ('aligned', f + 0.3 * b[:, ::-1])):
+        np.testing.assert_allclose(mixer(0.3, order)(TokenInputs(u), layout), expected, rtol=1e-9, atol=1e-12)
     assert np.abs(np.asarray(b - b[:, ::-1])).max() > 1e-6
 
 
@@ -168,6 +168,16 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_parameters():
 def test_a_shape_that_cannot_work_is_refused_by_name(change, named):
     with pytest.raises(ConfigError, match=named):
         ModelConfig(**change)
+
+
+def test_items_that_do_not_fit_their_layout_are_refused_by_name():
+    batch = pack([[(0, [1, 2, 3])]], tokens=4, segments=1)
+    net = model(dataclasses.replace(SMALL, num_layers=1, dtype='float32'))
+    for read in (net.readout, net.prefix_readouts):
+        with pytest.raises(AssertionError, match='rank'):
+            read(batch.items[0], Layout.of(batch))
+        with pytest.raises(AssertionError, match='shape'):
+            read(batch.items[:, :3], Layout.of(batch))
 
 
 def test_float64_without_x64_is_refused():

@@ -1,4 +1,4 @@
-"""The model against the released algorithm written straight down (ssd4rec_jax.model.plain), values and gradients."""
+"""The model compared with the plain form of the released algorithm (ssd4rec_jax.model.plain): values and gradients."""
 import dataclasses
 
 import jax
@@ -8,12 +8,11 @@ import pytest
 from flax import nnx
 
 from experiments.compiled.work import work_of
-from ssd4rec_jax.model import ssd4rec
 from ssd4rec_jax.config.model import BACKWARD_ORDERS, ModelConfig
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model import ssd4rec
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.model.draws import mask_items
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
 
@@ -46,7 +45,7 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
     (1, 2, False, 'reversed', True, 0.3),
     (1, 1, False, 'aligned', True, 0.3),
     (2, 1, True, 'reversed', True, 0.3),
-    (2, 1, True, 'reversed', False, 0.0),  # the backward direction is left out
+    (2, 1, True, 'reversed', False, 0.0),  # without the backward direction
     pytest.param(1, 1, True, 'reversed', False, 1.0, marks=pytest.mark.slow),
     pytest.param(2, 2, True, 'aligned', False, 0.3, marks=pytest.mark.slow),
     pytest.param(3, 1, True, 'reversed', True, 0.3, marks=pytest.mark.slow),
@@ -60,19 +59,20 @@ def test_readout_and_every_gradient_equal_the_plain_form(x64, layers, ngroups, n
     ours, our_grads = value_and_gradients(SSD4Rec.readout, graphdef, params, batch(), train)
     plain, plain_grads = value_and_gradients(plain_readout, graphdef, params, batch(), train)
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-9 * np.abs(plain).max())
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(our_grads), jax.tree.leaves(plain_grads)):
+    named = jax.tree_util.tree_leaves_with_path(our_grads)
+    for (path, a), b in zip(named, jax.tree.leaves(plain_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max(), err_msg=str(path))
 
 
-# ---- the work that is saved, at the published sizes
+# ---- The work that is saved at the published sizes.
 
 D, INNER, STATE, HEADS = 256, 512, 64, 32
 IN_PROJ, OUT_PROJ = D * (2 * INNER + 2 * STATE + HEADS), INNER * D
-READ = 2 * (STATE + INNER)  # of a token by both directions of the last layer
+READ = 2 * (STATE + INNER)  # multiply-adds per token in the readouts of both directions of the last layer
 
 
 def per_token(readout_of, items, train=False, **change):
-    """Multiply-adds in matrix products that one token more costs."""
+    """The multiply-adds in matrix products that one more token costs."""
     config = ModelConfig(**{'num_layers': 1, 'norm_embedding': False, **change})
     graphdef, params = nnx.split(nnx.eval_shape(lambda: SSD4Rec(config, items, rngs=nnx.Rngs(0))))
 
@@ -80,7 +80,10 @@ def per_token(readout_of, items, train=False, **change):
         batch = pack([[(0, [1] * tokens)]], tokens=tokens, segments=2)
         layout = Layout.of(batch)
         draws = Draws.of(np.uint32(1), np.uint32(2), layout) if train else None
-        readout = lambda params: readout_of(nnx.merge(graphdef, params), batch.items, layout, draws)  # noqa: E731
+
+        def readout(params):
+            return readout_of(nnx.merge(graphdef, params), batch.items, layout, draws)
+
         return work_of(jax.make_jaxpr(readout)(params)).matmul / 2
 
     return (multiply_adds(1024) - multiply_adds(512)) / 512

@@ -1,7 +1,7 @@
-"""All prefixes of a history in one pass, against the released algorithm run on each prefix by itself.
+"""All prefixes of a history in one pass, compared with the released algorithm run on each prefix by itself.
 
-With mask and dropout: a prefix that carries its history's example id is drawn for as the history is, so both forms
-share the draws of each input token and of each readout, and must agree to rounding.
+Masking and dropout are on. Each prefix carries the example id of its history and so gets the same random draws. Both
+forms therefore share the draws of each input token and of each readout, and must agree up to rounding.
 """
 import dataclasses
 
@@ -12,17 +12,17 @@ import pytest
 from flax import nnx
 
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
-from ssd4rec_jax.model.draws import mask_items
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
 
 SMALL = ModelConfig(
     hidden_size=16, num_layers=1, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64',
 )
-ENDS = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 3, 4], 5: [1, 2, 3, 4, 5], 40: [*range(1, 41)], 2100: [1, 5, 2099, 2100]}
+# The prefix lengths that are tested for each history length.
+ENDS = {n: [*range(1, n + 1)] for n in (1, 2, 3, 4, 5, 40)} | {2100: [1, 5, 2099, 2100]}
 ROWS = [[3, 1, 5, 2, 40, 4, 1], [2100]]
 
 
@@ -37,7 +37,7 @@ def one_pass_batch():
 
 
 def prefixes():
-    """Rows of (history, end): every prefix of ENDS, all short ones in one row, the long ones in a row each."""
+    """Rows of (history, end): every prefix in ENDS, all short ones in one row, each long one in a row of its own."""
     every = [(10 * r + s, end) for r, row in enumerate(ROWS) for s, n in enumerate(row) for end in ENDS[n]]
     return [[p for p in every if p[1] < 100], *([p] for p in every if p[1] >= 100)]
 
@@ -86,7 +86,8 @@ def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x
     assert len(place) == sum(len(ENDS[n]) for row in ROWS for n in row)
     for (r, s), at in place.items():
         np.testing.assert_allclose(ours[at], plain[r, s], rtol=0, atol=1e-9 * np.abs(plain).max(), err_msg=str((r, s)))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(our_grads), jax.tree.leaves(plain_grads)):
+    named = jax.tree_util.tree_leaves_with_path(our_grads)
+    for (path, a), b in zip(named, jax.tree.leaves(plain_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max(), err_msg=str(path))
 
 

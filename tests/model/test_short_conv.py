@@ -1,4 +1,4 @@
-"""The short convolution and its silu against numpy.convolve, history by history."""
+"""The short convolution and its silu, compared with numpy.convolve history by history."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +18,8 @@ def layout(tokens=16):
 
 
 def oracle(x, kernel, bias, reverse):
-    """Each history alone, zero before its start; torch's kernel order, the own tap last."""
-    out = np.array(np.broadcast_to(bias, x.shape)) + x * kernel[-1]  # padding: its own tap alone is arbitrary
+    """Convolves each history alone, with zeros before its start; the token's own tap comes last, as in torch."""
+    out = np.array(np.broadcast_to(bias, x.shape)) + x * kernel[-1]  # The value in padding is arbitrary.
     for r, row in enumerate(LENGTHS):
         at = 0
         for n in row:
@@ -54,13 +54,14 @@ def test_gradients_of_both_directions_are_the_sums_of_each(x64):
     both, pull = jax.vjp(lambda *a: short_convs(*a, layout(), (False, True)), *args)
     alone = [jax.vjp(lambda *a, r=reverse: short_conv(*a, layout(), reverse=r), *args) for reverse in (False, True)]
     np.testing.assert_array_equal(jnp.stack(both), jnp.stack([y for y, _ in alone]))
-    for ours, *each in zip(pull(gs), *(pull(g) for (_, pull), g in zip(alone, gs))):
+    grads_alone = [pull_one(g) for (_, pull_one), g in zip(alone, gs, strict=True)]
+    for ours, *each in zip(pull(gs), *grads_alone, strict=True):
         np.testing.assert_allclose(ours, sum(each), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
 def test_nan_of_one_history_reaches_no_other(reverse):
-    x = jnp.ones((2, 16, 3)).at[0, 1:3].set(jnp.nan).at[1, 11:].set(jnp.nan)  # a whole history, and padding
+    x = jnp.ones((2, 16, 3)).at[0, 1:3].set(jnp.nan).at[1, 11:].set(jnp.nan)  # a whole history and padding
     kernel, bias = jnp.ones((4, 3)), jnp.zeros(3)
 
     def loss(x):

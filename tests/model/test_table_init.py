@@ -1,4 +1,4 @@
-"""A large item table is drawn some rows at a time."""
+"""A large item table is drawn one block of rows at a time."""
 import jax
 import jax.numpy as jnp
 import numpy as np

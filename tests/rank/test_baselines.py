@@ -1,4 +1,5 @@
-"""Popularity and the transition table, on literal histories and against plain loops."""
+"""Popularity and the transition table, on literal histories and compared with plain loops."""
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -22,12 +23,12 @@ def random_histories(seed, users=60, num_items=15):
 
 
 def position(target, key, num_items):
-    """Rank of the target when items are sorted by key descending, then id ascending."""
+    """The rank of the target when items are sorted by descending key and then by ascending id."""
     return sorted(range(1, num_items + 1), key=lambda item: (-key(item), item)).index(target) + 1
 
 
 def test_popularity_on_literal_histories():
-    """Counts over items 1 .. n-2: item 1 twice, 2 twice, 3 three times, 4 and 5 never."""
+    """Among items 1 .. n-2, items 1 and 2 occur twice, item 3 three times, and items 4 and 5 never."""
     dataset = dataset_of([[1, 2, 3, 4, 5], [3, 1, 2, 3, 1, 1]], 5)
     np.testing.assert_array_equal(popularity_ranks(dataset, 'valid'), [4, 2])
     np.testing.assert_array_equal(popularity_ranks(dataset, 'test'), [5, 2])
@@ -54,9 +55,9 @@ def test_popularity_matches_a_loop(split, held_out):
 def test_transitions_match_a_loop(split, held_out):
     histories, dataset = random_histories(2)
     counts = Counter(item for history in histories for item in history[:-2])
-    followed = Counter(pair for h in histories for pair in zip(h[:-2], h[1:-2]))
+    followed = Counter(pair for h in histories for pair in itertools.pairwise(h[:-2]))
 
-    def score_after(last):  # as one number; no item counts a thousand times here
+    def score_after(last):  # One number holds both, since no item occurs a thousand times here.
         return lambda item: 1000 * followed[last, item] + counts[item]
 
     expected = [
@@ -68,7 +69,7 @@ def test_transitions_match_a_loop(split, held_out):
 
 
 def test_a_first_order_chain_is_ranked_first():
-    """Every user walks round a ring; the item after the last one has always followed it."""
+    """Every user goes round a ring, so the next item has always followed the last one."""
     histories = [[(start + k) % 9 + 1 for k in range(14)] for start in range(9)]
     dataset = dataset_of(histories, 9)
     for split in ('valid', 'test'):
@@ -77,7 +78,7 @@ def test_a_first_order_chain_is_ranked_first():
 
 
 def test_transitions_to_held_out_items_do_not_count():
-    """4 -> 4 leads to each validation item; in training 4 is followed by 1 alone."""
+    """4 -> 4 leads to each validation item, but in training only item 1 follows item 4."""
     dataset = dataset_of([[4, 1, 2, 2, 4, 4, 3]] * 5, 4)
     found = transition_ranks(dataset, 'valid')
     np.testing.assert_array_equal(found, [3] * 5, 'item 1, then 2 and 4, equally popular')

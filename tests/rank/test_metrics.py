@@ -1,4 +1,4 @@
-"""Ranks and metrics against a brute-force ranking; ties, cutoff edges, scores not finite."""
+"""Ranks and metrics compared with a brute-force ranking; ties, cutoffs, and scores that are not finite."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,21 +8,21 @@ from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
 
 
 def brute_force_rank(scores, target):
-    """Position of the target in the list of items sorted by score descending, then id ascending."""
+    """The position of the target in the list of items sorted by descending score and then by ascending id."""
     order = sorted(range(1, len(scores)), key=lambda item: (-scores[item], item))
     return order.index(target) + 1
 
 
 @pytest.mark.parametrize('levels', [3, 1000])
 def test_ranks_match_a_brute_force_sort(levels):
-    """With three score levels nearly every rank is decided among ties."""
+    """With three score levels, ties decide nearly every rank."""
     rng = np.random.default_rng(levels)
     scores = rng.integers(-levels, levels, (200, 41)).astype(np.float32) / 7
     scores[:, 0] = -np.inf
     targets = rng.integers(1, 41, 200).astype(np.int32)
     rank, finite = jax.jit(ranks)(scores, targets)
     assert rank.dtype == jnp.int32 and finite.dtype == jnp.bool_
-    np.testing.assert_array_equal(rank, [brute_force_rank(s, t) for s, t in zip(scores, targets)])
+    np.testing.assert_array_equal(rank, [brute_force_rank(s, t) for s, t in zip(scores, targets, strict=True)])
     assert finite.all()
 
 
@@ -73,7 +73,7 @@ def test_the_cutoff_itself_is_inside(rank, hit_10, hit_20):
 
 
 def test_metrics_of_many_users_match_gains_over_sorted_lists():
-    """DCG of the relevance vector of each user's sorted list, its ideal being 1."""
+    """The DCG of the relevance vector of each user's sorted list, whose ideal value is 1."""
     rng = np.random.default_rng(3)
     scores = rng.standard_normal((300, 60))
     targets = rng.integers(1, 61, 300)

@@ -1,4 +1,4 @@
-"""Evaluation and recommendation against rankings made history by history, unpacked, in NumPy."""
+"""Evaluation and recommendation compared with rankings in NumPy, made from one unpacked history at a time."""
 import dataclasses
 
 import jax
@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.examples import valid_examples
 from ssd4rec_jax.errors import TrainingError
-from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_hidden
-from ssd4rec_jax.rank.recommend import TopItems, TopK
 from ssd4rec_jax.parallel.mesh import AXES, MODEL_AXIS, device_mesh, over_devices
 from ssd4rec_jax.parallel.table_shard import TableShard
-from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.rank.recommend import TopItems, TopK
 from tests.packed import pack
 from tests.tiny import MODEL, history, tiny_dataset
 
@@ -30,14 +30,14 @@ def dataset():
 
 @pytest.fixture(scope='module')
 def network():
-    """A new model whose parameters are larger than usual, so that histories matter."""
+    """A new model with larger parameters than usual, so that the history matters."""
     net, params = init_network(dataclasses.replace(MODEL, num_layers=2), ITEMS, seed=3)
     rng = np.random.default_rng(4)
     return net, jax.tree.map(lambda w: w + 0.3 * rng.normal(size=w.shape).astype(np.float32), params)
 
 
 def scores_alone(network, histories) -> np.ndarray:
-    """[histories, items + 1], each history in a row of its own, by the plain algorithm; item 0 at -inf."""
+    """The scores [histories, items + 1] by the plain algorithm, with each history in its own row and item 0 at -inf."""
     net, params = network
     batch = pack([[(e, list(h))] for e, h in enumerate(histories)], tokens=16, segments=1)
     hidden = np.asarray(jax.jit(lambda p: plain_hidden(net.bind(p), batch.items, Layout.of(batch)))(params))
@@ -50,7 +50,8 @@ def scores_alone(network, histories) -> np.ndarray:
 def by_hand(network, dataset, held_out) -> list[int]:
     scores = scores_alone(network, [history(dataset, user, held_out) for user in range(USERS)])
     targets = [history(dataset, user)[-held_out] for user in range(USERS)]
-    return [sorted(range(ITEMS + 1), key=lambda i: -row[i]).index(t) + 1 for row, t in zip(scores, targets)]
+    orders = [sorted(range(ITEMS + 1), key=lambda i: -row[i]) for row in scores]
+    return [order.index(target) + 1 for order, target in zip(orders, targets, strict=True)]
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +100,7 @@ def test_scores_that_are_not_finite_are_an_error(network, dataset):
 def test_recommend_is_the_top_of_that_ranking(network, dataset, devices, model, exclude_seen):
     net, params = network
     histories = [history(dataset, u) for u in range(USERS)]
-    # Rows of 64 tokens make several packed steps of the 60 histories.
+    # With rows of 64 tokens, the 60 histories need several packed steps.
     top = TopItems(net, device_mesh(jax.devices()[:devices], model), params, tokens_per_row=64)
     items, scores = top(histories, k=5, exclude=histories if exclude_seen else None)
     expected = scores_alone(network, histories)
@@ -121,9 +122,9 @@ def test_k_is_cut_to_the_catalogue_and_seen_items_come_last(network):
 @pytest.mark.parametrize('model', [1, 2, 3, 4, 8])
 @pytest.mark.parametrize('k', [1, 4, 9, 30])
 def test_top_k_of_whole_numbers_breaks_ties_by_lower_id_on_any_split(model, k):
-    """Scores that are exact whatever the order of sums: readouts and table of small whole numbers, many ties."""
+    """Readouts and table are small whole numbers: scores are exact in any order of sums, and many are equal."""
     rng = np.random.default_rng(model)
-    rows, items = 24, 30  # 31 rows of the table divide by none of the splits
+    rows, items = 24, 30  # No number of shards but 1 divides the 31 rows of the table.
     readout, table = rng.integers(-2, 3, (rows, 4)), rng.integers(-2, 3, (items + 1, 4))
     excluded = rng.integers(0, items + 1, (rows, 3))
     scores = (readout @ table.T).astype(float)
@@ -143,13 +144,43 @@ def test_top_k_of_whole_numbers_breaks_ties_by_lower_id_on_any_split(model, k):
         readout.astype(np.float32), shard.pad(jnp.asarray(table, jnp.float32)), excluded.astype(np.int32)
     )
     np.testing.assert_array_equal(values, np.take_along_axis(scores, np.asarray(expected), axis=1))
-    ranked = np.isfinite(values)  # excluded items come last, in any order
+    ranked = np.isfinite(values)  # Excluded items come last, in any order.
     assert np.array_equal(np.where(ranked, best, 0), np.where(ranked, expected, 0)) and np.all(finite)
 
 
 def test_calls_of_one_size_class_share_a_compiled_program(network, dataset):
     top = TopItems(network[0], device_mesh(jax.devices()[:1]), network[1])
     histories = [history(dataset, u) for u in range(12)]
-    for count, k in ((3, 5), (4, 7), (2, 8)):
+    for count, k in ((3, 5), (4, 7), (3, 8)):
         top(histories[:count], k=k)
     assert len(top._scorer._compiled) == 1
+
+
+def test_items_that_are_not_allowed_come_last_on_a_split_table_too(network, dataset):
+    allowed = np.zeros(ITEMS + 1, bool)
+    allowed[[2, 5, 9, 30]] = True
+    histories = [history(dataset, u) for u in range(9)]
+    expected = [sorted((2, 5, 9, 30), key=lambda i: -row[i]) for row in scores_alone(network, histories)]
+    for devices in (1, 4):
+        top = TopItems(network[0], device_mesh(jax.devices()[:devices], devices), network[1])
+        items, scores = top(histories, k=6, allowed=allowed)
+        assert items[:, :4].tolist() == expected and (scores[:, 4:] == -np.inf).all()
+
+
+@pytest.mark.parametrize('devices, model', [(1, 1), (4, 4), (8, 2)])
+def test_vectors_are_the_readouts_whose_products_are_the_scores(network, dataset, devices, model):
+    histories = [history(dataset, u) for u in range(20)]
+    top = TopItems(network[0], device_mesh(jax.devices()[:devices], model), network[1], tokens_per_row=64)
+    scores = top.vectors(histories) @ np.asarray(network[1]['item_embedding']).T
+    np.testing.assert_allclose(scores[:, 1:], scores_alone(network, histories)[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_newest_items_alone_are_read_and_the_whole_history_can_be_excluded(network, dataset):
+    """max_history cuts what the network reads, not what is excluded."""
+    histories = [history(dataset, u) for u in range(USERS)]
+    top = TopItems(network[0], device_mesh(jax.devices()[:1]), network[1], max_history=3)
+    items, _ = top(histories, k=5, exclude=histories)
+    expected = scores_alone(network, [h[-3:] for h in histories])
+    for row, h in zip(expected, histories, strict=True):
+        row[h] = -np.inf
+    assert items.tolist() == [sorted(range(ITEMS + 1), key=lambda i: -row[i])[:5] for row in expected]

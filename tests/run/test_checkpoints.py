@@ -15,10 +15,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ssd4rec_jax.errors import CheckpointError
 from ssd4rec_jax.run import checkpoints as module
 from ssd4rec_jax.run import manifest
 from ssd4rec_jax.run.checkpoints import Checkpoints
-from ssd4rec_jax.errors import CheckpointError
 
 
 class State(NamedTuple):
@@ -305,13 +305,76 @@ def test_a_run_that_fell_back_saves_the_step_again(two, tmp_path):
     assert names(folder) == ['1', '2', '2.damaged', '2.damaged.1']
 
 
-def test_a_damaged_best_is_an_error_that_names_it(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2, 3):
-        save(checkpoints, step, state_of(step), {'best_step': 1})
-    flip(tmp_path / '1' / 'meta.json', 0, 0)
-    with pytest.raises(CheckpointError, match='the best checkpoint .*/1 is damaged: meta.json'):
+@pytest.mark.parametrize('how', ['flipped', 'gone'])
+def test_the_best_of_the_others_takes_the_place_of_a_damaged_best(tmp_path, caplog, how):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step, score, in_epoch in ((1, 0.9, 0), (2, 0.7, 0), (3, 0.6, 0), (4, None, 1)):
+        meta = {'best_step': 1, 'epoch': min(step, 3), 'step_in_epoch': in_epoch, 'score': score}
+        save(checkpoints, step, state_of(step), meta)
+    assert names(tmp_path) == ['1', '2', '3', '4']
+    if how == 'gone':
+        shutil.rmtree(tmp_path / '1')
+    else:
+        flip(tmp_path / '1' / 'meta.json', 0, 0)
+    best = checkpoints.restore_best(state_of(0))
+    assert best.step == 2
+    assert_bitwise(best.state, state_of(2))
+    assert '/1 is' in caplog.text and 'the best of the others takes its place' in caplog.text
+    assert ('1' in names(tmp_path)) == (how == 'flipped'), 'reading renames nothing'
+    assert checkpoints.best_step(set_aside=True) == 2 and '1' not in names(tmp_path)
+    for step in (2, 3):
+        flip(tmp_path / str(step) / 'meta.json', 0, 0)
+    with pytest.raises(CheckpointError, match='no other that ends an epoch is kept: the same training command goes on'):
         checkpoints.restore_best(state_of(0))
+
+
+def test_a_damaged_newest_on_a_read_only_disk_is_passed_over(two, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    flip(folder / '2' / 'meta.json', 0, 0)
+
+    def read_only(*args):
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(module.Path, 'rename', read_only)
+    assert Checkpoints(folder).restore_best(state_of(0)).step == 1
+    assert '/2 is damaged' in caplog.text
+    with pytest.raises(CheckpointError, match='cannot be set aside .*Read-only'):
+        Checkpoints(folder).restore_latest(state_of(0))
+
+
+def test_a_folder_whose_name_only_looks_like_a_step_is_none(two, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    for odd in ('²', '٣', '07', '1.damaged'):
+        (folder / odd).mkdir()
+    assert Checkpoints(folder).steps() == [1, 2]
+    assert Checkpoints(folder).restore_best(state_of(0)).step == 2
+
+
+def test_a_step_that_was_replaced_halfway_is_put_back(two, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(two, folder)
+    (folder / '2').rename(folder / '2.replaced')
+    assert Checkpoints(folder).restore_latest(state_of(0)).step == 2 and names(folder) == ['1', '2']
+
+
+def test_close_waits_for_the_checkpoint_under_way(tmp_path):
+    """As the end of a process with an error does: what was begun is whole."""
+    result = subprocess.run(python('''
+        import sys
+        import jax.numpy as jnp
+        from ssd4rec_jax.run.checkpoints import Checkpoints
+        checkpoints = Checkpoints(sys.argv[1])
+        try:
+            checkpoints.save(1, {'w': jnp.ones((1024, 1024))}, {})
+            raise OSError('the error')
+        finally:
+            checkpoints.close()
+    ''', tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1 and result.stderr.count('Traceback') == 1 and 'OSError: the error' in result.stderr
+    assert names(tmp_path) == ['1']
+    assert Checkpoints(tmp_path).restore_latest({'w': jnp.zeros((1024, 1024))}).step == 1
 
 
 # ---- saves that do not come to their end

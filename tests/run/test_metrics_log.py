@@ -69,7 +69,7 @@ def test_a_torn_last_line_is_dropped(log, cut):
 def test_a_rewrite_that_fails_leaves_the_old_file(log, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('ssd4rec_jax.run.metrics_log.os.replace', full)
+    monkeypatch.setattr('ssd4rec_jax.files.os.replace', full)
     with pytest.raises(UserError, match=f'{log.path} cannot be written: .*No space left'):
         log.keep(lambda record: False)
     assert log.read() == RECORDS

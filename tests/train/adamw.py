@@ -1,11 +1,11 @@
-"""AdamW, clipping and a list of learning rates written out in NumPy."""
+"""AdamW with clipping and a list of learning rates, written out in NumPy."""
 from collections.abc import Callable
 
 import numpy as np
 
 
 def adamw_by_hand(params, *, rates, decay=0.0, clip=np.inf) -> Callable[[list], list]:
-    """A function from one more step's gradients to the parameters after it (lists of float64 arrays)."""
+    """A function that takes the gradients of one more step and returns the parameters after it (float64 lists)."""
     params = [np.asarray(p, np.float64) for p in params]
     first, second = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
     steps = enumerate(rates, start=1)

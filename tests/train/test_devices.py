@@ -1,4 +1,4 @@
-"""A step on any mesh gives one device's numbers: loss, raw gradients before the optimiser, parameters."""
+"""A step gives the same numbers on any mesh: the loss, the gradients before the optimiser, and the parameters."""
 import dataclasses
 import functools
 
@@ -11,16 +11,16 @@ import pytest
 
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
+from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.gradients import loss_and_gradients, make_gradients
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import init_network
-from ssd4rec_jax.rank.metrics import ranks
 from ssd4rec_jax.train.state import create_state, init_state, make_train_step, update
-from ssd4rec_jax.parallel.table_shard import TableShard
 from tests.packed import pack
 
 MASK_RATIO = 0.3
@@ -36,7 +36,7 @@ def network():
 
 @pytest.fixture(scope='module')
 def batch():
-    """Eight rows with unlike numbers of targets, the last one empty."""
+    """Eight rows with different numbers of targets; the last row is empty."""
     rng = np.random.default_rng(0)
     example, rows = 0, []
     for r in range(8):
@@ -62,8 +62,8 @@ def gradients_on(network, batch, mesh, seed=SEED, epoch=EPOCH, mask_ratio=MASK_R
 
 
 def assert_same_gradients(ours, theirs):
-    """To float32 rounding of each array's largest entry: another device count sums in another order."""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)):
+    """Equal up to float32 rounding of each array's largest entry, since the order of sums depends on the mesh."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         assert np.abs(b).max() > 0, path
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max(), err_msg=str(path))
 
@@ -77,9 +77,9 @@ def on_one_device(network, batch):
     (4, 1), (8, 1), (4, 2), (2, 4), (1, 8), pytest.param(1, 3, marks=pytest.mark.slow),
 ])
 def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one_device, data, model):
-    """41 rows of the table divide by none of 2, 3, 4 and 8."""
+    """None of 2, 3, 4 and 8 divides the 41 rows of the table."""
     if data * model == 3:
-        batch = jax.tree.map(lambda a: np.concatenate([a, np.zeros_like(a[:1])]), batch)  # nine rows for three devices
+        batch = jax.tree.map(lambda a: np.concatenate([a, np.zeros_like(a[:1])]), batch)  # Three devices get nine rows.
     loss, count, grads = on_one_device
     many_loss, many_count, many_grads = gradients_on(network, batch, mesh_of(data, model))
     assert count == many_count == sum(range(7))
@@ -93,18 +93,19 @@ def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one
     (8, 1), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4), pytest.param(1, 8, marks=pytest.mark.slow),
 ])
 def test_raw_gradients_are_those_of_the_plain_network_and_one_softmax(x64, batch, plain, data, model):
-    """Against the plain algorithm on one device, which knows no mesh; 41 rows of the table."""
+    """Compared with the plain algorithm on one device, which knows no mesh; the table has 41 rows."""
     network, plain_loss, plain_grads = plain
     loss, _, grads = gradients_on(network, batch, mesh_of(data, model), mask_ratio=0.0)
     assert loss == pytest.approx(plain_loss, rel=1e-10)
     grads['item_embedding'] = grads['item_embedding'][:41]
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(plain_grads), strict=True):
+    named = jax.tree_util.tree_leaves_with_path(grads)
+    for (path, ours), theirs in zip(named, jax.tree.leaves(plain_grads), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=str(path))
 
 
 @pytest.fixture
 def plain(x64, batch):
-    """(network, loss and gradients by jax.grad of plain_readout and a whole softmax), in float64 without dropout."""
+    """(network, loss, gradients) of plain_readout and a whole softmax by jax.grad, in float64 without dropout."""
     config = dataclasses.replace(CONFIG, dropout_prob=0.0, norm_embedding=True, dtype='float64')
     net, params = init_network(config, ITEMS, seed=0)
     rng = np.random.default_rng(1)
@@ -120,7 +121,7 @@ def plain(x64, batch):
 
 @pytest.mark.parametrize('shards, max_scores', [(8, 2**20), (4, 8 * 4 * 3), (8, 8 * 8)])
 def test_vocabulary_parallel_loss_of_few_items_and_in_chunks(x64, shards, max_scores):
-    """13 items on 8 devices: the last holds padding alone. Against one device's whole softmax."""
+    """13 items on 8 devices, the last of which holds only padding; compared with the whole softmax on one device."""
     rng = np.random.default_rng(0)
     readout, table = rng.normal(size=(8 * shards, 5)), rng.normal(size=(13, 5))
     targets = rng.integers(1, 13, 8 * shards)
@@ -148,7 +149,7 @@ def test_vocabulary_parallel_loss_of_few_items_and_in_chunks(x64, shards, max_sc
 
 @pytest.mark.parametrize('rows_at_a_time', [3, 16])
 def test_ranks_of_a_split_table_a_few_rows_at_a_time(rows_at_a_time):
-    """13 items on 8 devices, 16 readouts: 3 rows at a time leave a last part of one row."""
+    """13 items on 8 devices and 16 readouts, so that 3 rows at a time leave one row for the last part."""
     rng = np.random.default_rng(0)
     readout, table = rng.integers(-2, 3, (16, 5)).astype(np.float32), rng.integers(-2, 3, (13, 5)).astype(np.float32)
     targets = rng.integers(1, 13, 16)
@@ -165,7 +166,7 @@ def test_ranks_of_a_split_table_a_few_rows_at_a_time(rows_at_a_time):
     rank, finite = jax.jit(over_devices(body, mesh, (rows,) * 3, (rows, rows)))(readout, shard.pad(table), targets)
     scores = readout @ table.T
     in_order = [sorted(range(1, 13), key=lambda item: (-row[item], item)) for row in scores]
-    expected = [order.index(target) + 1 for order, target in zip(in_order, targets)]
+    expected = [order.index(target) + 1 for order, target in zip(in_order, targets, strict=True)]
     assert rank.tolist() == expected and finite.all() and len(set(expected)) > 5
 
 
@@ -177,7 +178,7 @@ def test_dropout_and_masking_are_on_in_that_comparison(network, batch):
 
 @pytest.mark.parametrize('data, model', [(4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_steps_with_a_split_table_give_one_device_s_parameters(network, batch, data, model):
-    """With clipping by the global norm, which no device could know alone."""
+    """With clipping by the global norm, which no single device can compute alone."""
     net, params = network
     optimizer = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(1e-2))
 
@@ -210,11 +211,12 @@ def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
     net, params = network
     optimizer, mesh = optax.adam(1e-2), mesh_of(4)
     step = make_train_step(Objective(net, MASK_RATIO), optimizer, mesh)
-    ours, loss = step(init_state(net, jax.tree.map(np.array, params), optimizer, mesh), place_rows(batch, mesh, 8), SEED, EPOCH)
+    state = init_state(net, jax.tree.map(np.array, params), optimizer, mesh)
+    ours, loss = step(state, place_rows(batch, mesh, 8), SEED, EPOCH)
 
     def body(state, batch):
-        gradients = functools.partial(loss_and_gradients, Objective(net, MASK_RATIO), TableShard(ITEMS + 1), axes=(DATA_AXIS,))
-        loss, count, grads = gradients(state.params, batch, SEED, EPOCH)
+        objective, shard = Objective(net, MASK_RATIO), TableShard(ITEMS + 1)
+        loss, count, grads = loss_and_gradients(objective, shard, state.params, batch, SEED, EPOCH, axes=(DATA_AXIS,))
         return update(optimizer, state, loss, count, grads), loss / count
 
     by_device = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
@@ -224,13 +226,13 @@ def test_pmap_of_the_same_step_gives_the_same_numbers(network, batch):
     for k in range(4):
         replica = jax.tree.map(lambda a, k=k: np.asarray(a[k]), theirs)
         chex.assert_trees_all_close(replica.params, jax.tree.map(np.asarray, ours.params), rtol=1e-4, atol=1e-6)
-        # Adam divides a constant factor out of its update; its first moment shows it.
-        moments = lambda s: jax.tree.map(np.asarray, s.opt_state[0].mu)  # noqa: E731
-        assert_same_gradients(moments(replica), moments(ours))
+        # A constant factor cancels in the updates of Adam, but not in its first moment.
+        moments = [jax.tree.map(np.asarray, s.opt_state[0].mu) for s in (replica, ours)]
+        assert_same_gradients(*moments)
 
 
 def test_the_loss_is_the_mean_over_targets_of_each_history_alone(x64):
-    """Against a loop over single unpacked histories and NumPy's softmax, without dropout or masking."""
+    """Compared with a loop over single unpacked histories and NumPy's softmax, without dropout or masking."""
     config = ModelConfig(hidden_size=16, num_layers=1, d_state=8, headdim=8, dropout_prob=0.0, dtype='float64')
     net, params = init_network(config, 40, seed=0)
     histories = [[3, 4], [5], [6, 7, 8, 9, 10], [1, 2, 3]]

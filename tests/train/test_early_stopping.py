@@ -1,4 +1,4 @@
-"""RecBole's stopping rule on literal sequences."""
+"""RecBole's stopping rule, on literal sequences of scores."""
 import dataclasses
 import json
 
@@ -8,7 +8,7 @@ from ssd4rec_jax.train.early_stopping import EarlyStopping
 
 
 def run(values, patience=10):
-    """(state, epochs that improved, epoch that stopped) for values of epochs of 100 steps."""
+    """(state, epochs that improved, epoch that stopped) for the values of successive epochs of 100 steps."""
     state, improved, stopped = EarlyStopping(), [], None
     for epoch, value in enumerate(values, start=1):
         state, better = state.update(value, epoch, 100 * epoch)

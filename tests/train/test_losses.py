@@ -1,4 +1,4 @@
-"""The full softmax whole and in chunks against NumPy's, and rankings made a few rows at a time."""
+"""The full softmax, whole and in chunks, compared with NumPy's; and rankings made a few rows at a time."""
 import functools
 
 import jax
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
 N, ITEMS, WIDTH = 24, 40, 16
 REAL = np.arange(N) % 5 != 3
@@ -17,12 +17,12 @@ REAL = np.arange(N) % 5 != 3
 def inputs(dtype=np.float64):
     rng = np.random.default_rng(0)
     readout = 3 * rng.normal(size=(N, WIDTH))
-    readout[~REAL] = np.nan  # a slot without a history may hold anything
+    readout[~REAL] = np.nan  # An empty slot may hold anything.
     return readout.astype(dtype), rng.normal(size=(ITEMS + 1, WIDTH)), np.where(REAL, rng.integers(0, ITEMS + 1, N), 0)
 
 
 def by_hand():
-    """(loss, its gradient in readout, its gradient in the table), in NumPy."""
+    """(loss, its gradient with respect to readout, its gradient with respect to the table), in NumPy."""
     readout, table, targets = inputs()
     readout = np.where(REAL[:, None], readout, 0.0)
     logits = readout @ table.T
@@ -35,7 +35,7 @@ def by_hand():
 
 @pytest.mark.parametrize('chunk', [ITEMS + 1, ITEMS + 7, 1, 7, 14, 20, ITEMS])
 def test_loss_and_gradients_of_any_chunk_size(x64, chunk):
-    """7 x 6 = 42 > 41 items: the last chunk reaches back; 40 leaves a last chunk of one item."""
+    """With 6 chunks of 7 for 41 items the last one overlaps; with chunks of 40 the last one has one item."""
     readout, table, targets = inputs()
 
     def loss(readout, table):
@@ -59,7 +59,7 @@ def test_bfloat16_readouts_keep_their_sums_in_float32(chunk):
 
     value, (dreadout, dtable) = jax.jit(jax.value_and_grad(loss, (0, 1)))(readout, table)
     assert value.dtype == dtable.dtype == jnp.float32 and dreadout.dtype == jnp.bfloat16
-    for found, expected in zip((value, dreadout, dtable), by_hand()):
+    for found, expected in zip((value, dreadout, dtable), by_hand(), strict=True):
         np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
 
 
@@ -96,6 +96,14 @@ def test_without_a_target_loss_and_gradients_are_zero(chunk):
     assert value == 0 and not any(np.any(g) for g in grads)
 
 
+def test_arrays_that_do_not_fit_together_are_refused():
+    readout, table, targets = inputs(np.float32)
+    with pytest.raises(AssertionError, match='shape'):
+        softmax_loss_sum(readout[:, 1:], table, targets, REAL)
+    with pytest.raises(AssertionError, match='shape'):
+        softmax_loss_sum(readout[1:], table, targets, REAL)
+
+
 @pytest.mark.parametrize('rows_at_a_time', [1, 5, N - 1])
 def test_ranks_of_a_few_rows_at_a_time(rows_at_a_time):
     readout, table, targets = inputs(np.float32)
@@ -106,5 +114,5 @@ def test_ranks_of_a_few_rows_at_a_time(rows_at_a_time):
         readout, table, targets
     )
     assert len(set(np.asarray(whole[0]).tolist())) > 5
-    for part, all_at_once in zip(parts, whole):
+    for part, all_at_once in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(part, all_at_once)

@@ -1,4 +1,4 @@
-"""Both forms of the training objective: when each runs, that they predict the same targets at the same expected loss."""
+"""Both forms of the training objective: when each one runs, and that targets and expected loss are the same."""
 import collections
 import dataclasses
 
@@ -9,11 +9,10 @@ import pytest
 from ssd4rec_jax.data.packing import build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.objective import objective_note, training_examples
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.train.gradients import make_gradients
-from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.train.objective import Objective, objective_note, training_examples
 from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)
@@ -25,14 +24,14 @@ def examples(asked, model=MODEL, max_history=0):
     return training_examples(asked, model, tiny_dataset(), max_history)
 
 
-# ---- which one runs
+# ---- Which form runs.
 
 
 @pytest.mark.parametrize('model', [MODEL, dataclasses.replace(MODEL, backward_order='aligned'), FORWARD])
 def test_one_pass_where_it_is_exact(model):
     assert examples('one_pass', model).every_prefix
     assert not examples('prefix', model).every_prefix
-    assert examples('one_pass', model, max_history=50).every_prefix  # longer than every history: cuts none
+    assert examples('one_pass', model, max_history=50).every_prefix  # No history is longer.
 
 
 @pytest.mark.parametrize('model, max_history, reason', [
@@ -40,7 +39,8 @@ def test_one_pass_where_it_is_exact(model):
     (MODEL, 4, r'data.max_history=4 cuts [\d,]+ histories'),
 ])
 def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
-    with pytest.raises(ConfigError, match=f'train.objective=one_pass would not be exact: .*{reason}.*; set train.objective=prefix'):
+    said = f'train.objective=one_pass would not be exact: .*{reason}.*; set train.objective=prefix'
+    with pytest.raises(ConfigError, match=said):
         examples('one_pass', model, max_history)
     assert 'one_pass' not in objective_note('auto', model, examples('auto', model, max_history), max_history)
 
@@ -50,15 +50,16 @@ def test_auto_takes_prefix_and_says_where_one_pass_is_exact(model):
     index = examples('auto', model)
     assert not index.every_prefix
     note = objective_note('auto', model, index, 0)
-    assert note.startswith('objective: prefix') and ('train.objective=one_pass is exact here' in note) == (model is MODEL)
+    assert note.startswith('objective: prefix')
+    assert ('train.objective=one_pass is exact here' in note) == (model is MODEL)
     assert objective_note('prefix', model, index, 0) == 'objective: prefix, every prefix of a history by itself'
 
 
-# ---- the targets
+# ---- The targets.
 
 
 def targets_by_hand():
-    """Counts of (history, next item), from the raw sequences."""
+    """How often each (history, next item) occurs, counted in the raw sequences."""
     return collections.Counter(
         (tuple(h[:n]), h[n]) for h in (history(tiny_dataset(), user, 2).tolist() for user in range(USERS))
         for n in range(1, len(h))
@@ -73,7 +74,7 @@ def test_the_steps_of_one_pass_hold_every_prefix_and_target_once(rows):
     plan = plan_epoch(index.lengths, shape, seed=1, epoch=0)
     for batch in step_loader(index, plan):
         assert batch.targets.shape == batch.items.shape and (batch.targets[batch.segment_ids == 0] == 0).all()
-        for items, segments, targets in zip(batch.items, batch.segment_ids, batch.targets):
+        for items, segments, targets in zip(batch.items, batch.segment_ids, batch.targets, strict=True):
             for segment in range(1, segments.max() + 1):
                 own, following = items[segments == segment].tolist(), targets[segments == segment].tolist()
                 found.update((tuple(own[:n + 1]), target) for n, target in enumerate(following))
@@ -88,11 +89,11 @@ def test_a_step_of_one_pass_holds_the_targets_asked_for_on_average():
     assert abs(targets[:-1].mean() - 512) < 0.03 * 512
 
 
-# ---- the loss
+# ---- The loss.
 
 
 def mean_loss(asked, model, mask_ratio, epochs):
-    """Mean loss of all training targets of the tiny log, one value an epoch's draws: [epochs]."""
+    """The mean loss over all training targets of the tiny log, for the draws of each epoch: [epochs]."""
     index = examples(asked, model)
     shape = choose_step_shape(
         index.lengths, targets_per_step=10_000, tokens_per_row=4096, rows=1, every_prefix=index.every_prefix
@@ -102,7 +103,8 @@ def mean_loss(asked, model, mask_ratio, epochs):
     network, params = init_network(model, 30, seed=0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda w: w + 0.4 * rng.normal(size=w.shape).astype(np.float32), params)
-    gradients = make_gradients(Objective(network, mask_ratio, index.every_prefix), device_mesh(jax.devices()[:1]), params)
+    objective, mesh = Objective(network, mask_ratio, index.every_prefix), device_mesh(jax.devices()[:1])
+    gradients = make_gradients(objective, mesh, params)
     step = jax.jit(lambda *args: gradients(*args)[:2])
     batch = build_step(index, plan, 0)
     losses = [step(params, batch, np.uint32(7), np.uint32(epoch)) for epoch in range(epochs)]
@@ -110,9 +112,10 @@ def mean_loss(asked, model, mask_ratio, epochs):
 
 
 SMALL = dataclasses.replace(MODEL, hidden_size=8, dropout_prob=0.3)
+FORWARD_ONLY = dataclasses.replace(SMALL, num_layers=2, beta=0.0)
 
 
-@pytest.mark.parametrize('model', [SMALL, dataclasses.replace(SMALL, num_layers=2, beta=0.0)], ids=['1 layer', 'forward-only'])
+@pytest.mark.parametrize('model', [SMALL, FORWARD_ONLY], ids=['1 layer', 'forward-only'])
 def test_without_draws_both_forms_have_the_same_loss(model):
     still = dataclasses.replace(model, dropout_prob=0.0)
     assert mean_loss('one_pass', still, 0.0, 1) == pytest.approx(mean_loss('prefix', still, 0.0, 1), rel=1e-5)
@@ -120,7 +123,7 @@ def test_without_draws_both_forms_have_the_same_loss(model):
 
 @pytest.mark.slow
 def test_with_mask_and_dropout_both_forms_have_the_same_expected_loss():
-    """Over 400 draws of each; masking and dropout move the loss by many times the error of the means."""
+    """Compares the means of 400 draws; masking and dropout move the loss by many times the error of these means."""
     one_pass, prefix = (mean_loss(asked, SMALL, 0.3, 400) for asked in ('one_pass', 'prefix'))
     error = np.sqrt(one_pass.var() / len(one_pass) + prefix.var() / len(prefix))
     unmasked = mean_loss('prefix', SMALL, 0.0, 400).mean()
@@ -129,7 +132,7 @@ def test_with_mask_and_dropout_both_forms_have_the_same_expected_loss():
     assert min(abs(unmasked - prefix.mean()), abs(undropped - prefix.mean())) > 12 * error
 
 
-# ---- the run
+# ---- The run.
 
 
 def metrics(trainer):

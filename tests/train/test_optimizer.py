@@ -1,11 +1,11 @@
-"""Optimiser options against Adam written out in NumPy."""
+"""The optimiser's options, compared with Adam written out in NumPy."""
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from tests.train.adamw import adamw_by_hand
 
 
@@ -25,11 +25,11 @@ def test_four_steps(config, by_hand):
     ours = [jnp.asarray(p, jnp.float32) for p in params]
     state = optimizer.init(ours)
     expected = adamw_by_hand(params, **by_hand)
-    for scale in (1.0, 0.01, 3.0, 0.1):  # some below the clipping norm, some above
+    for scale in (1.0, 0.01, 3.0, 0.1):  # Some gradients are below the clipping norm and some above it.
         grads = [scale * rng.normal(size=p.shape) for p in params]
         updates, state = optimizer.update([jnp.asarray(g, jnp.float32) for g in grads], state, ours)
         ours, theirs = optax.apply_updates(ours, updates), expected(grads)
-        for a, b in zip(ours, theirs):
+        for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 

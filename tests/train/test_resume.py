@@ -1,4 +1,4 @@
-"""The training command end to end: what it leaves, and that a killed run ends bitwise as one never stopped."""
+"""The training command end to end: what it writes, and that a killed run ends bitwise like an uninterrupted one."""
 import json
 import os
 import re
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 TINY = [
-    '--dataset=interactions', '--data_dir=log.inter', '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
+    '--dataset=interactions', '--data_dir=log.inter',
+    '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
     '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=32',
     '--set=train.checkpoint_seconds=0.05',
 ]
@@ -20,7 +21,7 @@ SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
 
 def start(root: Path, workdir: str, *more: str) -> subprocess.Popen:
-    """The command on one simulated device, with `root` for data and runs."""
+    """Starts the command on one simulated device, with the data and the runs in `root`."""
     flags = os.environ['XLA_FLAGS'].replace('_device_count=8', '_device_count=1')
     env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(Path(__file__).parents[2])}
     command = [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *TINY, *more]
@@ -44,7 +45,7 @@ def without_speed(rows: list[dict]) -> list[dict]:
 
 
 def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> None:
-    """Send a signal once there are two checkpoints and the newest was written between two epochs' ends."""
+    """Send a signal once there are two checkpoints and the newest was written within an epoch."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         found = sorted((p for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()), key=lambda p: int(p.name))
@@ -59,7 +60,7 @@ def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """A folder with a log of 300 users, who walk through 40 items in their order with gaps."""
+    """A folder with a log of 300 users, who go through 40 items in order and skip some."""
     path, rng = tmp_path_factory.mktemp('root'), np.random.default_rng(0)
     lines = ['user_id:token\titem_id:token\ttimestamp:float']
     for user in range(300):
@@ -71,7 +72,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(root):
-    """A run never stopped: (its folder, the finished process)."""
+    """(the folder, the finished process) of an uninterrupted run."""
     done = run(root, 'whole')
     assert done.returncode == 0, done.stderr
     return root / 'whole', done
@@ -117,7 +118,8 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
     stop_in_mid_epoch(process, root / name, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     if damage:
-        newest = max((p for p in (root / name / 'checkpoints').glob('*') if p.name.isdigit()), key=lambda p: int(p.name))
+        steps = [int(p.name) for p in (root / name / 'checkpoints').glob('*') if p.name.isdigit()]
+        newest = root / name / 'checkpoints' / str(max(steps))
         victim = max(newest.rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""The sampled softmax against the full one and a loop; row-wise Adagrad by hand; the same step on any mesh."""
+"""The sampled softmax compared with the full one and with a loop; row-wise Adagrad by hand; one step on any mesh."""
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
+from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.train.gradients import RowGradients
 from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
-from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.train.row_updates import SparseTableOptimizer, rounded, update_rows
 from ssd4rec_jax.train.sampled_softmax import draw_negatives, sampled_losses
-from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.train.state import init_state, make_train_step
 from tests.packed import pack
 
@@ -23,7 +23,7 @@ SEED, EPOCH = np.uint32(5), np.uint32(0)
 
 
 def drawn(rng, slots=6):
-    """A row of readouts, a table and targets, the last slot without one."""
+    """A row of readouts, a table and targets; the last slot has no target."""
     readout, table = rng.normal(size=(1, slots, WIDTH)), rng.normal(size=(ROWS, WIDTH))
     targets = rng.integers(1, ROWS, (1, slots))
     targets[0, -1] = 0
@@ -31,7 +31,7 @@ def drawn(rng, slots=6):
 
 
 def by_hand(readout, table, targets, negatives, expected, probability):
-    """The sum of losses, one target and one candidate after another."""
+    """The sum of the losses, computed one target and one candidate at a time."""
     real = [t for t in targets[0] if t]
     loss = 0.0
     for slot, target in enumerate(targets[0]):
@@ -50,16 +50,18 @@ def by_hand(readout, table, targets, negatives, expected, probability):
 def test_loss_equals_a_loop_over_candidates(x64):
     rng = np.random.default_rng(0)
     readout, table, targets = drawn(rng)
-    targets[0, 1] = targets[0, 0]  # two of the row have one target: neither is the other's negative
+    targets[0, 1] = targets[0, 0]  # Two slots have the same target, so neither is a negative for the other.
     negatives, probability = rng.integers(0, ROWS, 8), rng.dirichlet(np.ones(ROWS))
-    negatives[3] = targets[0, 2]  # an accidental hit
-    losses = sampled_losses(*map(jnp.asarray, (readout, table, targets, targets > 0, negatives)), 8 / ROWS, jnp.asarray(probability))
+    negatives[3] = targets[0, 2]  # A negative happens to be a target.
+    arrays = map(jnp.asarray, (readout, table, targets, targets > 0, negatives))
+    losses = sampled_losses(*arrays, 8 / ROWS, jnp.asarray(probability))
     assert losses[0, -1] == 0
-    assert float(losses.sum()) == pytest.approx(by_hand(readout, table, targets, negatives, 8 / ROWS, probability), rel=1e-12)
+    expected = by_hand(readout, table, targets, negatives, 8 / ROWS, probability)
+    assert float(losses.sum()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_sample_s_partition_is_the_full_one_in_the_mean(x64):
-    """exp(loss) is partition / exp(own score); the row's other targets come as their probabilities say."""
+    """exp(loss) is partition / exp(own score); the row's other targets are drawn with their probabilities."""
     rng = np.random.default_rng(1)
     readout, table = rng.normal(size=(1, 6, WIDTH)), jnp.asarray(rng.normal(size=(ROWS, WIDTH)))
     probability = jnp.concatenate([jnp.zeros(1), jnp.asarray(rng.dirichlet(np.ones(ROWS - 1)))])
@@ -90,7 +92,7 @@ def test_negatives_are_uniform_over_all_rows_and_each_step_s_own():
 def test_row_wise_adagrad_by_hand_leaves_other_rows_alone():
     rng = np.random.default_rng(2)
     table, squares = rng.normal(size=(ROWS, WIDTH)).astype(np.float32), rng.random(ROWS).astype(np.float32)
-    ids = np.array([3, 0, 29, ROWS + 1], np.int32)  # the last lies beyond the table: no row
+    ids = np.array([3, 0, 29, ROWS + 1], np.int32)  # The last id lies beyond the table.
     grads = rng.normal(size=(4, WIDTH)).astype(np.float32)
     new_table, new_squares = jax.jit(lambda *args: update_rows(
         device_mesh(jax.devices()[:1]), TableShard(ROWS), *args, 0.1, jax.random.key(0)
@@ -108,7 +110,7 @@ def test_row_wise_adagrad_by_hand_leaves_other_rows_alone():
 @pytest.mark.parametrize('data, model', [(8, 1), (2, 4), (1, 8)])
 @pytest.mark.parametrize('skewed', [False, True])
 def test_gradients_of_many_devices_add_up_before_they_update(data, model, skewed):
-    """skewed: nearly all rows lie on one device, which takes them in several rounds."""
+    """skewed: nearly all rows belong to one device, which receives them in several rounds."""
     rng = np.random.default_rng(4)
     rows = 64 * 8 - 3
     shard = TableShard(rows, model)
@@ -116,14 +118,16 @@ def test_gradients_of_many_devices_add_up_before_they_update(data, model, skewed
     ids, grads = np.full((8, 24), shard.padded, np.int32), rng.normal(size=(8, 24, WIDTH)).astype(np.float32)
     total = np.zeros((rows, WIDTH))
     for device in range(8):
-        n = 24 - device  # the rest lies beyond the table
-        ids[device, :n] = np.sort(rng.choice(30 if skewed else rows, n, replace=False)) if device != 3 else rows - n + np.arange(n)
+        n = 24 - device  # The remaining ids lie beyond the table.
+        some = np.sort(rng.choice(30 if skewed else rows, n, replace=False))
+        ids[device, :n] = some if device != 3 else rows - n + np.arange(n)
         np.add.at(total, ids[device, :n], grads[device, :n])
     mesh = device_mesh(jax.devices()[:8], model)
     args = {'item_embedding': (shard.pad(table), shard.pad(squares))}
     args = jax.device_put(args, shardings(args, mesh))['item_embedding']
     given = place_rows(RowGradients(ids.ravel(), grads.reshape(-1, WIDTH)), mesh, ids.size)
-    new_table, new_squares = jax.jit(lambda *args: update_rows(mesh, shard, *args, 0.1, jax.random.key(0)))(*args, given)
+    updated = jax.jit(lambda *args: update_rows(mesh, shard, *args, 0.1, jax.random.key(0)))
+    new_table, new_squares = updated(*args, given)
     expected = squares + np.mean(total**2, axis=1)
     np.testing.assert_allclose(new_squares[:rows], expected, rtol=1e-5)
     np.testing.assert_allclose(
@@ -132,7 +136,7 @@ def test_gradients_of_many_devices_add_up_before_they_update(data, model, skewed
 
 
 def test_rounding_to_bfloat16_is_right_in_the_mean():
-    """1 + 2^-11 lies a sixteenth of the way from 1 to the next bfloat16; -3 is one."""
+    """1 + 2^-11 lies a sixteenth of the way from 1 to the next bfloat16; -3 is a bfloat16."""
     x = jnp.tile(jnp.array([[1 + 2**-11, -3.0]]), (20_000, 1))
     found = np.asarray(rounded(x, jnp.bfloat16, jax.random.key(0)), np.float64)
     assert set(found[:, 0]) == {1.0, 1 + 2**-7} and (found[:, 1] == -3).all()
@@ -159,7 +163,7 @@ def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG):
     optimizer = SparseTableOptimizer(optax.adam(1e-2), 0.1)
     state = init_state(net, params, optimizer, mesh)
     probability = np.random.default_rng(3).dirichlet(np.ones(ITEMS + 1)).astype(np.float32)
-    probability = {'item_embedding': net.table(mesh).pad(probability)}
+    probability = {'item_embedding': net.shard(mesh).pad(probability)}
     probability = jax.device_put(probability, shardings(probability, mesh))['item_embedding']
     step, losses = make_train_step(Objective(net, 0.3, loss=SAMPLED_SOFTMAX, negatives=negatives), optimizer, mesh), []
     for _ in range(steps):
@@ -193,7 +197,7 @@ def test_a_step_moves_the_rows_it_reads_scores_or_draws_and_no_other(batch):
 
 @pytest.mark.slow
 def test_no_step_makes_a_second_table(batch):
-    """Nothing of the table's size beside the table itself, which is updated in place."""
+    """No temporary has the size of the table, and the table is updated in place."""
     mesh, items = device_mesh(jax.devices()[:1]), 200_000
     net, params = init_network(CONFIG, items, seed=0)
     optimizer = SparseTableOptimizer(optax.adam(1e-2), 0.1)

@@ -1,4 +1,4 @@
-"""Whole runs with the sampled softmax."""
+"""Whole training runs with the sampled softmax."""
 import dataclasses
 import json
 
@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from ssd4rec_jax.config.train import SAMPLED_ABOVE, TrainConfig
 from ssd4rec_jax.data.examples import train_examples, train_histories
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.config.train import SAMPLED_ABOVE, TrainConfig
-from tests.train import tiny
+from tests import tiny
 from tests.tiny import StopAfter, history, tiny_dataset, trainer_in
 
 SAMPLED = dataclasses.replace(tiny.TRAIN, loss='sampled', num_negatives=64, max_epochs=6, log_every=1)
@@ -44,7 +44,7 @@ def test_a_run_learns_says_so_and_goes_on_bitwise(tmp_path, table_dtype):
     assert trainer.state.opt_state['item_embedding'].shape == (31,)
     records = [json.loads(line) for line in (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()]
     losses = [record['epoch_loss'] for record in records if record['kind'] == 'valid']
-    # 64 negatives of 31 rows and a row's targets, logQ-corrected: the untrained loss is near log 31.
+    # With 64 negatives of 31 rows and the targets of a row, logQ-corrected, the untrained loss is near log 31.
     assert abs(losses[0] - np.log(31)) < 0.35 and losses[-1] < losses[0] - 0.02
     assert trainer_in(tmp_path / 'cut', train=SAMPLED, model=model, stop_requested=StopAfter(3)).run() is None
     again = trainer_in(tmp_path / 'cut', train=SAMPLED, model=model).run()
@@ -56,7 +56,8 @@ def test_a_run_with_the_table_split_ends_where_one_device_s_does(tmp_path):
     data = dataclasses.replace(tiny.DATA, rows_per_step=8)
     ends = []
     for shards in (1, 4):
-        trainer = trainer_in(tmp_path / str(shards), train=dataclasses.replace(SAMPLED, max_epochs=1), data=data, model_shards=shards)
+        one_epoch = dataclasses.replace(SAMPLED, max_epochs=1)
+        trainer = trainer_in(tmp_path / str(shards), train=one_epoch, data=data, model_shards=shards)
         trainer.run()
         ends.append(trainer.program.network.whole(trainer.state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *ends)

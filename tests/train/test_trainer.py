@@ -1,4 +1,4 @@
-"""The training loop inside this process: stopping, resuming, other device counts, divergence."""
+"""The training loop, run inside this process: stopping, resuming, other device counts, divergence."""
 import dataclasses
 import json
 
@@ -10,13 +10,14 @@ import ssd4rec_jax.train.trainer
 from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
-from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.model.network import parameters_sha256
 from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective
-from ssd4rec_jax.model.network import parameters_sha256
-from tests.train.adamw import adamw_by_hand
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
+from tests.train.adamw import adamw_by_hand
 
 SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
 
@@ -31,12 +32,15 @@ def steps_of(path) -> list[int]:
 
 
 def use_devices(monkeypatch, count):
-    monkeypatch.setattr(ssd4rec_jax.train.trainer, 'device_mesh', lambda _, model_shards: device_mesh(jax.devices()[:count], model_shards))
+    def mesh_of_some(_, model_shards):
+        return device_mesh(jax.devices()[:count], model_shards)
+
+    monkeypatch.setattr(ssd4rec_jax.train.trainer, 'device_mesh', mesh_of_some)
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """(workdir, result, what was said) of a run of two epochs on eight devices, never stopped."""
+    """(workdir, result, notes) of an uninterrupted run of two epochs on eight devices."""
     path, said = tmp_path_factory.mktemp('whole'), Notes()
     return path, trainer_in(path, reporter=said).run(), said.notes
 
@@ -54,7 +58,7 @@ def test_what_a_run_says_and_logs(whole):
     assert {r['learning_rate'] for r in train} == {TRAIN.learning_rate}
     valid = records(path, 'valid')
     assert [(r['step'], r['epoch']) for r in valid] == [(steps, 1), (2 * steps, 2)]
-    # Tokens of all prefixes over all slots of the epoch.
+    # The tokens of all prefixes, divided by the places for tokens in the epoch.
     tokens = sum(n * (n + 1) // 2 for n in (dataset.lengths - 3).tolist())
     rows, width = [int(x) for x in epoch.split(' steps of ')[1].split(' tokens')[0].replace(',', '').split(' x ')]
     assert valid[0]['packing_fill'] == pytest.approx(tokens / (steps * rows * width))
@@ -86,7 +90,7 @@ def test_a_run_goes_on_with_another_device_count(whole, tmp_path, monkeypatch, f
     assert resumed['devices'] == then
     for ours, theirs in zip(records(tmp_path, 'valid'), records(workdir, 'valid'), strict=True):
         assert ours['epoch_loss'] == pytest.approx(theirs['epoch_loss'], rel=1e-5)
-        for metric in ('HR@10', 'NDCG@10', 'MRR@20'):  # rounding may swap two items that score alike for one user
+        for metric in ('HR@10', 'NDCG@10', 'MRR@20'):  # Rounding may swap two items with nearly equal scores.
             assert ours[metric] == pytest.approx(theirs[metric], abs=0.5 / 60)
 
 
@@ -94,9 +98,9 @@ def test_rows_that_the_devices_cannot_share_are_refused(tmp_path, monkeypatch):
     use_devices(monkeypatch, 1)
     three = dataclasses.replace(DATA, rows_per_step=3)
     whole = trainer_in(tmp_path, data=three)
-    whole.session.save(whole.state)  # step 0, which spares a compilation
+    whole.session.save(whole.state)  # Saving step 0 needs no compilation.
     whole.session.checkpoints.wait()
-    del whole  # and its lock
+    del whole  # This releases its lock.
     use_devices(monkeypatch, 2)
     with pytest.raises(ConfigError, match='3 rows, which 2 devices cannot share evenly: set data.rows_per_step'):
         trainer_in(tmp_path, data=three)
@@ -128,14 +132,14 @@ def test_another_log_in_the_same_workdir_is_refused(whole):
 
 
 def scripted_metrics(monkeypatch, values):
-    """Ranker.metrics gives these NDCG@10, then 0."""
+    """Make Ranker.metrics return these values of NDCG@10, and then 0."""
     values = iter(values)
     names = [f'{m}@{k}' for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)]
     monkeypatch.setattr(Ranker, 'metrics', lambda *_: dict.fromkeys(names, 0.0) | {'NDCG@10': next(values, 0.0)})
 
 
 def test_early_stopping_honours_patience_and_the_result_is_the_best_epochs(whole, tmp_path, monkeypatch):
-    """Epoch 2 is the best, 3 and 4 are worse: with patience 1 the run ends with epoch 2's parameters."""
+    """Epoch 2 is the best, 3 and 4 are worse, so with patience 1 the run ends with the parameters of epoch 2."""
     scripted_metrics(monkeypatch, [0.1, 0.3, 0.2, 0.2])
     result = trainer_in(tmp_path / 'stops', train=dataclasses.replace(TRAIN, max_epochs=9, patience=1)).run()
     assert (result['epochs'], result['best_epoch']) == (4, 2)
@@ -204,12 +208,12 @@ def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
 
 def test_the_result_describes_the_run(whole):
     path, result, _ = whole
-    assert json.loads((path / 'result.json').read_text()) == result
+    assert RunFolder(path).read_result() == result
     trainer = trainer_in(path)
     best = trainer.session.checkpoints.restore_best(trainer.state).state.params
     assert result['parameters_sha256'] == parameters_sha256(best)
     assert result['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(best))
-    # Popularity by hand: how often an item occurs in items 1 .. n-2, ties by id.
+    # Popularity by hand: how often an item occurs among items 1 .. n-2; ties are ordered by id.
     dataset, ranks = tiny_dataset(), []
     counts = np.zeros(31)
     for user in range(60):

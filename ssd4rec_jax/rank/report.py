@@ -1,0 +1,75 @@
+"""Metrics of a ranking with their uncertainty, of parts of the users, and of the lists that users are shown."""
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+# What a rank is worth, by metric; nothing beyond the cutoff. With one relevant item per history recall is HR and MAP is MRR.
+WORTH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    'HR': lambda rank: np.ones(len(rank)),
+    'NDCG': lambda rank: 1 / np.log2(rank + 1),
+    'MRR': lambda rank: 1 / rank,
+}
+RESAMPLES = 1000
+TAIL_SHARE = 0.8  # of the items, the rarer ones, are the tail
+
+
+def metric_frame(ranks: np.ndarray, cutoffs: Sequence[int], *, seed: int = 0) -> pl.DataFrame:
+    """The columns metric, value, low, high: the mean over users and its 95% bootstrap interval over them.
+
+    ranks: int [users] from 1; 0 where the item was not ranked at all, which counts as not found. Users are resampled
+    RESAMPLES times; the interval is that of the percentiles.
+    """
+    rows = []
+    found = np.bincount(np.where((ranks > 0) & (ranks <= max(cutoffs)), ranks, 0), minlength=max(cutoffs) + 1)
+    draws = np.random.default_rng(seed).multinomial(len(ranks), found / len(ranks), RESAMPLES)
+    worth_of = {name: worth(np.arange(1, max(cutoffs) + 1)) for name, worth in WORTH.items()}
+    for k in cutoffs:
+        for name, worth in worth_of.items():
+            resampled = draws[:, 1:k + 1] @ worth[:k] / len(ranks)
+            low, high = np.quantile(resampled, (0.025, 0.975))
+            rows.append((f'{name}@{k}', float(found[1:k + 1] @ worth[:k] / len(ranks)), float(low), float(high)))
+    return pl.DataFrame(rows, schema=['metric', 'value', 'low', 'high'], orient='row')
+
+
+def list_metrics(items: np.ndarray, counts: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
+    """What the lists [users, at least max(cutoffs)] of internal item ids, 0 where a list is short, are like.
+
+    counts: int [items + 1], how often each item occurs in training. coverage: share of the catalogue that is in some
+    list. gini: inequality of how often items are listed, 0 where all are listed alike (the formula of the mean absolute
+    difference). novelty: mean of -log2 of an item's share of the log, in bits. tail: share of listed items among the
+    TAIL_SHARE of the catalogue that occur least.
+    """
+    catalogue = len(counts) - 1
+    share = (counts[1:] + 1) / (counts[1:].sum() + catalogue)  # items of no training event have a share as well
+    in_tail = np.zeros(catalogue, bool)
+    in_tail[np.argsort(counts[1:], kind='stable')[:int(TAIL_SHARE * catalogue)]] = True
+    metrics = {}
+    for k in cutoffs:
+        listed = items[:, :k]
+        listed = listed[listed > 0] - 1
+        times = np.sort(np.bincount(listed, minlength=catalogue))
+        position = np.arange(1, catalogue + 1)
+        total = max(int(times.sum()), 1)
+        metrics |= {
+            f'coverage@{k}': float(np.count_nonzero(times) / catalogue),
+            f'gini@{k}': float((2 * position - catalogue - 1) @ times / (catalogue * total)),
+            f'novelty@{k}': float(-np.log2(share[listed]).sum() / total),
+            f'tail@{k}': float(in_tail[listed].sum() / total),
+        }
+    return metrics
+
+
+def grouped(ranks: np.ndarray, values: np.ndarray, cutoffs: Sequence[int], *, groups: int = 4) -> pl.DataFrame:
+    """`metric_frame` of the users of each quantile of a value, with the columns from, to, users before it.
+
+    values: int [users], such as history lengths or how popular the target is.
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, groups + 1), method='lower'))
+    group = np.clip(np.searchsorted(edges, values, side='right') - 1, 0, max(len(edges) - 2, 0))
+    frames = []
+    for number in np.unique(group):
+        own = group == number
+        head = {'from': int(values[own].min()), 'to': int(values[own].max()), 'users': int(own.sum())}
+        frames.append(metric_frame(ranks[own], cutoffs).with_columns(**{k: pl.lit(v) for k, v in head.items()}))
+    return pl.concat(frames).select('from', 'to', 'users', 'metric', 'value', 'low', 'high')

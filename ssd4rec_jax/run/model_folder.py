@@ -1,0 +1,207 @@
+"""A model as a folder that travels: everything that answering needs, in files that other programs read too.
+
+    model.json                 config, step, best epoch, fingerprint of the data, versions
+    weights.safetensors        the parameters by name; a large item table lies in parts, item_embedding.00000, .00001, ...
+    vocabulary.safetensors     original ids of users and items, and how often each item occurs
+    histories.safetensors      each user's items in time order; absent where they were left out
+    items.parquet, users.parquet     the ids once more, for other programs
+    manifest.json              size and sha256 of every file above
+
+Text ids are stored as offsets and UTF-8 bytes, integer ids as int64.
+"""
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import polars as pl
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
+from ssd4rec_jax.data.dataset import SequenceDataset, with_split
+from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
+from ssd4rec_jax.errors import CheckpointError, UserError
+from ssd4rec_jax.files import first_line, free_space, sync_folder
+from ssd4rec_jax.model.network import Network, abstract_network
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
+from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify, write_manifest
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS, VOCABULARY, HISTORIES = (
+    'model.json', 'weights.safetensors', 'vocabulary.safetensors', 'histories.safetensors',
+)
+_FILES = {DESCRIPTION, WEIGHTS, VOCABULARY, HISTORIES, 'items.parquet', 'users.parquet', MANIFEST}
+PART_BYTES = 1 << 30  # of an item table
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a model was saved in this folder."""
+    return (path / DESCRIPTION).is_file()
+
+
+def model_step(path: Path) -> int | None:
+    """The step of the run at which a saved model's weights were taken; None where no readable model lies there."""
+    try:
+        return int(json.loads((path / DESCRIPTION).read_text())['step'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def item_counts(dataset: SequenceDataset) -> np.ndarray:
+    """int64 [items + 1], how often each item occurs in the log."""
+    return np.bincount(dataset.items, minlength=dataset.num_items + 1)
+
+
+def save_model(
+    path: Path, config: RunConfig, dataset: SequenceDataset, params: dict, *, step: int, best_epoch: int,
+    histories: bool = True,
+) -> None:
+    """Write a model folder; it appears under its name whole, and replaces only another model folder.
+
+    params: whole NumPy arrays, the item table without padding. histories: keep each user's history, so that users can be
+    recommended to by name and the model can be evaluated without the log. UserError where it cannot be written.
+    """
+    path = path.absolute()
+    if path.exists():
+        foreign = sorted(p.name for p in path.iterdir() if p.name not in _FILES) if path.is_dir() else [path.name]
+        if foreign:
+            raise UserError(f'{path} holds {foreign[0]}, which is no part of a saved model: name another folder')
+    partial, replaced = (path.with_name(f'.{path.name}.{what}-{os.getpid()}') for what in ('partial', 'replaced'))
+    try:
+        partial.mkdir(parents=True)
+        description = {
+            'format_version': FORMAT_VERSION, 'config': to_dict(config), 'step': step, 'best_epoch': best_epoch,
+            'fingerprint': dataset.fingerprint, 'time_unit': dataset.time_unit,
+            'users': dataset.num_users, 'items': dataset.num_items,
+            'versions': {
+                'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
+                'numpy': np.__version__,
+            },
+        }
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False) + '\n')
+        save_file(dict(_named_arrays(params)), partial / WEIGHTS, metadata={'step': str(step)})
+        counts = item_counts(dataset)
+        users = stored_ids(dataset.user_ids)
+        vocabulary = {**_id_arrays('item_ids', dataset.item_ids), 'item_counts': counts}
+        pl.DataFrame({'item': _id_series(dataset.item_ids), 'count': counts[1:]}).write_parquet(partial / 'items.parquet')
+        if histories:
+            vocabulary |= _id_arrays('user_ids', users)
+            arrays = {'items': dataset.items, 'offsets': dataset.offsets}
+            arrays |= {} if dataset.times is None else {'times': dataset.times}
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
+            pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths}).write_parquet(partial / 'users.parquet')
+        save_file(vocabulary, partial / VOCABULARY)
+        write_manifest(partial)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f'the model cannot be written to {path} ({first_line(error)}; {free_space(path)} free): make room or name '
+            'another folder'
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset, np.ndarray, Network, dict]:
+    """(description, config, data, item counts int64 [items + 1], network, parameters placed on the mesh).
+
+    The data has no users where the histories were left out. CheckpointError where a file is missing or not what was
+    written, or where another version wrote the folder.
+    """
+    try:
+        verify(path)
+        description = json.loads((path / DESCRIPTION).read_text())
+        if description['format_version'] != FORMAT_VERSION:
+            raise CheckpointError(
+                f'{path} was saved in format {description["format_version"]}, and this version reads {FORMAT_VERSION}: '
+                'use the version of ssd4rec-jax that saved it, or save it again'
+            )
+        config = from_dict(description['config'])
+        vocabulary = _arrays(path / VOCABULARY)
+        arrays = _arrays(path / HISTORIES) if (path / HISTORIES).exists() else {}
+        dataset = SequenceDataset(
+            name=config.dataset, items=arrays.get('items', np.zeros(0, np.int32)),
+            offsets=arrays.get('offsets', np.zeros(1, np.int64)), times=arrays.get('times'),
+            user_ids=_ids('user_ids', vocabulary) if arrays else TextIds.of([]), item_ids=_ids('item_ids', vocabulary),
+            fingerprint=description['fingerprint'], time_unit=description['time_unit'],
+        )
+        dataset = with_split(dataset, config.data) if arrays else dataset
+        network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)
+    except Damaged as damage:
+        raise CheckpointError(f'the model in {path} is damaged: {damage}; copy it again or save it anew') from damage
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f'the model in {path} cannot be read ({first_line(error)}): copy it again') from error
+    return description, config, dataset, vocabulary['item_counts'], network, params
+
+
+def _named_arrays(params: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of each parameter, the item table in parts of at most PART_BYTES."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, array = jax.tree_util.keystr(path, simple=True, separator='.'), np.ascontiguousarray(leaf)
+        if name != ITEM_EMBEDDING or array.nbytes <= PART_BYTES:
+            yield name, array
+            continue
+        rows = max(1, PART_BYTES // array[0].nbytes)
+        for number, start in enumerate(range(0, len(array), rows)):
+            yield f'{name}.{number:05d}', array[start:start + rows]
+
+
+def _read_params(path: Path, config: RunConfig, num_items: int, mesh: Mesh) -> tuple[Network, dict]:
+    """The network and its parameters on the mesh; no process holds more of the item table than its devices do."""
+    network, like = abstract_network(config.model, num_items, mesh)
+    with safe_open(path, framework='np') as stored:
+        names = sorted(stored.keys())
+
+        def read(key: tuple, leaf: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
+            name = jax.tree_util.keystr(key, simple=True, separator='.')
+            parts = [part for part in names if part == name or part.startswith(f'{name}.0')]
+            starts = np.cumsum([0, *(stored.get_slice(part).get_shape()[0] for part in parts)]) if leaf.shape else None
+
+            def part_of(index: tuple[slice, ...]) -> np.ndarray:
+                if starts is None:
+                    return stored.get_tensor(name)
+                start, stop, _ = index[0].indices(leaf.shape[0])
+                pieces = [
+                    stored.get_slice(part)[max(start - first, 0):stop - first]
+                    for part, first, last in zip(parts, starts, starts[1:], strict=False) if first < stop and start < last
+                ]
+                found = np.concatenate(pieces) if pieces else np.zeros((0, *leaf.shape[1:]), leaf.dtype)
+                # The rows beyond the table's end fill up the last device's part.
+                return np.pad(found, [(0, stop - start - len(found))] + [(0, 0)] * (found.ndim - 1))
+
+            return jax.make_array_from_callback(leaf.shape, place, part_of)
+
+        return network, jax.tree_util.tree_map_with_path(read, like, shardings(like, mesh))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, framework='np') as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (no mapping)
+
+
+def _id_arrays(name: str, ids: np.ndarray | TextIds) -> dict[str, np.ndarray]:
+    ids = stored_ids(ids)
+    if isinstance(ids, TextIds):
+        return {f'{name}.offsets': np.ascontiguousarray(ids.offsets), f'{name}.bytes': np.ascontiguousarray(ids.bytes)}
+    return {name: np.ascontiguousarray(ids)}
+
+
+def _ids(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray | TextIds:
+    return arrays[name] if name in arrays else TextIds(arrays[f'{name}.offsets'], arrays[f'{name}.bytes'])
+
+
+def _id_series(ids: np.ndarray | TextIds) -> pl.Series:
+    ids = stored_ids(ids)
+    return ids.series() if isinstance(ids, TextIds) else pl.Series(ids)

@@ -1,0 +1,131 @@
+"""Runs the examples of docs/extending.md as they stand there, with the commands that stand there."""
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ssd4rec_jax import presets
+from ssd4rec_jax.config import plugs
+from ssd4rec_jax.config.run import apply_overrides
+from ssd4rec_jax.data import sources
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model import networks
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows
+from ssd4rec_jax.train import losses
+from ssd4rec_jax.train.program import TrainProgram
+from tests.packed import pack
+
+DOC = (Path(__file__).parents[1] / 'docs' / 'extending.md').read_text()
+EXAMPLES = {re.match(r'# (\w+)\.py\n', code)[1]: code for code in re.findall(r'```python\n(.*?)```', DOC, re.DOTALL)}
+REGISTRIES = (
+    plugs.NETWORK_SETTINGS, plugs.LOSS_SETTINGS, networks._MODULES, losses._LOSSES, sources.OFFICIAL,
+    presets._REGISTERED,
+)
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path, monkeypatch):
+    """Makes the examples importable as modules; what they register is removed after the test."""
+    for name, code in EXAMPLES.items():
+        (tmp_path / f'{name}.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, datasets = [dict(registry) for registry in REGISTRIES], list(presets.DATASETS)
+    yield tmp_path
+    for registry, kept in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+    presets.DATASETS[:] = datasets
+    for name in EXAMPLES:
+        sys.modules.pop(name, None)
+
+
+def test_each_example_is_short():
+    assert set(EXAMPLES) == {'mean_network', 'smoothed_loss', 'steam_dataset'}
+    assert all(len(code.splitlines()) < 40 for code in EXAMPLES.values())
+
+
+def command(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
+    env = os.environ | {'PYTHONPATH': f'{Path(__file__).parents[1]}:{folder}'}
+    return subprocess.run(
+        [sys.executable, '-m', f'experiments.{name}', *flags], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def write_plays(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f'p{player},g{rng.integers(12)},{1000 * player + t}' for player in range(30) for t in range(9)]
+    (folder / 'plays.csv').write_text('\n'.join(['player,game,played_at', *rows]) + '\n')
+
+
+def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(modules):
+    write_plays(modules)
+    plugs_ = '--plug=mean_network', '--plug=smoothed_loss'
+    done = command(
+        modules, 'train', *plugs_, '--plug=steam_dataset', '--dataset=steam', f'--data_dir={modules}', '--workdir=run',
+        '--set=model.name=mean', '--set=model.hidden_size=8', '--set=train.loss=smoothed', '--set=loss.smoothing=0.2',
+        '--set=train.max_epochs=1',
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads((modules / 'run/config.json').read_text())
+    assert config['model'] == {'name': 'mean', 'hidden_size': 8, 'dropout_prob': 0.2}
+    assert config['loss'] == {'smoothing': 0.2} and config['data']['mask_ratio'] == 0.2
+    result = json.loads((modules / 'run/result.json').read_text())
+    assert result['loss'] == 'smoothed' and result['parameters'] == 13 * 8 + 8 * 8 + 8
+    evaluated = command(modules, 'evaluate', *plugs_, '--workdir=run')
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert {k: v for k, v in json.loads(evaluated.stdout).items() if '@' in k} == pytest.approx(result['test'])
+    without = command(modules, 'evaluate', '--workdir=run')
+    assert without.returncode == 1 and 'is unknown' in without.stderr and '--plug=MODULE' in without.stderr
+
+
+@pytest.mark.parametrize('loss', ['full', 'sampled'])
+def test_a_network_of_ones_own_trains_alike_on_a_table_split_over_devices(modules, loss):
+    importlib.import_module('mean_network')
+    config = apply_overrides(presets.default_config('ml-100k'), [
+        'model.name=mean', 'model.hidden_size=8', 'model.dropout_prob=0', f'train.loss={loss}', 'train.num_negatives=6',
+    ])
+    rows, targets = [[(row, [1, 2, 3 + row])] for row in range(4)], dict.fromkeys(range(4), 5)
+    batch = pack(rows, tokens=8, segments=2, targets=targets)
+    losses_ = []
+    for shards in (1, 4):
+        program = TrainProgram(config, 12, device_mesh(jax.devices()[:shards], shards), every_prefix=False)
+        state, args = program.create_state(), program.constants(np.ones(13, np.int64))
+        one = []
+        for _ in range(2):
+            state, value = program.step(state, place_rows(batch, program.mesh, 4), np.uint32(0), np.uint32(0), *args)
+            one.append(float(value))
+        losses_.append(one)
+    np.testing.assert_allclose(losses_[0], losses_[1], rtol=1e-5)
+    assert losses_[0][0] != losses_[0][1]
+
+
+def test_the_loss_of_ones_own_is_what_its_formula_says_and_refuses_a_split_table(modules):
+    importlib.import_module('smoothed_loss')
+    rng = np.random.default_rng(0)
+    readout, table = rng.normal(size=(5, 3)), rng.normal(size=(7, 3))
+    targets, real = rng.integers(1, 7, 5), np.array([1, 1, 0, 1, 0], bool)
+    config = apply_overrides(presets.default_config('ml-100k'), ['train.loss=smoothed', 'loss.smoothing=0.3'])
+    loss = losses.make_loss(config.train, config.loss, 6)
+    ours = loss.of(np.where(real[:, None], readout, np.nan), table, targets, real, shard=None)
+    scores = readout @ table.T
+    log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    by_hand = sum(-0.7 * log_p[i, targets[i]] - 0.3 * log_p[i].mean() for i in range(5) if real[i])
+    np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
+    with pytest.raises(ConfigError, match='smoothed works on a whole item table alone: train with --model_shards=1'):
+        losses.make_loss(config.train, config.loss, 6, model_shards=2)
+
+
+def test_names_that_nobody_registered_are_refused():
+    config = presets.default_config('ml-100k')
+    said = r"model.name=meen is unknown; did you mean '.*'\? Known: ssd4rec.*--plug=MODULE"
+    with pytest.raises(ConfigError, match=said):
+        apply_overrides(config, ['model.name=meen'])
+    with pytest.raises(ConfigError, match=r"train.loss=ful is unknown; did you mean 'full'"):
+        apply_overrides(config, ['train.loss=ful'])
