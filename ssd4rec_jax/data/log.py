@@ -61,6 +61,9 @@ class LogBuilder:
 
     def _add(self, batch: Batch) -> None:
         frame, place = batch.frame, batch.place
+        for role, name in self.columns.items():
+            if name and (frame[role].dtype.is_nested() or frame[role].dtype in (pl.Boolean, pl.Object)):
+                raise DataError(f'{self.source}: column {name} holds {frame[role].dtype}, no {role}s')
         read = {role: ids.canonical(frame[role], integers=self.integers) for role in ('user', 'item')}
         if self._time is not None and len(frame):
             read['time'] = self._time.read(frame['time'], place)

@@ -73,6 +73,8 @@ def _opened(file: RawFile, format: Format) -> tuple[Format, dict[str, str], Iter
         return lines, columns, json_batches(file, lines), notes
     if sample.lstrip().startswith('['):
         raise DataError(f'{file}: is one JSON array: write one object a line (jq -c ".[]" does)')
+    if sample.startswith('PAR1'):
+        raise DataError(f'{file}: is a compressed Parquet file: decompress it')
     if sample.startswith(('ARROW1', 'SQLite format')) or '\0' in sample[:8]:
         raise DataError(f'{file}: is no text and no Parquet file: write the log as csv or Parquet')
     table_format, notes = recognise(sample, format, file)

@@ -3,6 +3,7 @@ import datetime
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def zipped(text: str, name: str = 'log.csv', *more: str) -> bytes:
         archive.writestr(name, text)
         for other in more:
             archive.writestr(other, 'x')
+    return out.getvalue()
+
+
+def tarred(text: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w:gz') as archive:
+        info = tarfile.TarInfo('folder/log.csv')
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text.encode()))
     return out.getvalue()
 
 
@@ -117,6 +127,8 @@ def test_a_folder_and_a_pattern_are_one_log_in_order_of_names(tmp_path):
     (zipped('x', 'a.csv', 'b.csv'), r'a zip archive of 2 files \(a.csv, b.csv ...\): unpack it'),
     (zipped('x', 'xl/workbook.xml'), 'an Excel workbook: save the sheet as csv'),
     ('[{"user_id": 1}]', 'one JSON array: write one object a line'),
+    (gzip.compress(parquet(ROWS)), 'a compressed Parquet file: decompress it'),
+    (tarred(HEADER + ROWS), 'a tar archive: unpack it'),
     (b'\x00\x01\x02\x03' * 9, 'no text and no Parquet file'),
     ((HEADER + ROWS).encode('utf-16-le'), 'UTF-16 without a byte order mark: name it with --encoding=utf-16-le'),
     (parquet(ROWS)[:-9], 'cut short or damaged'),
@@ -174,7 +186,7 @@ def test_a_wrong_column_is_answered_with_those_there_are_and_the_nearest(tmp_pat
 
 @pytest.mark.parametrize('first, suggested', [
     ('u1,i1,1600000000', '--columns=user,item,time'), ('6::0::4::1600001320', '--columns=user,item,rating,time'),
-    ('0 0', '--columns=user,item --time_column=none'),
+    ('0 0', '--columns=user,item --time_column=none'), ('u1,i1,2024-06-08 11:53', '--columns=user,item,time'),
 ])
 def test_a_file_without_header_says_how_to_name_its_columns(tmp_path, first, suggested):
     path = write(tmp_path / 'log', f'{first}\n{first}\n')
@@ -324,6 +336,14 @@ def test_one_very_long_id_costs_its_own_bytes(tmp_path):
     _, folder = prepare(find_source('interactions', write(tmp_path / 'log.csv', HEADER + rows)),
                         DataConfig(min_interactions=1), tmp_path / 'out')
     assert sum(file.stat().st_size for file in folder.iterdir()) < 250_000
+
+
+@pytest.mark.parametrize('column', [pl.Series([[1], [2]]), pl.Series([True, False]), pl.Series([{'a': 1}, {'a': 2}])])
+@pytest.mark.parametrize('name', ['item_id', 'timestamp'])
+def test_columns_that_hold_no_ids_or_times(name, column):
+    frame = pl.DataFrame({'user_id': ['u', 'u'], 'item_id': ['i', 'j'], 'timestamp': [1, 2]})
+    with pytest.raises(DataError, match=f'the frame: column {name} holds .*, no (item|time)s'):
+        read_frame(frame.with_columns(column.alias(name)))
 
 
 # Times.

@@ -9,6 +9,7 @@ from ssd4rec_jax.errors import ConfigError, DataError
 
 SAMPLE_BYTES = 1 << 20
 _CANDIDATES = ('\t', '::', ',', ';', '|', 'space')
+_VALUE = re.compile(r'-?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*|\d{1,2}[/.]\d{1,2}[/.]\d{4}.*')  # no column is called so
 _EXCEL = re.compile(r'sep=(.)')
 _SPOKEN = {'tab': '\t', '\\t': '\t', ' ': 'space', 'comma': ',', 'semicolon': ';', 'pipe': '|'}
 
@@ -113,7 +114,7 @@ def _check_header(names: tuple[str, ...], lines: list[str], separator: str, opti
         )
     known = [guessed(list(names), role) for role in ('user', 'item')]
     named = [name in names for name in (options.user, options.item, options.time) if name and name != WITHOUT_TIMES]
-    if all(known) or any(named) or not any(re.fullmatch(r'-?\d+(\.\d+)?', name.strip()) for name in names):
+    if all(known) or any(named) or not any(_VALUE.fullmatch(name.strip()) for name in names):
         return
     example = {2: 'user,item', 3: 'user,item,time', 4: 'user,item,rating,time'}.get(len(names), 'user,item,...,time')
     order = ' --time_column=none' if len(names) == 2 else ''

@@ -73,7 +73,7 @@ def _missing(columns: list[str], role: str, where: str) -> str:
     without = ', or take the order of the rows with --time_column=none' if role == 'time' else ''
     return (
         f'{where}: no column {USUAL[role][0]!r} or another usual name of {role}s in the header; found '
-        f'{", ".join(columns)}: name it with {_FLAGS[role]}{without}'
+        f'{", ".join(columns)}: name it with {_FLAGS[role]}{without}; without a header, name all columns with --columns'
     )
 
 
