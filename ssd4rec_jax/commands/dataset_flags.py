@@ -20,8 +20,9 @@ from ssd4rec_jax.presets import DATASETS, default_config
 DATASET = flags.DEFINE_string('dataset', 'synthetic', f'One of {", ".join(DATASETS)}.')
 DATA_DIR = flags.DEFINE_string(
     'data_dir', None,
-    'Folder of the official archive, its unpacked form, NAME.inter or NAME.inter.gz; for --dataset=interactions the log '
-    'itself: a file, a folder of files or a pattern. If not given, data/NAME, where the official file is downloaded to.',
+    'Folder of the official archive, its unpacked form, NAME.inter or NAME.inter.gz; for --dataset=interactions the '
+    'log itself: a file, a folder of files or a pattern. If not given, data/NAME, where the official file is '
+    'downloaded to.',
 )
 _SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.num_layers=1.')
 _ONE_S_OWN = 'for --dataset=interactions'
@@ -31,7 +32,7 @@ _TIME_COLUMN = flags.DEFINE_string(
     'time_column', None, f"Column of times, {_ONE_S_OWN}; 'none' takes the order of the rows."
 )
 _SEPARATOR = flags.DEFINE_string(
-    'separator', None, f"Between fields, {_ONE_S_OWN}: one character, one twice (::), 'tab', or 'space' for runs of blanks."
+    'separator', None, f"Between fields, {_ONE_S_OWN}: a character, one twice (::), 'tab', or 'space' for blanks."
 )
 _QUOTE = flags.DEFINE_string('quote', None, f"The character around fields, {_ONE_S_OWN}: '\"' or 'none'.")
 _COLUMNS = flags.DEFINE_list(
@@ -45,7 +46,9 @@ _BAD_ROWS = flags.DEFINE_enum(
     'bad_rows', 'refuse', ['refuse', 'skip'],
     'Rows that cannot be used: refuse the log at the first one, or skip them, count them and list them in a file.',
 )
-_MAX_BAD_SHARE = flags.DEFINE_float('max_bad_share', 0.01, 'With --bad_rows=skip, refuse the log above this share of rows.')
+_MAX_BAD_SHARE = flags.DEFINE_float(
+    'max_bad_share', 0.01, 'With --bad_rows=skip, refuse the log above this share of bad rows.'
+)
 
 
 def configured() -> RunConfig:
@@ -66,7 +69,9 @@ def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
     if official is None or official.counts is None or DATA_DIR.value is not None:
         return
     found = dataset.num_users, dataset.num_items, dataset.num_interactions
-    if config.data.min_interactions == DataConfig().min_interactions and found != official.counts:
+    published = DataConfig()
+    cores = config.data.user_core, config.data.item_core
+    if cores == (published.user_core, published.item_core) and found != official.counts:
         users, items, interactions = official.counts
         file = Path('data') / DATASET.value / official.file_name
         raise DataError(

@@ -3,9 +3,9 @@
     python -m experiments.prepare --dataset=ml-100k --data_dir=DIR --output=DIR [--set=data.timestamp_precision=float32]
     python -m experiments.prepare --dataset=interactions --data_dir=LOG [--columns=user,item,time] [--bad_rows=skip]
 
-Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, sha256 of
-the held-out items (lines 'user,item' of original ids, users ascending), and what was read, left out and noticed. What was
-guessed of a log goes to stderr too.
+Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, sha256
+of the held-out items (lines 'user,item' of original ids, users ascending), and what was read, left out and noticed.
+What was guessed of a log goes to stderr too.
 """
 import json
 import sys

@@ -20,6 +20,7 @@ from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
+from ssd4rec_jax.train.cost import cost_note
 from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
@@ -72,6 +73,7 @@ class Trainer:
         self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))
+        note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
                 f'data.max_history={max_history} shortens {self.examples.cut:,} of '
