@@ -55,13 +55,14 @@ def _training_mask(dataset: SequenceDataset) -> np.ndarray:
     return mask
 
 
-def _training_counts(dataset: SequenceDataset) -> np.ndarray:
+def training_counts(dataset: SequenceDataset) -> np.ndarray:
+    """int64 [items + 1], how often each item occurs in training: among items 1 .. n-2 of all users."""
     return np.bincount(dataset.items[_training_mask(dataset)], minlength=dataset.num_items + 1)
 
 
 def _popularity_ranks(dataset: SequenceDataset) -> np.ndarray:
     """int64 [items + 1]: each item's rank, from 1, by how often it occurs in training; equal counts rank by id."""
-    counts = _training_counts(dataset)
+    counts = training_counts(dataset)
     rank = np.zeros(dataset.num_items + 1, np.int64)
     rank[np.argsort(-counts[1:], kind='stable') + 1] = np.arange(1, dataset.num_items + 1)
     return rank
