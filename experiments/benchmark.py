@@ -33,10 +33,10 @@ from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
 from experiments.logs import SHAPES, random_log
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import write_json
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.presets import default_config
 
 # For each preset, the data set whose configuration it uses, and its changes to it.

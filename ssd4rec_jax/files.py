@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -35,11 +36,14 @@ def unseal(value: dict) -> dict:
 def parse_json(text: bytes) -> dict:
     """The JSON object in a file's bytes; ValueError if they hold none. JSON has no NaN."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f'{constant} is not a JSON number')
+    def finite(number: str) -> float:
+        value = float(number)
+        if not math.isfinite(value):
+            raise ValueError(f'{number} is not a finite number')
+        return value
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=finite, parse_float=finite)
     except RecursionError as error:
         raise ValueError('its lists are nested too deeply') from error
     if not isinstance(value, dict):

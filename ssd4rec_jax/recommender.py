@@ -1,8 +1,10 @@
 """A recommender to hold: fit on a table, load from a folder, ask for items by original ids."""
+import dataclasses
 import functools
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,22 @@ import polars as pl
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.prepare import fingerprint, prepare
+from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
+from ssd4rec_jax.data.synthetic import SyntheticSource
+from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.frames import in_library, library_of
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
+from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.presets.auto import auto_config
 from ssd4rec_jax.rank.recommend import TopItems
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
+from ssd4rec_jax.train.launch import Launch, launch
+from ssd4rec_jax.train.stop_signals import StopSignals
 
 AT_ONCE = 8192  # histories that are scored before their rows are handed on
 
@@ -47,6 +59,73 @@ class Recommender:
         self.preset, self.settings, self.config = preset, dict(settings or {}), config
         self._run: SavedRun | None = None
         self._library = 'polars'
+
+    # ---- fitting
+
+    def fit(
+        self, data: Any, *, user: str | None = None, item: str | None = None, time: str | None = None,
+        workdir: str | Path | None = None, reporter: Reporter | None = None,
+    ) -> 'Recommender':
+        """Train on a log, or go on where an earlier call stopped in the same workdir; returns self.
+
+        data: a frame of polars or pandas, a pyarrow table, or the path of a log in any form that `ssd4rec train` reads.
+        user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes the
+        order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after the
+        step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
+        """
+        self._library = library_of(data)
+        options = TableOptions(user=user, item=item, time=time)
+        if isinstance(data, (str, Path)):
+            source: FileSource | FrameSource | SyntheticSource = find_source('interactions', data, options=options)
+        elif len(data):
+            source = FrameSource(data, options)
+        else:
+            raise UserError('the frame holds no rows: give the whole log')
+        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        config, dataset, prepared, why = self._configured(source, folder)
+        (reporter := reporter or Reporter()).note(why)
+        enable_compilation_cache()
+        signals: list[StopSignals] = []
+
+        def watch_for_stop() -> Callable[[], bool]:
+            if threading.current_thread() is not threading.main_thread():
+                return lambda: False  # only the main thread hears of signals
+            signals.append(StopSignals())
+            return signals[0].requested
+
+        try:
+            launch(
+                config, folder, lambda: (dataset, prepared), Launch(), log_is_named=True, reporter=reporter,
+                watch_for_stop=watch_for_stop,
+            )
+        finally:
+            for stop in signals:
+                stop.release()
+        self._take(load_run(folder))
+        return self
+
+    def _configured(
+        self, source: FileSource | FrameSource | SyntheticSource, folder: Path
+    ) -> tuple[RunConfig, SequenceDataset, Path, str]:
+        """(config, prepared data, its folder, a sentence about the choice)."""
+        overrides = [f'{key}={value}' for key, value in self.settings.items()]
+
+        def prepared_with(config: RunConfig) -> tuple[SequenceDataset, Path]:
+            return prepare(source, config.data, folder / 'data' / f'prepared-{fingerprint(source, config.data)[:12]}')
+
+        if self.config is not None:
+            config, why = apply_overrides(self.config, overrides), 'settings: those given'
+        elif self.preset == 'auto':
+            # How a log is prepared does not depend on its size, but all else does.
+            own = [override for override in overrides if override.startswith('data.')]
+            dataset, _ = prepared_with(apply_overrides(default_config('interactions'), own))
+            config, why = auto_config(dataset, platform=jax.default_backend())
+            config = apply_overrides(config, overrides)
+        else:
+            name = 'interactions' if self.preset == 'published' else self.preset
+            config = dataclasses.replace(apply_overrides(default_config(name), overrides), dataset='interactions')
+            why = f'settings: the preset {self.preset}'
+        return config, *prepared_with(config), why
 
     # ---- asking
 
@@ -136,10 +215,16 @@ class Recommender:
         """
         saved = load_run(path, model_shards=model_shards)
         recommender = cls(config=saved.config)
-        recommender._run = saved
+        recommender._take(saved)
         return recommender
 
     # ---- within
+
+    def _take(self, saved: SavedRun) -> None:
+        """Answer with a run from now on."""
+        self._run = saved
+        for name in ('_top', '_table', '_item_ids', '_user_ids', '_counts'):
+            self.__dict__.pop(name, None)
 
     @property
     def _saved(self) -> SavedRun:

@@ -13,7 +13,7 @@ os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd
 import jax
 import pytest
 
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -4,6 +4,7 @@ import dataclasses
 from ssd4rec_jax.errors import ConfigError
 
 TIMESTAMP_PRECISIONS = ('exact', 'float32')
+SPLITS = ('leave_one_out', 'last_n', 'time', 'users', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,11 @@ class DataConfig:
     timestamp_precision: 'exact' orders interactions by their integer time; 'float32' rounds the time first, as RecBole
       does.
     min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
+    split: which interactions are held out, one of SPLITS (ssd4rec_jax.data.splits).
+    split_last: with 'last_n', how many of each user are tested, and as many validated.
+    split_valid_time, split_test_time: with 'time', where validation and test begin, as ISO dates or numbers in the log's
+      unit; '' cuts after 80% and 90% of the interactions.
+    split_share: with 'users', the share of users that is tested, and as many validated.
     min_user_interactions, min_item_interactions: k of users and of items where they differ; 0 takes min_interactions.
     """
 
@@ -29,6 +35,11 @@ class DataConfig:
     min_interactions: int = 5
     min_user_interactions: int = 0
     min_item_interactions: int = 0
+    split: str = 'leave_one_out'
+    split_last: int = 1
+    split_valid_time: str = ''
+    split_test_time: str = ''
+    split_share: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.mask_ratio < 1.0:
@@ -44,6 +55,12 @@ class DataConfig:
         for key in ('min_user_interactions', 'min_item_interactions'):
             if getattr(self, key) < 0:
                 raise ConfigError(f'data.{key}={getattr(self, key)} must be 0 (as data.min_interactions) or positive')
+        if self.split not in SPLITS:
+            raise ConfigError(f'data.split={self.split!r} must be one of {", ".join(SPLITS)}')
+        if self.split_last < 1:
+            raise ConfigError(f'data.split_last={self.split_last} must be at least 1')
+        if not 0 < self.split_share < 0.5:
+            raise ConfigError(f'data.split_share={self.split_share} must lie between 0 and 0.5')
         if self.timestamp_precision not in TIMESTAMP_PRECISIONS:
             raise ConfigError(
                 f'data.timestamp_precision={self.timestamp_precision!r} must be one of '

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import logging
 
+from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import DataError
 from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
@@ -41,6 +43,7 @@ class SequenceDataset:
     fingerprint: sha256 hex of the source's content and the settings that shaped the arrays.
     times: int64 [interactions], when each one was; None where an older version prepared the data.
     time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
+    split: what is held out; None is leave-one-out (`held_out`). It is not stored: settings decide it.
     report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
@@ -53,6 +56,7 @@ class SequenceDataset:
     times: np.ndarray | None = None
     time_unit: str = ''
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    split: Split | None = None
 
     @property
     def num_users(self) -> int:
@@ -67,10 +71,23 @@ class SequenceDataset:
     def num_interactions(self) -> int:
         return len(self.items)
 
+    @functools.cached_property
+    def held_out(self) -> Split:
+        """What trains and what is predicted."""
+        return self.split or leave_out(self.offsets)
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [num_users], interactions of each user."""
         return np.diff(self.offsets)
+
+
+def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
+    """The data set with what data.split holds out; DataError where the log does not allow it."""
+    if config.split == 'leave_one_out':
+        return dataclasses.replace(dataset, split=None)
+    split = make_split(np.asarray(dataset.offsets), dataset.times, dataset.time_unit, config)
+    return dataclasses.replace(dataset, split=split)
 
 
 def save_dataset(dataset: SequenceDataset, path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,7 @@ class ExampleIndex:
     target: int32, internal id of the item to predict, [examples] after each history. With every_prefix it is
       [len(items)] after each item: every prefix of a history has its own.
     cut: histories that max_history shortened.
+    missed: bool [examples], targets that count as not found whatever they score; None where there is none.
     """
 
     items: np.ndarray
@@ -23,6 +25,7 @@ class ExampleIndex:
     target: np.ndarray
     cut: int
     every_prefix: bool = False
+    missed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -48,38 +51,74 @@ class ExampleIndex:
 
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Every prefix of lengths 1 .. n-3 of a user's n items predicts the next, as RecBole does."""
-    counts = np.maximum(np.diff(dataset.offsets) - 3, 0)
-    user_start = np.repeat(dataset.offsets[:-1], counts)
+    """Every prefix of what a user trains on predicts the next item, as RecBole does.
+
+    With leave-one-out these are the prefixes of lengths 1 .. n-3 of a user's n items. DataError where there is none.
+    """
+    start = dataset.offsets[:-1]
+    counts = np.maximum(dataset.held_out.train_stop - start - 1, 0)
+    user_start = np.repeat(start, counts)
     first = np.cumsum(counts) - counts
     length = np.arange(1, len(user_start) + 1) - np.repeat(first, counts)
-    return _index(dataset, user_start, user_start + length, max_history)
+    return _index(dataset, user_start, user_start + length, max_history, 'train on')
 
 
 def train_histories(dataset: SequenceDataset) -> ExampleIndex:
-    """The same prefixes as one example a user: items 1 .. n-3, each of them followed by a target."""
-    users = np.flatnonzero(dataset.lengths > 3)
+    """The same prefixes as one example a user, each item of which is followed by a target."""
+    stop = dataset.held_out.train_stop - 1
+    users = np.flatnonzero(stop > dataset.offsets[:-1])
     items = np.asarray(dataset.items)
     return ExampleIndex(
-        items=items, start=dataset.offsets[users], stop=dataset.offsets[users + 1] - 3,
-        target=np.append(items[1:], np.int32(0)), cut=0, every_prefix=True,
+        items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
+        every_prefix=True,
     )
 
 
 def valid_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Items 1 .. n-2 predict item n-1; example u is user u."""
-    return _index(dataset, dataset.offsets[:-1], dataset.offsets[1:] - 2, max_history)
+    """Each validation target with all that the user did before it; with leave-one-out, items 1 .. n-2 predict item n-1."""
+    return _held_out(dataset, 'valid', max_history)
 
 
 def test_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Items 1 .. n-1, the validation item included, predict item n; example u is user u."""
-    return _index(dataset, dataset.offsets[:-1], dataset.offsets[1:] - 1, max_history)
+    """Each test target with all before it, validation items included; with leave-one-out, 1 .. n-1 predict item n."""
+    return _held_out(dataset, 'test', max_history)
 
 
-test_examples.__test__ = False  # its name is the split's; pytest must not collect it
+test_examples.__test__ = False  # type: ignore[attr-defined]  # its name is the split's; pytest must not collect it
 
 
-def _index(dataset, start, stop, max_history):
+def _held_out(dataset: SequenceDataset, name: str, max_history: int) -> ExampleIndex:
+    split = dataset.held_out
+    targets = split.targets(name)
+    stop = targets.positions()
+    index = _index(dataset, dataset.offsets[:-1][targets.users()], stop, max_history, {'valid': 'validate on'}.get(name, name))
+    missed = unseen(dataset)[index.target] if split.unseen_is_missed else None
+    return dataclasses.replace(index, missed=missed)
+
+
+def trained_on(dataset: SequenceDataset) -> np.ndarray:
+    """bool [interactions], which of them training reads."""
+    change = np.zeros(len(dataset.items) + 1, np.int32)
+    np.add.at(change, dataset.offsets[:-1], 1)
+    np.add.at(change, dataset.held_out.train_stop, -1)
+    return np.cumsum(change[:-1], dtype=np.int32) > 0
+
+
+def unseen(dataset: SequenceDataset) -> np.ndarray:
+    """bool [num_items + 1], which items occur nowhere in training."""
+    found = np.ones(dataset.num_items + 1, bool)
+    found[dataset.items[trained_on(dataset)]] = False
+    return found
+
+
+def _index(
+    dataset: SequenceDataset, start: np.ndarray, stop: np.ndarray, max_history: int, purpose: str
+) -> ExampleIndex:
+    if not len(start):
+        raise DataError(
+            f'the log leaves nothing to {purpose} (histories of at most {dataset.lengths.max()} interactions; split by '
+            f'{dataset.held_out.protocol}): give longer histories, or hold out whole users with --set=data.split=users'
+        )
     newest = np.maximum(start, stop - max_history) if max_history else start
     items = np.asarray(dataset.items)  # a plain view of a memory map, which gathers faster
     return ExampleIndex(

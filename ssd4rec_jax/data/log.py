@@ -1,7 +1,7 @@
 """Batches of any reader → Interactions, each row judged by itself."""
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -73,7 +73,7 @@ class LogBuilder:
             bad += [self._bad_row(batch, row, read) for row in (~use).arg_true().to_list()]
             read = {role: column.filter(use) for role, column in read.items()}
         if bad:
-            self._refuse_or_keep(bad, place)
+            self._refuse_or_keep(bad)
         if len(read['user']):
             # What was text because of a bad row may be integers now.
             for role in ('user', 'item'):
@@ -91,9 +91,10 @@ class LogBuilder:
             kind, reason = 'no time', self._time.reason(values['time'])
         return BadRow(batch.place(row), kind, reason, batch.text(row))
 
-    def _refuse_or_keep(self, bad: list[BadRow], place: Callable[[int], str]) -> None:
+    def _refuse_or_keep(self, bad: list[BadRow]) -> None:
+        bad.sort(key=lambda row: int(row.place.rpartition(':')[2].removeprefix(' row ')))
         if not self.policy.skip:
-            first = min(bad, key=lambda row: int(row.place.rpartition(':')[2].removeprefix(' row ')))
+            first = bad[0]
             raise DataError(
                 f'{first.place}: {first.reason}: correct or remove the line, or leave such rows out with --bad_rows=skip'
             )

@@ -8,7 +8,7 @@ from typing import Protocol
 from absl import logging
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, refuse_foreign_folder, save_dataset
+from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, refuse_foreign_folder, save_dataset, with_split
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences
 from ssd4rec_jax.data.tables.batch import BadRow
@@ -51,8 +51,9 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
     wanted = fingerprint(source, config)
     output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').resolve()  # a link is followed, not replaced
     dataset = open_dataset(output)
-    if dataset is not None and dataset.fingerprint == wanted:
-        return dataset, output
+    old = dataset is not None and dataset.times is None and config.split == 'time'  # format 1 kept no times
+    if dataset is not None and dataset.fingerprint == wanted and not old:
+        return with_split(dataset, config), output
     refuse_foreign_folder(output)
     if output.exists() and any(output.iterdir()):
         logging.warning('%s: prepared from another source or with other settings, or damaged: rebuilt', output)
@@ -65,8 +66,10 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
     save_dataset(dataset, output)
     opened = open_dataset(output)
     if opened is None or opened.fingerprint != wanted:
-        raise DataError(f'{output}: another process prepares other data in this folder: give each data set one of its own')
-    return opened, output
+        raise DataError(
+            f'{output}: another process prepares other data in this folder: give each data set one of its own'
+        )
+    return with_split(opened, config), output
 
 
 def bad_rows_file(output: Path) -> Path:

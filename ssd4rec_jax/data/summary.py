@@ -7,6 +7,7 @@ import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.prepare import bad_rows_file
+from ssd4rec_jax.data.splits import Targets
 
 
 def describe(dataset: SequenceDataset) -> dict[str, Any]:
@@ -15,18 +16,19 @@ def describe(dataset: SequenceDataset) -> dict[str, Any]:
     A digest is the sha256 of the lines 'user,item' of original ids, users ascending (as numbers if all of them are).
     """
     lengths = dataset.lengths
-    ranked = int(np.count_nonzero(lengths >= 3))
+    split = dataset.held_out
     return {
         'users': dataset.num_users,
         'items': dataset.num_items,
         'interactions': dataset.num_interactions,
         'median_length': float(np.median(lengths)),
         'max_length': int(lengths.max()),
-        'train_targets': int(np.where(lengths >= 3, lengths - 3, lengths - 1).sum()),
-        'valid_targets': ranked,
-        'test_targets': ranked,
-        'test_items_sha256': _digest(dataset, 1),
-        'valid_items_sha256': _digest(dataset, 2),
+        'train_targets': int(np.maximum(split.train_stop - dataset.offsets[:-1] - 1, 0).sum()),
+        'valid_targets': int((split.valid.stop - split.valid.start).sum()),
+        'test_targets': int((split.test.stop - split.test.start).sum()),
+        'test_items_sha256': _digest(dataset, split.test),
+        'valid_items_sha256': _digest(dataset, split.valid),
+        'protocol': split.protocol,
         **dataset.report,
         'time_unit': dataset.time_unit,
     }
@@ -43,7 +45,7 @@ def kept_lines(dataset: SequenceDataset, folder: Path) -> list[str]:
     lengths = dataset.lengths
     dropped = report['dropped_by_user_rule'] + report['dropped_by_item_rule']
     span = f'{report["first_time"]} to {report["last_time"]}' if dataset.time_unit else 'no times, the order alone'
-    kinds = ', '.join(f'{n:,} with {kind}' for kind, n in report['bad_kinds'].items())
+    kinds = ', '.join(f'{n:,}: {kind}' for kind, n in report['bad_kinds'].items())
     bad = f'{report["bad_rows"]:,} bad ({kinds}; listed in {bad_rows_file(folder)})' if report['bad_rows'] else '0 bad'
     return [
         *report['notes'],
@@ -55,12 +57,12 @@ def kept_lines(dataset: SequenceDataset, folder: Path) -> list[str]:
     ]
 
 
-def _digest(dataset: SequenceDataset, from_end: int) -> str:
-    ranked = np.flatnonzero(dataset.lengths >= 3)
-    items = dataset.item_ids[dataset.items[dataset.offsets[1:][ranked] - from_end] - 1].tolist()
-    lines = dict(zip(dataset.user_ids[ranked].tolist(), items, strict=True))
+def _digest(dataset: SequenceDataset, targets: Targets) -> str:
+    users = dataset.user_ids[targets.users()].tolist()
+    items = dataset.item_ids[dataset.items[targets.positions()] - 1].tolist()
+    lines = list(zip(users, items, strict=True))
     try:
-        users = sorted(lines, key=int)
+        lines.sort(key=lambda line: int(line[0]))
     except ValueError:
-        users = sorted(lines)
-    return hashlib.sha256(''.join(f'{user},{lines[user]}\n' for user in users).encode()).hexdigest()
+        lines.sort(key=lambda line: line[0])
+    return hashlib.sha256(''.join(f'{user},{item}\n' for user, item in lines).encode()).hexdigest()

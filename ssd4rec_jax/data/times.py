@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.errors import ConfigError, DataError
 
 LAST = 2**63 - 1024  # the largest int64 that is a float64 too
 # Numbers from here on are seconds, ms, us or ns since 1970; smaller ones may be any, and are positions where all are.
@@ -75,6 +75,12 @@ class TimeColumn:
         if not unit:
             return f'{self.where}: {self.name} holds small numbers, which are taken for positions in time'
         return f'{self.where}: {self.name} holds {_SPOKEN[unit]} since 1970'
+
+    def dates_of(self, texts: list[str], unit: str) -> list[int | None]:
+        """ISO dates in a unit since 1970; None for what is none."""
+        self._date_unit = 'us'
+        micros = self._dates(pl.Series(texts, dtype=pl.String)).to_list()
+        return [None if m is None else m * _PER_SECOND[unit] // 10**6 for m in micros]
 
     def _decide(self, values: pl.Series) -> None:
         if values.dtype.is_temporal():
@@ -192,6 +198,16 @@ def as_stored(times: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
         return times.astype(np.int64, copy=False), unit
     finer = {'s': 'us', 'ms': 'us', 'us': 'ns', 'ns': 'ns'}[unit]
     return np.round(times * (_PER_SECOND[finer] // _PER_SECOND[unit])).astype(np.int64), finer
+
+
+def from_words(words: str, unit: str, key: str) -> int:
+    """The inverse of in_words for a date or a number that the setting `key` gives."""
+    if re.fullmatch(r'-?\d+', words):
+        return int(words)
+    found = TimeColumn(key, key).dates_of([words], unit)[0]
+    if found is None:
+        raise ConfigError(f'{key}={words} is no date: write it as 2024-06-08 or 2024-06-08T11:53:00')
+    return found
 
 
 def in_words(time: int, unit: str) -> str:

@@ -51,6 +51,8 @@ class Ranker:
         if not found.all():
             raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
         found = found.astype(np.int64)
+        if examples.missed is not None:
+            found[examples.missed] = self.scorer.network.num_items + 1
         if exclude is not None:
             found[[target in own for target, own in zip(examples.target, exclude, strict=True)]] = 0
         return found

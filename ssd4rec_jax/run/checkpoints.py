@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,24 @@ class Restored:
     step: int
     state: Any
     meta: dict
+
+
+def _is_for_users(record: logging.logging.LogRecord) -> bool:
+    """Whether a log record may pass: orbax logs each error that it raises as well, with pages of its stack."""
+    return not (record.exc_info and 'orbax' in record.pathname)
+
+
+def _report_unless_closed_loop(unraisable: Any) -> None:
+    """sys.unraisablehook without what tensorstore prints for each array when orbax gives a failing save up.
+
+    Its callbacks then call an event loop that is closed already; the reason itself comes as a CheckpointError.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        _report(unraisable)
+
+
+logging.get_absl_logger().addFilter(_is_for_users)
+_report, sys.unraisablehook = sys.unraisablehook, _report_unless_closed_loop
 
 
 class Checkpoints:
@@ -183,6 +202,8 @@ class Checkpoints:
             return verified_json(self.directory / str(step), META)
         except Damaged as damage:
             raise CheckpointError(f'checkpoint {self.directory / str(step)} is damaged: {damage}') from damage
+        except OSError as error:
+            raise self._unreadable(step, error) from error
 
     def newest_meta(self) -> dict | None:
         """The meta dict of the newest checkpoint whose meta is sound, None where there is none; no array is read."""
@@ -191,6 +212,8 @@ class Checkpoints:
                 return verified_json(self.directory / str(step), META)
             except Damaged:
                 continue
+            except OSError as error:
+                raise self._unreadable(step, error) from error
         return None
 
     def _newest_sound(self, on_damage: Callable[[int, Damaged, str], None]) -> int | None:
@@ -233,7 +256,15 @@ class Checkpoints:
         except Damaged as damage:
             on_damage(step, damage, remedy)
             return False
+        except OSError as error:
+            raise self._unreadable(step, error) from error
         return True
+
+    def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f'checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): try again, or rename its folder '
+            'to go on with the one before'
+        )
 
     def _set_aside(self, step: int, damage: Damaged, remedy: str) -> None:
         path = self.directory / str(step)
@@ -271,7 +302,7 @@ class Checkpoints:
             try:
                 arrays = checkpointer.restore(path / ARRAYS, args=args)
             except (OSError, ValueError) as error:
-                raise CheckpointError(f'checkpoint {path} cannot be read ({_reason(error)})') from error
+                raise self._unreadable(step, error) from error
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
         return Restored(step, state, self.meta(step))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from ssd4rec_jax.files import first_line, parse_json, sync_folder
 
 MANIFEST = 'manifest.json'
+# A disk that fails to read is not damage: the bytes may be sound.
+_ABSENT = FileNotFoundError, NotADirectoryError, IsADirectoryError
 
 
 class Damaged(Exception):
@@ -40,21 +42,21 @@ def verified_json(path: Path, name: str) -> dict:
     _verify_file(path, name, _manifest(path))
     try:
         return parse_json((path / name).read_bytes())
-    except (OSError, ValueError) as error:
+    except (*_ABSENT, ValueError) as error:
         raise Damaged(f'{name}: {first_line(error)}') from error
 
 
 def _manifest(path: Path) -> dict:
     try:
         return parse_json((path / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+    except (*_ABSENT, ValueError) as error:
         raise Damaged(f'{MANIFEST}: {first_line(error)}') from error
 
 
 def _verify_file(path: Path, name: str, manifest: dict) -> None:
     try:
         found = _fingerprint(path / name)
-    except OSError as error:
+    except _ABSENT as error:
         raise Damaged(f'{name}: {first_line(error)}') from error
     if found != manifest.get(name):
         raise Damaged(f'{name} is not what {MANIFEST} says was written')

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import SequenceDataset, with_split
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.files import first_line, free_space, sync_folder
@@ -137,6 +137,7 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
             user_ids=_ids('user_ids', vocabulary) if arrays else TextIds.of([]), item_ids=_ids('item_ids', vocabulary),
             fingerprint=description['fingerprint'], time_unit=description['time_unit'],
         )
+        dataset = with_split(dataset, config.data) if arrays else dataset
         network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)
     except Damaged as damage:
         raise CheckpointError(f'the model in {path} is damaged: {damage}; copy it again or save it anew') from damage

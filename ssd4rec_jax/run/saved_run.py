@@ -1,5 +1,6 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset
+from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -106,13 +107,16 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
             "checkpoints' own", folder.config, '; '.join(different),
         )
-    while True:  # a training process may save new checkpoints and retire those that are being read
+    for attempt in itertools.count():  # a training process may retire the checkpoints that are being read
         before = checkpoints.steps()
         try:
-            return _restore(path, checkpoints, written, dataset, mesh)
+            saved = _restore(path, checkpoints, written, dataset, mesh)
         except (CheckpointError, FileNotFoundError):
             if checkpoints.steps() == before:
                 raise
+            continue
+        if checkpoints.steps() == before or attempt > 9:
+            return saved
 
 
 def _open_model(path: Path, mesh: Mesh) -> SavedRun:
@@ -135,6 +139,7 @@ def _restore(
             f'the data that {path} was trained on is not what its config.json names: run its training command again, '
             'which prepares it'
         )
+    dataset = with_split(dataset, config.data)
     network, like = abstract_network(config.model, dataset.num_items, mesh)
     placed = jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, shardings(like, mesh)

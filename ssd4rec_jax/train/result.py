@@ -30,6 +30,7 @@ def make_result(
     train = program.config.train
     return {
         'dataset': dataset.name,
+        'protocol': dataset.held_out.protocol,
         'objective': 'one_pass' if program.objective.every_prefix else 'prefix',
         'loss': train.loss_name(dataset.num_items),
         'ssd_implementation': ssd_implementation,

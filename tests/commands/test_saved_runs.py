@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from ssd4rec_jax.commands.runtime import enable_compilation_cache
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_hidden
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import load_run, write_config
 from tests.packed import pack

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from ssd4rec_jax.commands import runtime
+from ssd4rec_jax.commands import backend
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.errors import TrainingError, UserError
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.rank.baselines import transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train.stop_signals import StopSignals
 
 TINY = [
     '--dataset=interactions', '--set=model.hidden_size=8', '--set=model.d_state=4', '--set=model.headdim=4',
@@ -152,11 +153,11 @@ def test_other_errors_pass():
 @pytest.mark.parametrize('device, extra', [('/dev/nvidia0', 'gpu'), ('/dev/accel0', 'tpu')])
 def test_cpu_jax_beside_an_accelerator_is_warned_of(monkeypatch, device, extra):
     monkeypatch.setattr(glob, 'glob', lambda pattern: [device] if pattern.startswith(device[:-1]) else [])
-    assert runtime.backend_warning() is None  # JAX_PLATFORMS=cpu asks for the CPU
+    assert backend.backend_warning() is None  # JAX_PLATFORMS=cpu asks for the CPU
     monkeypatch.delenv('JAX_PLATFORMS')
-    assert f'pip install "ssd4rec-jax[{extra}]"' in runtime.backend_warning()
+    assert f'pip install "ssd4rec-jax[{extra}]"' in backend.backend_warning()
     monkeypatch.setattr(glob, 'glob', lambda pattern: [])
-    assert runtime.backend_warning() is None
+    assert backend.backend_warning() is None
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def restored_signals():
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(restored_signals, capfd, number, code):
-    stop = runtime.StopSignals()
+    stop = StopSignals()
     assert not stop.requested()
     os.kill(os.getpid(), number)
     assert stop.requested() and stop.exit_code == code

@@ -6,6 +6,7 @@ import pytest
 
 from ssd4rec_jax.data import examples as ex
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, save_dataset
+from ssd4rec_jax.errors import DataError
 
 
 def dataset(histories: list[list[int]]) -> SequenceDataset:
@@ -65,10 +66,19 @@ def test_max_history_keeps_the_newest_and_counts_what_it_cut():
     assert pairs(ex.test_examples(dataset(TWO_USERS), max_history=4))[0] == ([12, 13, 14, 15], 16)
 
 
-def test_a_user_of_three_items_trains_nothing_but_is_ranked():
-    short = dataset([[1, 2, 3], [4, 5, 6, 7]])
-    assert pairs(ex.train_examples(short)) == [([4], 5)]
-    assert pairs(ex.valid_examples(short)) == [([1], 2), ([4, 5], 6)]
+def test_short_histories_train_first_and_are_tested_next_and_validated_last():
+    short = dataset([[1, 2, 3], [4, 5, 6, 7], [8], [9, 10]])
+    assert pairs(ex.train_examples(short)) == [([1], 2), ([4], 5), ([9], 10)]
+    assert pairs(ex.valid_examples(short)) == [([4, 5], 6)]
+    assert pairs(ex.test_examples(short)) == [([1, 2], 3), ([4, 5, 6], 7)]
+    histories = ex.train_histories(short)
+    assert [(histories.items[a:b].tolist(), histories.target[a:b].tolist()) for a, b in zip(
+        histories.start, histories.stop, strict=True)] == [([1], [2]), ([4], [5]), ([9], [10])]
+
+
+def test_a_log_that_leaves_nothing_to_validate_on_says_what_to_do():
+    with pytest.raises(DataError, match=r'nothing to validate on \(histories of at most 3 .*data.split=users'):
+        ex.valid_examples(dataset([[1, 2, 3], [4, 5, 6]]))
 
 
 @pytest.mark.parametrize('split', SPLITS)

@@ -124,6 +124,7 @@ def test_description_of_a_literal_log():
         'train_targets': 6, 'valid_targets': 3, 'test_targets': 3, 'rows': 15, 'bad_rows': 0, 'bad_kinds': {},
         'dropped_by_user_rule': 0, 'dropped_by_item_rule': 0, 'rules': 'user and item 3-core', 'all_users': 3,
         'all_items': 3, 'first_time': '0', 'last_time': '4', 'time_unit': '', 'repeats': 6, 'notes': [],
+        'protocol': 'leave-one-out: the last interaction of each user is tested, the one before it validated',
         'test_items_sha256': hashlib.sha256(b'9,8\n10,8\n100,8\n').hexdigest(),
         'valid_items_sha256': hashlib.sha256(b'9,7\n10,7\n100,7\n').hexdigest(),
     }

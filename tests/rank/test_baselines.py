@@ -1,29 +1,25 @@
 """Popularity and the transition table, on literal histories and compared with plain loops."""
 import itertools
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
 
 
-class Dataset(NamedTuple):
-    items: np.ndarray
-    offsets: np.ndarray
-    num_items: int
-
-    @classmethod
-    def of(cls, histories, num_items):
-        offsets = np.cumsum([0, *map(len, histories)])
-        return cls(np.concatenate(histories).astype(np.int32), offsets, num_items)
+def dataset_of(histories, num_items):
+    return SequenceDataset(
+        name='literal', items=np.concatenate(histories).astype(np.int32), offsets=np.cumsum([0, *map(len, histories)]),
+        user_ids=np.arange(len(histories)), item_ids=np.arange(num_items), fingerprint='',
+    )
 
 
 def random_histories(seed, users=60, num_items=15):
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, num_items + 1, rng.integers(5, 12)).tolist() for _ in range(users)]
-    return histories, Dataset.of(histories, num_items)
+    return histories, dataset_of(histories, num_items)
 
 
 def position(target, key, num_items):
@@ -33,14 +29,14 @@ def position(target, key, num_items):
 
 def test_popularity_on_literal_histories():
     """Among items 1 .. n-2, items 1 and 2 occur twice, item 3 three times, and items 4 and 5 never."""
-    dataset = Dataset.of([[1, 2, 3, 4, 5], [3, 1, 2, 3, 1, 1]], 5)
+    dataset = dataset_of([[1, 2, 3, 4, 5], [3, 1, 2, 3, 1, 1]], 5)
     np.testing.assert_array_equal(popularity_ranks(dataset, 'valid'), [4, 2])
     np.testing.assert_array_equal(popularity_ranks(dataset, 'test'), [5, 2])
 
 
 def test_held_out_items_count_for_nobody():
     """Item 2 is held out by every user, yet ranks behind each item seen in training."""
-    dataset = Dataset.of([[1, 3, 4, 2, 2]] * 4, 4)
+    dataset = dataset_of([[1, 3, 4, 2, 2]] * 4, 4)
     np.testing.assert_array_equal(popularity_ranks(dataset, 'valid'), [4] * 4)
     np.testing.assert_array_equal(popularity_ranks(dataset, 'test'), [4] * 4)
 
@@ -75,7 +71,7 @@ def test_transitions_match_a_loop(split, held_out):
 def test_a_first_order_chain_is_ranked_first():
     """Every user goes round a ring, so the next item has always followed the last one."""
     histories = [[(start + k) % 9 + 1 for k in range(14)] for start in range(9)]
-    dataset = Dataset.of(histories, 9)
+    dataset = dataset_of(histories, 9)
     for split in ('valid', 'test'):
         np.testing.assert_array_equal(transition_ranks(dataset, split), np.ones(9))
         assert popularity_ranks(dataset, split).mean() > 3
@@ -83,6 +79,6 @@ def test_a_first_order_chain_is_ranked_first():
 
 def test_transitions_to_held_out_items_do_not_count():
     """4 -> 4 leads to each validation item, but in training only item 1 follows item 4."""
-    dataset = Dataset.of([[4, 1, 2, 2, 4, 4, 3]] * 5, 4)
+    dataset = dataset_of([[4, 1, 2, 2, 4, 4, 3]] * 5, 4)
     found = transition_ranks(dataset, 'valid')
     np.testing.assert_array_equal(found, [3] * 5, 'item 1, then 2 and 4, equally popular')

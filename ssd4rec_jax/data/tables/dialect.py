@@ -4,6 +4,7 @@ import re
 
 from ssd4rec_jax.data.tables.formats import TableFormat, TableOptions
 from ssd4rec_jax.data.tables.names import WITHOUT_TIMES, chosen, guessed, plain_name
+from ssd4rec_jax.data.tables.rows import quotes_enclose_fields
 from ssd4rec_jax.errors import ConfigError, DataError
 
 SAMPLE_BYTES = 1 << 20
@@ -28,7 +29,7 @@ def recognise(sample: str, options: TableOptions, file: object) -> tuple[TableFo
             raise DataError(f'{file}: holds no rows: give the whole log')
     lines = lines[skipped:]
     separator = separator or _guess_separator(lines, options, file)
-    quoted = _quoted(separator, lines, options)
+    quoted = _quoted(separator, sample, options)
     names = options.columns or tuple(map(plain_name, split_line(lines[0], separator, quoted)))
     if not options.columns:
         _check_header(names, lines, separator, options, f'{file}:{1 + skipped}')
@@ -85,22 +86,17 @@ def _guess_separator(lines: list[str], options: TableOptions, file: object) -> s
     return max(scores, key=lambda s: scores[s])
 
 
-def _quoted(separator: str, lines: list[str], options: TableOptions) -> bool:
+def _quoted(separator: str, sample: str, options: TableOptions) -> bool:
     if options.quote not in (None, '"', 'double', 'none', ''):
         raise ConfigError(f"--quote={options.quote} is not read: quotes are '\"', or none where they mean nothing")
     if separator == 'space' or len(separator) > 1:
         return False
     if options.quote is not None:
         return options.quote not in ('none', '')
-    # Tab-separated files quote seldom; a quote that is not at both ends of a field is a letter like any other.
-    return separator != '\t' or not any(
-        _lone_quote(field) for line in lines for field in line.split(separator) if '"' in field
+    # Tab-separated files seldom quote: one quote that does not enclose a field makes all of them letters like any other.
+    return separator != '\t' or '"' not in sample or quotes_enclose_fields(
+        sample, separator, whole=len(sample) < SAMPLE_BYTES
     )
-
-
-def _lone_quote(field: str) -> bool:
-    field = field.strip()
-    return not (len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ''))
 
 
 def _check_header(names: tuple[str, ...], lines: list[str], separator: str, options: TableOptions, where: str) -> None:

@@ -54,7 +54,7 @@ def _decode(
 ) -> bytes:
     try:
         return decoder.decode(chunk, final).encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+    except UnicodeError as error:
         raise DataError(f'{file}: is not text in {encoding} ({error}): name another --encoding') from error
 
 

@@ -19,6 +19,13 @@ _LF, _QUOTE = 10, 34
 _OPEN = 'a quote opens a field and none closes it: close it, or switch quotes off with --quote=none'
 
 
+def quotes_enclose_fields(text: str, separator: str, *, whole: bool) -> bool:
+    """Whether every quote of a text opens or closes a field. whole: the text is not cut off at its end."""
+    raw = text.replace('\r\n', '\n').rstrip('\n').encode() + b'\n'
+    found = _regular(raw, separator.encode(), _spare_bytes(raw), 1)
+    return found is not None and (found[1] == len(raw) if whole else 2 * found[1] >= len(raw))
+
+
 class BrokenRow(NamedTuple):
     """A row that cannot be read: the number of its first line, what is wrong, and its text."""
 
@@ -58,7 +65,8 @@ def row_blocks(
         if last:
             text, held_back = rest[:body] + b'\n' * (body > 0), b''
         else:  # blank lines that may be the text's last ones wait
-            text, held_back = rest[:body + 1], rest[body + 1:]
+            end = body + 1 if body else 0
+            text, held_back = rest[:end], rest[end:]
         wait = not last and len(rest) <= max(LONGEST_ROW, block_bytes)
         block, used = _split(text, separator, quoted, first_line, last, wait)
         first_line += text.count(b'\n', 0, used)
@@ -68,11 +76,14 @@ def row_blocks(
 
 
 def _pieces(chunks: Iterable[bytes], block_bytes: int) -> Iterator[tuple[bytes, bool]]:
-    """(bytes, whether they are the last ones); the last piece may be empty."""
+    """(bytes, whether they are the last ones)."""
+    waiting = b''
     for chunk in chunks:
         for start in range(0, len(chunk), block_bytes):
-            yield chunk[start:start + block_bytes], False
-    yield b'', True
+            if waiting:
+                yield waiting, False
+            waiting = chunk[start:start + block_bytes]
+    yield waiting, True
 
 
 def _split(
