@@ -23,8 +23,8 @@ class Answers:
         self.saved = saved
 
     def best(
-        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *, k: int = 10,
-        exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
         names, read = self._asked(users, histories)
@@ -35,7 +35,8 @@ class Answers:
             warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
         allowed = self._allowed(exclude, only)
         for start in range(0, max(len(names), 1), AT_ONCE):
-            yield self._ranked(names[start:start + AT_ONCE], read[start:start + AT_ONCE], min(k, catalogue), exclude_seen, allowed)
+            part = slice(start, start + AT_ONCE)
+            yield self._ranked(names[part], read[part], min(k, catalogue), exclude_seen, allowed)
 
     def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [histories, D], whose dot products with the item vectors are the scores; NaN without known items."""
@@ -89,7 +90,9 @@ class Answers:
             return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories)
         dataset = self.saved.dataset
         if not dataset.num_users:
-            raise UserError('this model was saved without histories: give histories=[[item, ...], ...] instead of users')
+            raise UserError(
+                'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
+            )
         if isinstance(users, str) and users == 'all':
             at = np.arange(dataset.num_users)
         else:
@@ -120,7 +123,8 @@ class Answers:
         wanted = listed(items, what)
         at = positions(self.saved.dataset.item_ids, [str(id_) for id_ in wanted])
         if (at < 0).any():
-            raise UserError(f'{what}: {wanted[int(np.argmin(at))]!r} is not in the log; ids look like {self.item_ids.head(3).to_list()}')
+            like = ', '.join(map(str, self.item_ids.head(3).to_list()))
+            raise UserError(f'{what}: {wanted[int(np.argmin(at))]!r} is not in the log (ids look like {like})')
         return at
 
     def _allowed(self, exclude: Iterable[Any], only: Iterable[Any] | None) -> np.ndarray | None:

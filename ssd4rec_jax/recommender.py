@@ -74,9 +74,9 @@ class Recommender:
         """Train on a log, or go on where an earlier call stopped in the same workdir; returns self.
 
         data: a frame of polars or pandas, a pyarrow table, or the path of a log in any form that `ssd4rec train` reads.
-        user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes the
-        order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after the
-        step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
+        user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes
+        the order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after
+        the step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
         """
         self._library = library_of(data)
         options = TableOptions(user=user, item=item, time=time)
@@ -98,9 +98,9 @@ class Recommender:
     ) -> 'Recommender':
         """Go on from the present parameters with more rows of the log, new users and items included; returns self.
 
-        data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of the
-        epochs that the first training took; a new item begins with the mean of the items that it occurs beside. workdir:
-        the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
+        data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of
+        the epochs that the first training took; a new item begins with the mean of the items that it occurs beside.
+        workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved
         if not saved.dataset.num_users:
@@ -120,7 +120,8 @@ class Recommender:
         train = saved.config.train
         config = dataclasses.replace(saved.config, train=dataclasses.replace(
             train, max_epochs=max(1, round(UPDATE_SHARE * saved.best_epoch)),
-            table_learning_rate=UPDATE_RATE * train.table_learning_rate, learning_rate=UPDATE_RATE * train.learning_rate,
+            table_learning_rate=UPDATE_RATE * train.table_learning_rate,
+            learning_rate=UPDATE_RATE * train.learning_rate,
         ))
         self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or Reporter())
         return self
@@ -154,9 +155,10 @@ class Recommender:
     ) -> 'Recommender':
         """Give items that the log does not have a vector, so that they are recommended without training; returns self.
 
-        One of: vectors, {id: D numbers}; beside, {id: ids of items that it occurs beside}, whose mean it gets; features, a
-        frame with the column `item` and further columns of text or categories for known and new items, from which a ridge
-        regression makes the vectors. UserError where an id is known already, or where nothing is known of an item.
+        One of: vectors, {id: D numbers}; beside, {id: ids of items that it occurs beside}, whose mean it gets;
+        features, a frame with the column `item` and further columns of text or categories for known and new items, from
+        which a ridge regression makes the vectors. UserError where an id is known already, or where nothing is known of
+        an item.
         """
         if sum(given is not None for given in (vectors, beside, features)) != 1:
             raise UserError('give one of vectors={id: numbers}, beside={id: [item, ...]} or features=frame')
@@ -173,7 +175,9 @@ class Recommender:
             found = feature_vectors(known.drop(item), self.item_vectors[at[at >= 0]], new.drop(item))
         elif beside is not None:
             names = list(beside)
-            found = neighbour_vectors(table, [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in beside.items()])
+            found = neighbour_vectors(
+                table, [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in beside.items()]
+            )
         else:
             names = list(vectors or {})
             found = np.asarray([np.asarray(v, np.float32) for v in (vectors or {}).values()])
@@ -228,16 +232,16 @@ class Recommender:
     # ---- asking
 
     def recommend(
-        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *, k: int = 10,
-        exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Any:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning. exclude_seen:
-        leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items to choose from.
-        reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products; those of
-        popularity are counts. A row is missing where fewer than k items are left.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning.
+        exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
+        to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
+        those of popularity are counts. A row is missing where fewer than k items are left.
         """
         frames = list(self.recommend_in_parts(
             users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only
@@ -245,8 +249,8 @@ class Recommender:
         return in_library(pl.concat(frames), self._library)
 
     def recommend_in_parts(
-        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *, k: int = 10,
-        exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """`recommend` as polars frames of a few thousand users or histories each, made when they are asked for."""
         return self._answers.best(users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only)
@@ -271,7 +275,9 @@ class Recommender:
         return self._answers.table[1:]
 
     def similar_items(self, item: Any, k: int = 10) -> Any:
-        """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item, cosine."""
+        """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item,
+        cosine.
+        """
         return in_library(self._answers.similar(item, k), self._library)
 
     # ---- folders
@@ -313,8 +319,8 @@ class Recommender:
 
 
 def _beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:
-    """For each item the older items (of lower ids than all of `items`) just before and after it in histories; all of the
-    older items where it stands beside none."""
+    """For each item the older items (of lower ids than all of `items`) just before and after it in histories; all of
+    the older items where it stands beside none."""
     if not len(items):
         return []
     user = np.repeat(np.arange(dataset.num_users), dataset.lengths)

@@ -103,7 +103,8 @@ def test_frames_come_back_in_the_library_that_they_came_in(tmp_path):
     settings = SMALL | {'train.max_epochs': 1}
     one = Recommender(settings=settings).fit(log.to_pandas(), workdir=tmp_path / 'pandas')
     assert isinstance(one.recommend(users=['u1'], k=2), pd.DataFrame)
-    again = Recommender(settings=settings).fit(log.to_arrow(), workdir=tmp_path / 'pandas')  # the same run: it is finished
+    # The same run, which is finished.
+    again = Recommender(settings=settings).fit(log.to_arrow(), workdir=tmp_path / 'pandas')
     table = again.recommend(users='all', k=2)
     assert isinstance(table, pa.Table) and table.num_rows == 24
     assert table.to_pandas().head(2)['item'].tolist() == one.recommend(users=['u0'], k=2)['item'].tolist()
@@ -147,7 +148,8 @@ def test_an_update_learns_new_users_and_items_and_leaves_the_old_run_alone(tmp_p
     rec.update(more, workdir=tmp_path / 'updated')
     assert rec.items[-1] == 'fresh' and len(rec.items) == 13
     frame = rec.recommend(users=['new', 'u0'], k=3, exclude_seen=True)
-    assert set(frame['user']) == {'new', 'u0'} and not {'fresh', 'i9'} & set(frame.filter(pl.col('user') == 'u0')['item'])
+    assert set(frame['user']) == {'new', 'u0'}
+    assert not {'fresh', 'i9'} & set(frame.filter(pl.col('user') == 'u0')['item'])
     assert Recommender.load(tmp_path / 'run').recommend(users='all', k=3).equals(before)
     # It goes on from what it knew: the ring is still known after one epoch.
     right = [item == f'i{(int(user[1:]) + 9) % 12}' for user, _, item in rows_of(
@@ -183,7 +185,8 @@ def test_new_items_without_training(fitted, tmp_path):
     rec.save(tmp_path / 'grown')
     assert Recommender.load(tmp_path / 'grown').items[-2:] == ['like3', 'copy5']
     for given, said in (
-        ({'vectors': {'i5': v[0]}}, "'i5' is in the catalogue already"), ({'vectors': {'x': [1.0]}}, 'must be 16 finite'),
+        ({'vectors': {'i5': v[0]}}, "'i5' is in the catalogue already"),
+        ({'vectors': {'x': [1.0]}}, 'must be 16 finite'),
         ({}, 'give one of vectors'), ({'beside': {'x': ['nothing']}}, r"beside\['x'\]: 'nothing' is not in the log"),
         ({'features': pl.DataFrame({'name': ['a']})}, "features has no column 'item'; it has name"),
     ):
@@ -213,7 +216,8 @@ def test_vectors_from_features_are_found_again_where_features_decide():
 
 
 @pytest.mark.parametrize('call, said', [
-    (lambda r: r.recommend(), 'give either users'), (lambda r: r.recommend(users=['u1'], histories=[]), 'give either users'),
+    (lambda r: r.recommend(), 'give either users'),
+    (lambda r: r.recommend(users=['u1'], histories=[]), 'give either users'),
     (lambda r: r.recommend(users='u1'), "users is 'u1'; it must be a list of ids"),
     (lambda r: r.recommend(users=['u1'], k=0), 'k=0 must be a whole number from 1'),
     (lambda r: r.recommend(users=['u1'], k=2.5), 'k=2.5 must be a whole number'),

@@ -14,10 +14,11 @@ from ssd4rec_jax.errors import DataError
 
 
 def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
-    """The data set with the rows of `more`: histories in time order, a row of equal time after the ones that were there.
+    """The data set with the rows of `more`: histories in time order, a row of equal time after the ones that were
+    there.
 
-    Ids of users and items that are new follow the ones that are there, in order of first appearance; none is left out for
-    being rare. DataError where ids or times are of another kind than the log's.
+    Ids of users and items that are new follow the ones that are there, in order of first appearance; none is left out
+    for being rare. DataError where ids or times are of another kind than the log's.
     """
     users, user_ids = _numbered(dataset.user_ids, more.users, f'{more.source}: user')
     items, item_ids = _numbered(dataset.item_ids, more.items, f'{more.source}: item')
@@ -26,8 +27,8 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
     if unit != dataset.time_unit or dataset.times is None:
         if unit or dataset.time_unit:
             raise DataError(
-                f'{more.source}: times are in {unit or "no unit"} and those of the log in {dataset.time_unit or "no unit"}: '
-                'give them alike'
+                f'{more.source}: times are in {unit or "no unit"} and those of the log in '
+                f'{dataset.time_unit or "no unit"}: give them alike'
             )
         # Both tell the order alone: what comes later is later.
         there, times = np.arange(dataset.num_interactions), dataset.num_interactions + np.arange(len(more))

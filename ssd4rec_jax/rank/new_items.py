@@ -10,8 +10,8 @@ RIDGE = 1.0
 def neighbour_vectors(table: np.ndarray, neighbours: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [new items, D]: the mean of the vectors of the items that each new item occurs beside.
 
-    table: float32 [items + 1, D]. neighbours: for each new item the internal ids of those items, none empty. The mean of
-    many vectors is short; it is given the mean length of the vectors that it is made of, so that it can compete.
+    table: float32 [items + 1, D]. neighbours: for each new item the internal ids of those items, none empty. The mean
+    of many vectors is short; it is given the mean length of the vectors that it is made of, so that it can compete.
     """
     lengths = np.linalg.norm(table, axis=1)
     vectors = np.stack([table[beside].mean(axis=0) for beside in neighbours])
@@ -39,7 +39,7 @@ def _words(frame: pl.DataFrame) -> list[set[str]]:
     rows: list[set[str]] = [set() for _ in range(len(frame))]
     for column in frame.iter_columns():
         for row, value in zip(rows, column.to_list(), strict=True):
-            values = value if isinstance(value, list) else str(value).lower().split() if isinstance(value, str) else [value]
+            values = value if isinstance(value, list) else value.lower().split() if isinstance(value, str) else [value]
             row.update(f'{column.name}={v}' for v in values if v is not None)
     return rows
 

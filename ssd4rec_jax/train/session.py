@@ -44,9 +44,9 @@ class TrainSession:
     def restore(self, choose_shape: Callable[[], StepShape], initial: dict | None = None) -> TrainState:
         """Returns the state of the newest checkpoint, or a new state where there is none, and sets progress.
 
-        choose_shape: returns the shape of the packed steps for an epoch that this session begins. initial: the parameters
-        of a new state, whole; None draws them. Raises ConfigError where the run was trained on other data, or where its
-        steps cannot be split over these devices.
+        choose_shape: returns the shape of the packed steps for an epoch that this session begins. initial: the
+        parameters of a new state, whole; None draws them. Raises ConfigError where the run was trained on other data,
+        or where its steps cannot be split over these devices.
         """
         restored = self.checkpoints.restore_latest(self.program.like)
         if restored is None:
