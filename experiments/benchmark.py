@@ -16,6 +16,7 @@ Times are medians of calls that take turns. Figures from different runs must not
 """
 import datetime
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,14 @@ def _softmax_table(rows: list[dict]) -> Table:
 
 def _recommending_table(figures: dict) -> Table:
     table = Table(
-        '', 'time', 'users/s', title=f'the top {figures["k"]} of {figures["items"]:,} items for {figures["users"]:,} users',
+        '', 'time', 'users/s',
+        title=f'the top {figures["k"]} of {figures["items"]:,} items for {figures["users"]:,} users',
         caption=f'one user at a time: p50 {1000 * figures["one"]["p50_seconds"]:.1f} ms, p99 '
                 f'{1000 * figures["one"]["p99_seconds"]:.1f} ms',
     )
     for form, title in (
-        ('ours', 'from histories, seen items left out'), ('torch_matmul_topk', "PyTorch's matmul and topk, from vectors"),
+        ('ours', 'from histories, seen items left out'),
+        ('torch_matmul_topk', "PyTorch's matmul and topk, from vectors"),
     ):
         if form in figures:
             f = figures[form]
@@ -235,7 +238,7 @@ def _mib(count: int) -> str:
 
 
 # Presets that measure one thing: its key in the figures, what measures it, and its table.
-_ALONE = {
+_ALONE: dict[str, tuple[str, Callable[[RunConfig], Any], Callable[[Any], Table]]] = {
     'softmax': ('softmax', lambda _: measure_softmax(_REPEATS.value), _softmax_table),
     'kuairand27k': ('preparation', lambda _: measure_preparation(), _preparation_table),
     'catalogue': ('catalogue', measure_catalogues, _catalogue_table),
