@@ -28,6 +28,7 @@ from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.presets.auto import auto_config
+from ssd4rec_jax.rank.evaluation import SPLITS, Evaluator
 from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
@@ -254,6 +255,36 @@ class Recommender:
     ) -> Iterator[pl.DataFrame]:
         """`recommend` as polars frames of a few thousand users or histories each, made when they are asked for."""
         return self._answers.best(users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only)
+
+    def evaluate(
+        self, split: str = 'test', k: Sequence[int] = (5, 10, 20), seen: str = 'both', *, lists: bool = False
+    ) -> Any:
+        """How the held-out items of a split rank: a frame with the columns seen, metric, value, low, high.
+
+        split: 'test' or 'valid'. k: the list lengths that HR, NDCG and MRR are taken at. seen: 'in' ranks what a
+        history holds along with the rest, as published tables do; 'out' leaves it out, and a target that is in the history
+        counts as not found; 'both' gives both. low and high bound the 95% bootstrap interval over users. lists: also
+        coverage, Gini index, novelty and tail share of the lists, without an interval.
+        """
+        saved = self._saved
+        for name, value, known in (('split', split, SPLITS), ('seen', seen, ('in', 'out', 'both'))):
+            if value not in known:
+                raise UserError(f'{name}={value!r} must be one of {", ".join(known)}')
+        if not k or not all(isinstance(n, int) and 1 <= n <= saved.dataset.num_items for n in k):
+            items = saved.dataset.num_items
+            raise UserError(f'k={k!r} must be whole numbers from 1 to the {items} items of the catalogue')
+        if not saved.dataset.num_users:
+            raise UserError('this model was saved without histories, so there is nothing to rank')
+        evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, split)
+        frames = []
+        for way in ('in', 'out') if seen == 'both' else (seen,):
+            found = evaluator.evaluate(saved.params, longest_list=max(k), seen_out=way == 'out')
+            rows = [found.metrics(tuple(k))]
+            if lists:
+                metrics = found.list_metrics(tuple(k))
+                rows.append(pl.DataFrame({'metric': list(metrics), 'value': list(metrics.values())}))
+            frames.append(pl.concat(rows, how='diagonal').select(pl.lit(way).alias('seen'), pl.all()))
+        return in_library(pl.concat(frames), self._library)
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]: the score of each item as the next one; NaN for a history without known items."""

@@ -18,11 +18,13 @@ import ssd4rec_jax.run.saved_run
 import ssd4rec_jax.train.trainer
 from ssd4rec_jax import Recommender, UserError
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
+from ssd4rec_jax.rank.ranker import Ranker
 
 SMALL = {'model.hidden_size': 16, 'model.headdim': 8, 'model.d_state': 8, 'train.max_epochs': 12}
 
@@ -83,6 +85,24 @@ def test_what_is_left_out_and_what_is_chosen_from(fitted):
     ]
     some = fitted.recommend(users=['u0', 'u7'], k=5, only=['i1', 'i2'])
     assert set(some['item']) == {'i1', 'i2'} and len(some) == 4
+
+
+def test_evaluating_gives_the_metrics_of_the_run_with_intervals(fitted, tmp_path):
+    frame = fitted.evaluate(k=(10,))
+    assert frame.columns == ['seen', 'metric', 'value', 'low', 'high'] and len(frame) == 6
+    saved = fitted._saved
+    ranker = Ranker(
+        saved.network, saved.mesh, the_test_examples(saved.dataset), targets_per_step=64, tokens_per_row=512
+    )
+    expected = ranker.metrics(saved.params, the_test_examples(saved.dataset))
+    values = {(seen, metric): (value, low, high) for seen, metric, value, low, high in frame.rows()}
+    for metric in ('HR@10', 'NDCG@10', 'MRR@10'):
+        value, low, high = values['in', metric]
+        assert value == pytest.approx(expected[metric]) and low <= value <= high
+    # The last of nine items on a ring of twelve is new to its user, and four items are left to rank.
+    assert values['out', 'HR@10'][0] == 1.0
+    lists = fitted.evaluate('valid', k=[3], seen='in', lists=True)
+    assert 'coverage@3' in lists['metric'].to_list() and lists['low'].null_count() > 0
 
 
 def test_unknown_ids_are_skipped_with_a_warning_and_an_empty_history_gets_what_is_popular(fitted):
@@ -223,6 +243,9 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     (lambda r: r.recommend(users=['u1'], k=2.5), 'k=2.5 must be a whole number'),
     (lambda r: r.recommend(histories=['i1']), "a history is 'i1'; it must be a list"),
     (lambda r: r.recommend(users=['u1'], exclude='i1'), "exclude is 'i1'; it must be a list"),
+    (lambda r: r.evaluate('train'), "split='train' must be one of"),
+    (lambda r: r.evaluate(k=[0]), r'k=\[0\] must be whole numbers from 1 to the 12 items'),
+    (lambda r: r.evaluate(seen='some'), "seen='some' must be one of in, out, both"),
     (lambda r: r.score([['i1']], ['nothing']), "items: 'nothing' is not in the log"),
     (lambda r: r.similar_items('nothing'), "item: 'nothing' is not in the log"),
     (lambda _: Recommender().recommend(users=['a']), 'not fitted yet: call fit'),
