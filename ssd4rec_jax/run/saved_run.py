@@ -95,7 +95,10 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     checkpoints = Checkpoints(folder.checkpoints)
     newest = checkpoints.newest_meta()
     if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
-        return _open_model(folder.model, mesh)
+        try:
+            return _open_model(folder.model, mesh)
+        except CheckpointError as error:
+            logging.warning('%s: the best checkpoint answers in its place', error)
     dataset = open_dataset(prepared)
     if dataset is None:
         raise DataError(
