@@ -1,6 +1,5 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
-import itertools
 from pathlib import Path
 
 import jax
@@ -78,9 +77,9 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     """The run or the saved model in a folder, on all devices, model_shards of which share the item table.
 
     The run may have been trained on any number of devices. A finished run answers from its folder `model`, which needs
-    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data. It answers with the config
-    that is stored beside the weights; a config.json that says something else is warned of. CheckpointError where it has
-    no evaluated checkpoint yet, DataError where its prepared data is gone or another.
+    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data. It answers with the
+    config that is stored beside the weights; a config.json that says something else is warned of. CheckpointError where
+    it has no evaluated checkpoint yet, DataError where its prepared data is gone or another.
     """
     folder, mesh = RunFolder(path), device_mesh(model_shards=model_shards)
     if is_model_folder(folder.path):
@@ -88,8 +87,8 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     found = read_config(folder)
     if found is None:
         raise CheckpointError(
-            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the folder '
-            'of one'
+            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the '
+            'folder of one'
         )
     written, prepared = found
     checkpoints = Checkpoints(folder.checkpoints)
@@ -110,8 +109,9 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
             "checkpoints' own", folder.config, '; '.join(different),
         )
-    for attempt in itertools.count():  # a training process may retire the checkpoints that are being read
-        before = checkpoints.steps()
+    attempt = 0
+    while True:  # a training process may retire the checkpoints that are being read
+        before, attempt = checkpoints.steps(), attempt + 1
         try:
             saved = _restore(path, checkpoints, written, dataset, mesh)
         except (CheckpointError, FileNotFoundError):
@@ -149,7 +149,8 @@ def _restore(
     )
     foretell_out_of_memory('evaluation', placed, mesh)
     best: Restored = checkpoints.restore(step, {'params': placed})
-    return SavedRun(config, dataset, mesh, network, best.state['params'], _epoch(meta, step), step, item_counts(dataset))
+    params, epoch = best.state['params'], _epoch(meta, step)
+    return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset))
 
 
 def _epoch(meta: dict, step: int) -> int:
