@@ -10,7 +10,8 @@ from ssd4rec_jax.commands.output import StdoutClosed, complain, one_line
 from ssd4rec_jax.errors import UserError
 
 PLUGS = flags.DEFINE_multi_string(
-    'plug', [], 'Module to import first, which registers a network, a loss or a data set of your own (docs/extending.md).'
+    'plug', [],
+    'Module to import first, which registers a network, a loss or a data set of your own (docs/extending.md).'
 )
 
 
