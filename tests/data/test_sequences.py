@@ -1,5 +1,6 @@
 """Preparation against a brute-force oracle in plain Python, and literal logs."""
 import collections
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_float32_times_change_the_order():
     assert rounded.items.tolist() == [1, 2, 3, 4]  # all four round to one time, so file order stays
 
 
+
+
+@pytest.mark.parametrize('times', [[3, 0, 1], [1_600_000_003, 0, 1_600_000_001], [2**40, 5, 2**33], [-7, 2**62, 0]])
+@pytest.mark.parametrize('unit', ['', 's'])
+def test_times_are_kept_in_order_and_exactly(times, unit):
+    log = dataclasses.replace(make_log([(1, k, time) for k, time in enumerate(times)]), time_unit=unit)
+    dataset = build_sequences(log, DataConfig(min_interactions=1), name='x')
+    assert dataset.times.dtype == np.int64 and dataset.times.tolist() == sorted(times) and dataset.time_unit == unit
+    assert dataset.item_ids[dataset.items - 1].tolist() == [times.index(time) for time in sorted(times)]
 
 
 def test_fractional_times_order_exactly():
