@@ -172,16 +172,24 @@ def _histories(
     while first < len(offsets) - 1:  # the next users who have at most block_rows rows, or one who has more
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + block_rows, side='right')) - 1)
         rows = np.flatnonzero((users >= first) & (users < last))
+        repeats += _repeats(users[rows], items[rows])
         keys = times[rows]
         if precision == 'float32':
             keys = (keys + epoch).astype(np.float32)
         order = rows[np.lexsort((keys, users[rows]))]  # stable: equal times stay in file order
         histories[offsets[first]:offsets[last]] = items[order] + 1
         in_order[offsets[first]:offsets[last]] = times[order]
-        pairs = np.sort(users[rows].astype(np.int64) << 32 | items[rows])
-        repeats += int(np.count_nonzero(pairs[1:] == pairs[:-1]))
         first = last
     return _Histories(histories, in_order, repeats)
+
+
+def _repeats(users: np.ndarray, items: np.ndarray) -> int:
+    """How many rows have a user and an item that stand together in an earlier row."""
+    pairs = users.astype(np.int64)
+    pairs <<= 32
+    pairs |= items
+    pairs.sort()
+    return int(np.count_nonzero(pairs[1:] == pairs[:-1]))
 
 
 def _counts(codes: np.ndarray, block_rows: int, kept: np.ndarray | None = None) -> np.ndarray:
