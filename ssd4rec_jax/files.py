@@ -65,9 +65,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
+        raise UserError(f'{path} cannot be written: {first_line(error)}') from error
+    finally:  # Of whatever ended it early, nothing stays.
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise UserError(f'{path} cannot be written: {first_line(error)}') from error
 
 
 def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:

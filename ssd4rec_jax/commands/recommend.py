@@ -1,66 +1,148 @@
-"""Recommend next items with a run's best checkpoint.
+"""Recommend next items with a run's best checkpoint or a saved model.
 
-    python -m experiments.recommend --workdir=RUN --users=ID,ID --k=10 [--exclude_seen]
-    python -m experiments.recommend --workdir=RUN --history=ITEM,ITEM,ITEM
+    ssd4rec recommend --workdir=RUN --users=ID,ID --k=10 [--exclude_seen] [--exclude=ID,...|FILE] [--only=ID,...|FILE]
+    ssd4rec recommend --workdir=RUN --users=all --output=recommended.parquet
+    ssd4rec recommend --workdir=RUN --history=ITEM,ITEM,ITEM
+    ssd4rec recommend --workdir=RUN --histories=FILE.jsonl --output=recommended.csv
 
-Users are read with their whole history. Prints tab-separated lines: user (or 'history'), rank, item, score. In ids a
-backslash is doubled, control characters are written as in '\\n', and a first '=', '+', '-' or '@' that begins no number as
-in '\\x3d', so that no id can forge a line or be taken for a formula.
+Ids that hold commas, quotes or outer blanks are given as a JSON list: --history='["red, blue", "i5"]'. Files of ids
+have one on each line; '-' is stdin. A line of --histories is a JSON list of item ids or
+{"user": "u1", "history": [...]}.
+
+Users are read with their whole history. Prints tab-separated lines: user (or 'history', or a line's number), rank,
+item, score. In ids a backslash is doubled, control characters are written as in '\\n', and a first '=', '+', '-' or '@'
+that begins no number as in '\\x3d', so that no id can forge a line or be taken for a formula. --output writes the
+columns user, rank, item, score, reason to a .parquet, .csv or .jsonl file, with ids as they are; reason is 'popularity'
+where a history holds no known item.
+
+Exit code: 0; 3 where ids that the model does not know were left out, which stderr counts and names; 1 where nothing was
+answered for another reason.
 """
-import numpy as np
-from absl import flags
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+import polars as pl
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssd4rec_jax.answers import AT_ONCE
 from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.id_lists import HOW, histories_in_file, ids_in_file, ids_of, ids_or_file
+from ssd4rec_jax.commands.k_flag import list_length
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.output import shown_id, write_stdout
+from ssd4rec_jax.commands.output import complain, shown_id, write_stdout
+from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
-from ssd4rec_jax.data import ids
-from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.rank.recommend import TopItems
-from ssd4rec_jax.run.saved_run import load_run
+from ssd4rec_jax.recommender import Recommender
 
-_USERS = flags.DEFINE_list('users', None, 'Original user ids, separated by commas.')
-_HISTORY = flags.DEFINE_list('history', None, 'Original item ids in time order, separated by commas.')
-_K = flags.DEFINE_integer('k', 10, 'Items to recommend.', lower_bound=1)
+UNKNOWN_IDS = 3  # the exit code
+EVERYBODY = 'all'
+
+_USERS = flags.DEFINE_string('users', None, "Users of the log: ids separated by commas, 'all', a file of ids, or '-'.")
+_USERS_FILE = flags.DEFINE_string('users_file', None, "File of user ids, one on each line; '-' is stdin.")
+_HISTORY = flags.DEFINE_string('history', None, 'Item ids in time order, separated by commas.')
+_HISTORIES = flags.DEFINE_string('histories', None, "JSON lines file with a history on each line; '-' is stdin.")
 _EXCLUDE_SEEN = flags.DEFINE_bool('exclude_seen', False, 'Leave out items of the history.')
+_EXCLUDE = flags.DEFINE_string('exclude', None, 'Items to leave out for everybody: ids or a file of ids.')
+_ONLY = flags.DEFINE_string('only', None, 'Items to choose from: ids or a file of ids.')
+_OUTPUT = flags.DEFINE_string('output', None, 'File to write: .parquet, .csv or .jsonl. If not given, stdout.')
+
+
+class _Asked(NamedTuple):
+    """Some of what is asked for: users, or histories with their names."""
+
+    users: list[str] | str | None
+    histories: list[list[str]] | None = None
+    names: list[str] | None = None
 
 
 def main() -> int:
-    if (_USERS.value is None) == (_HISTORY.value is None):
-        raise UserError('give either --users or --history')
     workdir = required_workdir()
+    path = check_table_file('--output', _OUTPUT.value) if _OUTPUT.value else None
+    asked, total = _asked()
+    k = list_length(10)
+    exclude = ids_or_file('--exclude', _EXCLUDE.value) if _EXCLUDE.value else []
+    only = ids_or_file('--only', _ONLY.value) if _ONLY.value else None
     enable_compilation_cache()
-    saved = load_run(workdir, model_shards=MODEL_SHARDS.value)
-    dataset = saved.dataset
-    if _USERS.value is not None:
-        users = positions(dataset.user_ids, _USERS.value, '--users')
-        histories = [dataset.items[dataset.offsets[u]:dataset.offsets[u + 1]] for u in users]
-        names = _USERS.value
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        recommender = Recommender.load(workdir, model_shards=MODEL_SHARDS.value)
+        frames = _frames(recommender, asked, k, exclude, only)
+        if path:
+            write_table(path, _with_bar(frames, total))
+        else:
+            for frame in frames:
+                write_stdout(_lines(frame))
+    messages = list(dict.fromkeys(str(warning.message) for warning in told))
+    for message in messages:
+        complain(f'warning: {message}')
+    # The warning has no category of its own, so its words tell it.
+    if not any('are not in the log and are skipped' in message for message in messages):
+        return 0
+    complain(f'Ids on the command line are {HOW}')
+    return UNKNOWN_IDS
+
+
+def _asked() -> tuple[Iterable[_Asked], int | None]:
+    """(what is asked for, in parts; how many histories that is, None where it is not known yet)."""
+    given = [flag for flag in (_USERS, _USERS_FILE, _HISTORY, _HISTORIES) if flag.value is not None]
+    if len(given) != 1:
+        raise UserError(
+            'give one of --users (of the log; --users=all for all of them), --users_file, --history and --histories'
+        )
+    if _HISTORIES.value is not None:
+        return _parts_of_file(_HISTORIES.value), None
+    if _HISTORY.value is not None:
+        return [_Asked(None, [ids_of('--history', _HISTORY.value)], ['history'])], 1
+    if _USERS.value == EVERYBODY:
+        return [_Asked(EVERYBODY)], None
+    if _USERS_FILE.value is not None:
+        users = ids_in_file('--users_file', _USERS_FILE.value)
     else:
-        histories = [positions(dataset.item_ids, _HISTORY.value, '--history') + 1]
-        names = ['history']
-    best = TopItems(saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history)
-    items, scores = best(histories, k=_K.value, exclude=histories if _EXCLUDE_SEEN.value else None)
-    lines = []
-    for name, row, row_scores in zip(names, items, scores, strict=True):
-        for rank, (item, score) in enumerate(zip(row, row_scores, strict=True), start=1):
-            if np.isfinite(score):  # fewer than k items are left for a user who has seen nearly all
-                lines.append(f'{shown_id(name)}\t{rank}\t{shown_id(dataset.item_ids[item - 1])}\t{score:.6f}\n')
-    write_stdout(''.join(lines))
-    return 0
+        users = ids_or_file('--users', _USERS.value or '')
+    return [_Asked(users)], len(users)
 
 
-def positions(known: np.ndarray | TextIds, wanted: list[str], flag: str) -> np.ndarray:
-    """Position in `known` of each wanted original id, int64; UserError names the first that is unknown."""
-    found = ids.positions(known, wanted)
-    unknown = [w for w, at in zip(wanted, found.tolist(), strict=True) if at < 0]
-    if unknown or not wanted:
-        example = ', '.join(map(shown_id, known[:3].tolist()))
-        what = f'{unknown[0]!r} is not in the prepared log' if unknown else 'no id given'
-        raise UserError(f'{flag}: {what} (ids look like {example}; the k-core may have left it out)')
-    return found
+def _parts_of_file(name: str) -> Iterator[_Asked]:
+    lines = histories_in_file('--histories', name)
+    while part := list(itertools.islice(lines, AT_ONCE)):
+        yield _Asked(None, [history for _, history in part], [user for user, _ in part])
+
+
+def _frames(
+    recommender: Recommender, parts: Iterable[_Asked], k: int, exclude: list[str], only: list[str] | None
+) -> Iterator[pl.DataFrame]:
+    """The answers to all that is asked for: frames with the columns user, rank, item, score, reason."""
+    for users, histories, names in parts:
+        named = pl.Series('user', names, pl.String)
+        frames = recommender.recommend_in_parts(
+            users, histories, k=k, exclude_seen=_EXCLUDE_SEEN.value, exclude=exclude, only=only
+        )
+        for frame in frames:
+            yield frame if names is None else frame.with_columns(named.gather(frame['user']))
+
+
+def _lines(frame: pl.DataFrame) -> str:
+    rows = frame.select('user', 'rank', 'item', 'score').iter_rows()
+    return ''.join(f'{shown_id(user)}\t{rank}\t{shown_id(item)}\t{score:.6f}\n' for user, rank, item, score in rows)
+
+
+def _with_bar(frames: Iterable[pl.DataFrame], total: int | None) -> Iterator[pl.DataFrame]:
+    """The frames, with a progress bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn('recommend'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+        transient=True, disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task('', total=total)
+        for frame in frames:
+            yield frame
+            bar.advance(task, frame['user'].n_unique())
 
 
 if __name__ == '__main__':

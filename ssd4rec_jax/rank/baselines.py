@@ -52,9 +52,14 @@ def _missed_last(dataset: SequenceDataset, targets: np.ndarray, rank: np.ndarray
     return np.where(unseen(dataset)[targets], dataset.num_items + 1, rank)
 
 
+def training_counts(dataset: SequenceDataset) -> np.ndarray:
+    """int64 [items + 1], how often each item occurs in training."""
+    return np.bincount(dataset.items[trained_on(dataset)], minlength=dataset.num_items + 1)
+
+
 def _popularity_ranks(dataset: SequenceDataset) -> np.ndarray:
     """int64 [items + 1]: each item's rank, from 1, by how often it occurs in training; equal counts rank by id."""
-    counts = np.bincount(dataset.items[trained_on(dataset)], minlength=dataset.num_items + 1)
+    counts = training_counts(dataset)
     rank = np.zeros(dataset.num_items + 1, np.int64)
     rank[np.argsort(-counts[1:], kind='stable') + 1] = np.arange(1, dataset.num_items + 1)
     return rank

@@ -5,15 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.rank.excluded import without
 
 CUTOFFS = (10, 20)
 
 
-def ranks(scores: jax.Array, targets: jax.Array, *, shard: TableShard | None = None) -> tuple[jax.Array, jax.Array]:
+def ranks(
+    scores: jax.Array, targets: jax.Array, excluded: jax.Array | None = None, *, shard: TableShard | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The rank of each row's target among items 1 .. V-1, and whether all scores of the row are finite.
 
     scores: float32 [n, V], one column per item; column 0, the mask item, takes no part. targets: int32 [n], 1 .. V-1.
-    shard: where it is given, scores [n, held] are those of this device's items, for the readouts of all devices.
+    excluded: int32 [n, m], ids of items that are left out of the row's ranking, filled up with 0; a target among them
+    ranks after all items that are not left out. shard: where it is given, scores [n, held] are those of this device's
+    items, for the readouts of all devices.
     Returns (rank int32 [n], finite bool [n]), with rank = 1 + the number of items with a higher score + the number of
     items with an equal score and a lower id (RecBole leaves ties undefined). Where finite is False the rank is
     meaningless.
@@ -22,13 +27,15 @@ def ranks(scores: jax.Array, targets: jax.Array, *, shard: TableShard | None = N
     chex.assert_equal_shape_prefix([scores, targets], 1)
     shard = shard or TableShard(scores.shape[1])
     item = shard.first + jnp.arange(scores.shape[1], dtype=targets.dtype)
+    ranked = (item > 0) & (item < shard.rows)
+    odd = shard.sum(jnp.sum(~jnp.isfinite(scores) & ranked, axis=1, dtype=jnp.int32))
+    if excluded is not None:
+        scores = without(scores, excluded, shard)
     at, here = shard.find(targets)
     own_score = jnp.take_along_axis(scores, at[:, None], axis=1, mode='clip')
     target_score = shard.sum(jnp.where(here[:, None], own_score, 0.0))
     before = (scores > target_score) | ((scores == target_score) & (item < targets[:, None]))
-    ranked = (item > 0) & (item < shard.rows)
     rank = 1 + shard.sum(jnp.sum(before & ranked, axis=1, dtype=jnp.int32))
-    odd = shard.sum(jnp.sum(~jnp.isfinite(scores) & ranked, axis=1, dtype=jnp.int32))
     return rank, odd == 0
 
 

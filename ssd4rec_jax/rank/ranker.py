@@ -1,4 +1,6 @@
 """Ranks every user's held-out item among the whole catalogue."""
+from collections.abc import Sequence
+
 import numpy as np
 from jax.sharding import Mesh
 
@@ -6,6 +8,7 @@ from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, choose_step_shape
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
+from ssd4rec_jax.rank.excluded import excluded_slots
 from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
 from ssd4rec_jax.rank.scorer import Scorer
 from ssd4rec_jax.reporter import Reporter
@@ -14,7 +17,7 @@ from ssd4rec_jax.reporter import Reporter
 class Ranker:
     """Ranks the target of every example among all items of the catalogue.
 
-    Items that the user has seen stay in the ranking; item 0 is never ranked.
+    Items that the user has seen stay in the ranking unless they are excluded; item 0 is never ranked.
     longest: examples that decide the shape of the packed steps, together with targets_per_step and tokens_per_row as in
       training. No history that is ranked later may be longer than their longest. With the test examples here, one
       compiled program serves both splits, because a user's test history is the validation history plus one item.
@@ -31,15 +34,28 @@ class Ranker:
         )
         self._tokens = int(longest.lengths.sum())
 
-    def ranks(self, params: dict, examples: ExampleIndex) -> np.ndarray:
-        """The rank of each example's target, int64 [examples], from 1. Raises TrainingError for scores not finite."""
+    def ranks(
+        self, params: dict, examples: ExampleIndex, *, exclude: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """The rank of each example's target, int64 [examples], from 1. Raises TrainingError for scores not finite.
+
+        exclude: for each example, the ids of items that are left out of its ranking. A target that is itself left out
+        has the rank 0, which stands for not found.
+        """
+        def arguments(batch: PackedBatch) -> tuple[np.ndarray, ...]:
+            return (batch.targets,) if exclude is None else (batch.targets, excluded_slots(exclude, batch))
+
         prepared = self.scorer.prepare(params, self._tokens)
         about = self._cost(params, examples)
-        (found,) = self.scorer(prepared, examples, self.shape, ranks, _targets, about=about)
+        (found,) = self.scorer(prepared, examples, self.shape, ranks, arguments, about=about)
         if not found.all():
             raise AssertionError(f'{np.sum(found == 0)} examples were not ranked')
         found = found.astype(np.int64)
-        return found if examples.missed is None else np.where(examples.missed, self.scorer.network.num_items + 1, found)
+        if examples.missed is not None:
+            found[examples.missed] = self.scorer.network.num_items + 1
+        if exclude is not None:
+            found[[target in own for target, own in zip(examples.target, exclude, strict=True)]] = 0
+        return found
 
     def metrics(self, params: dict, examples: ExampleIndex) -> dict[str, float]:
         """HR, NDCG and MRR at 10 and 20, as means over all examples."""
@@ -52,7 +68,3 @@ class Ranker:
             f'evaluation: {len(examples):,} histories, each ranked exactly among {items:,} items, '
             f'{operations:.1e} FLOP of scores on {self.scorer.mesh.size} device(s)'
         )
-
-
-def _targets(batch: PackedBatch) -> tuple[np.ndarray]:
-    return (batch.targets,)

@@ -12,9 +12,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from ssd4rec_jax.data.examples import ExampleIndex
-from ssd4rec_jax.data.packing import PackedBatch, StepShape
+from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.table_shard import TableShard
+from ssd4rec_jax.rank.excluded import excluded_slots, round_up, without
 from ssd4rec_jax.rank.scorer import Scorer
 
 TOKENS_PER_ROW = 8192
@@ -51,8 +52,8 @@ class TopItems:
         k = min(k, self.network.num_items)
         examples = self._examples(histories)
         items, scores = self._scorer(
-            self._prepared, examples, self._shape(examples.lengths), TopK(min(_round_up(k), self.network.num_items)),
-            functools.partial(_excluded, exclude), per_item=() if allowed is None else (allowed,),
+            self._prepared, examples, self._shape(examples.lengths), TopK(min(round_up(k), self.network.num_items)),
+            lambda batch: (excluded_slots(exclude, batch),), per_item=() if allowed is None else (allowed,),
         )
         return items[:, :k], scores[:, :k]
 
@@ -74,9 +75,9 @@ class TopItems:
         """The shape of the packed steps for histories of these lengths, rounded up to a size class."""
         rows = self._scorer.mesh.size
         tokens = min(-(-int(lengths.sum()) // rows), self.tokens_per_row)
-        tokens = _round_up(max(tokens, int(lengths.max()), _LEAST_TOKENS))
+        tokens = round_up(max(tokens, int(lengths.max()), _LEAST_TOKENS))
         # An unused slot costs a row of scores, and a missing one leaves tokens of the row empty.
-        slots = _round_up(min(-(-len(lengths) // rows), math.ceil(tokens / lengths.mean())))
+        slots = round_up(min(-(-len(lengths) // rows), math.ceil(tokens / lengths.mean())))
         return StepShape(rows, tokens, min(max(slots, _LEAST_SLOTS), tokens))
 
 
@@ -97,14 +98,11 @@ class TopK:
         item 0 never ranks. finite says whether the scores of all real items of the row are finite.
         """
         chex.assert_shape(scores, (None, shard.held))
-        chex.assert_rank(excluded, 2)
-        chex.assert_equal_shape_prefix([scores, excluded], 1)
-        row = jnp.arange(len(scores))[:, None]
         item = shard.first + jnp.arange(scores.shape[1], dtype=jnp.int32)
         real = (item > 0) & (item < shard.rows)
         finite = shard.sum(jnp.sum(~jnp.isfinite(scores) & real, axis=1, dtype=jnp.int32)) == 0
         ranked = functools.reduce(jnp.logical_and, per_item, real)
-        scores = jnp.where(ranked, scores, -jnp.inf).at[row, shard.find(excluded)[0]].set(-jnp.inf, mode='drop')
+        scores = without(jnp.where(ranked, scores, -jnp.inf), excluded, shard)
         # Among equal scores top_k takes the first. The parts of the table are in order, so the first has the lowest id.
         best, at = lax.top_k(scores, min(self.k, scores.shape[1]))
         if shard.shards > 1:
@@ -112,19 +110,3 @@ class TopK:
             best, at = lax.top_k(best, self.k)
             return jnp.take_along_axis(items, at, axis=1), best, finite
         return item[at], best, finite
-
-
-def _excluded(exclude: Sequence[np.ndarray] | None, batch: PackedBatch) -> tuple[np.ndarray]:
-    """The excluded items of each slot's history: int32 [rows, segments, m], filled up with 0, which never ranks."""
-    width = _round_up(max(map(len, exclude), default=1)) if exclude is not None else 1
-    excluded = np.zeros((*batch.example_ids.shape, width), np.int32)
-    if exclude is not None:
-        for slot in np.argwhere(batch.example_ids >= 0):
-            own = exclude[batch.example_ids[tuple(slot)]]
-            excluded[tuple(slot)][:len(own)] = own
-    return (excluded,)
-
-
-def _round_up(value: int) -> int:
-    """The smallest power of two that is not below value."""
-    return 1 << max(0, value - 1).bit_length()

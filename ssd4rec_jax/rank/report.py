@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-# What a rank is worth, by metric; nothing beyond the cutoff. With one relevant item per history recall is HR and MAP is MRR.
+# What a rank is worth, by metric; nothing beyond the cutoff. With one relevant item per history recall is HR, and MAP
+# is MRR.
 WORTH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'HR': lambda rank: np.ones(len(rank)),
     'NDCG': lambda rank: 1 / np.log2(rank + 1),
@@ -44,7 +45,7 @@ def list_metrics(items: np.ndarray, counts: np.ndarray, cutoffs: Sequence[int]) 
     share = (counts[1:] + 1) / (counts[1:].sum() + catalogue)  # items of no training event have a share as well
     in_tail = np.zeros(catalogue, bool)
     in_tail[np.argsort(counts[1:], kind='stable')[:int(TAIL_SHARE * catalogue)]] = True
-    metrics = {}
+    metrics: dict[str, float] = {}
     for k in cutoffs:
         listed = items[:, :k]
         listed = listed[listed > 0] - 1

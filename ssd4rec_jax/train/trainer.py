@@ -40,6 +40,8 @@ class Trainer:
     on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
       is a run of this config.
 
+    initial: the parameters that a new run begins with, whole NumPy arrays; None draws them.
+
     program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
 
@@ -47,11 +49,12 @@ class Trainer:
         self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
         devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
         stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
+        initial: dict | None = None,
     ):
         self.config, self.dataset, self.folder = config, dataset, folder
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
-        self.stop_requested, self.on_saved = stop_requested, on_saved
+        self.stop_requested, self.on_saved, self.initial = stop_requested, on_saved, initial
         self.program: TrainProgram
         self.session: TrainSession
         self.state: TrainState
@@ -80,7 +83,7 @@ class Trainer:
         like = self.program.like
         foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
-        self.state = self.session.restore(self._choose_shape)
+        self.state = self.session.restore(self._choose_shape, self.initial)
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
         if self.implementation:

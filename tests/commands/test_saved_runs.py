@@ -121,11 +121,6 @@ def test_a_history_gives_what_its_user_gets_and_k_ends_with_the_catalogue(root):
 
 
 @pytest.mark.parametrize('name, flags, texts', [
-    ('recommend', ['--workdir=done', '--users=100,nobody'], ["--users: 'nobody' is not in the prepared log", '100, 101']),
-    ('recommend', ['--workdir=done', '--history=1001,2000'], ["--history: '2000'", '1001, 1002']),
-    ('recommend', ['--workdir=done', '--users='], ['--users: no id given']),
-    ('recommend', ['--workdir=done'], ['give either --users or --history']),
-    ('recommend', ['--workdir=done', '--users=100', '--history=1001'], ['give either --users or --history']),
     ('evaluate', ['--workdir=nothing'], ['--workdir=nothing holds neither a training run (config.json) nor a saved model (model.json)']),
 ])
 def test_what_cannot_be_answered_is_refused_in_a_sentence(root, name, flags, texts):

@@ -78,6 +78,26 @@ def test_every_user_is_ranked_once_however_they_are_packed(
     assert metrics['NDCG@20'] == pytest.approx(sum(1 / np.log2(r + 1) for r in ranks if r <= 20) / USERS)
 
 
+@pytest.mark.parametrize('devices, model', [(1, 1), (4, 4), (8, 2)])
+def test_excluded_items_are_left_out_and_an_excluded_target_is_not_found(network, dataset, devices, model):
+    """Every history is excluded, and of every fifth user the target too."""
+    net, params = network
+    histories = [history(dataset, user, 1) for user in range(USERS)]
+    exclude = [history(dataset, u) if u % 5 == 0 else h for u, h in enumerate(histories)]
+    expected = []
+    for row, own, user in zip(scores_alone(network, histories), exclude, range(USERS), strict=True):
+        row[own] = -np.inf
+        target = history(dataset, user)[-1]
+        order = sorted(set(range(1, ITEMS + 1)) - set(own.tolist()), key=lambda i: -row[i])
+        expected.append(0 if target in own else order.index(target) + 1)
+    ranker = Ranker(
+        net, device_mesh(jax.devices()[:devices], model), the_test_examples(dataset), targets_per_step=13,
+        tokens_per_row=128,
+    )
+    assert ranker.ranks(params, the_test_examples(dataset), exclude=exclude).tolist() == expected
+    assert 12 <= expected.count(0) < 30 and max(expected) > 15
+
+
 def test_the_expected_ranks_are_not_trivial(expected):
     for ranks in expected.values():
         assert len(set(ranks)) > 15 and min(ranks) >= 1 and max(ranks) <= ITEMS

@@ -1,0 +1,89 @@
+"""What is said of a model on held-out items: ranks with seen items in or out, their metrics, and lists of items."""
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from jax.sharding import Mesh
+
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import ExampleIndex, test_examples, valid_examples
+from ssd4rec_jax.model.network import Network
+from ssd4rec_jax.rank.baselines import training_counts
+from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.rank.recommend import TopItems
+from ssd4rec_jax.rank.report import grouped, list_metrics, metric_frame
+
+SPLITS = 'test', 'valid'
+GROUPINGS = 'history_length', 'item_popularity'
+_EXAMPLES = {'test': test_examples, 'valid': valid_examples}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The ranks of the held-out items of a split among all items, or among those that the user has not seen yet.
+
+    examples: the histories that were read and their targets. users: int64 [targets], internal ids of their users.
+    ranks: int64 [targets] from 1; 0 where the target is itself left out because the user has seen it.
+    lists: int32 [targets, longest list], the best items first; 0 where a list is short.
+    counts: int64 [items + 1], how often each item occurs in training.
+    """
+
+    examples: ExampleIndex
+    users: np.ndarray
+    ranks: np.ndarray
+    lists: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def seen_targets(self) -> float:
+        """The share of targets that were left out as seen, which count as not found."""
+        return float(np.mean(self.ranks == 0))
+
+    def metrics(self, cutoffs: Sequence[int]) -> pl.DataFrame:
+        """The columns metric, value, low, high: HR, NDCG and MRR with 95% bootstrap intervals."""
+        return metric_frame(self.ranks, cutoffs)
+
+    def list_metrics(self, cutoffs: Sequence[int]) -> dict[str, float]:
+        """Coverage, Gini index, novelty and tail share of the lists; no cutoff may be above their length."""
+        return list_metrics(self.lists, self.counts, cutoffs)
+
+    def values(self, grouping: str) -> np.ndarray:
+        """int64 [targets], one of GROUPINGS: the items before each target, or how often it occurs in training."""
+        return {'history_length': self.examples.lengths, 'item_popularity': self.counts[self.examples.target]}[grouping]
+
+    def grouped(self, grouping: str, cutoffs: Sequence[int]) -> pl.DataFrame:
+        """`metrics` of each quarter of the targets by one of GROUPINGS, after the columns from, to, users."""
+        return grouped(self.ranks, self.values(grouping), cutoffs)
+
+
+class Evaluator:
+    """Evaluates one model on one split, as often as is asked."""
+
+    def __init__(self, config: RunConfig, dataset: SequenceDataset, network: Network, mesh: Mesh, split: str):
+        self._max_history, self._dataset = config.data.max_history, dataset
+        self.examples = _EXAMPLES[split](dataset, max_history=self._max_history)
+        self._whole = _EXAMPLES[split](dataset)
+        self._network, self._mesh = network, mesh
+        # The test histories are the longest, so one compiled program serves both splits.
+        self.ranker = Ranker(
+            network, mesh, test_examples(dataset, max_history=self._max_history),
+            targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
+        )
+
+    def evaluate(self, params: dict, *, longest_list: int, seen_out: bool) -> Evaluation:
+        """params: placed on the mesh or whole. longest_list: items of a list. seen_out: leave out what a user has seen.
+
+        What a user has seen is all of the history before the target, also what max_history cuts off.
+        """
+        whole = self._whole
+        histories = [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]
+        exclude = histories if seen_out else None
+        ranks = self.ranker.ranks(params, self.examples, exclude=exclude)
+        top = TopItems(self._network, self._mesh, params, max_history=self._max_history)
+        lists, scores = top(histories, k=longest_list, exclude=exclude)
+        return Evaluation(
+            self.examples, np.searchsorted(self._dataset.offsets, whole.stop, side='right') - 1, ranks,
+            np.where(np.isfinite(scores), lists, 0), training_counts(self._dataset),
+        )
