@@ -100,8 +100,8 @@ def _held_out(dataset: SequenceDataset, name: str, max_history: int) -> ExampleI
 def nothing_left(dataset: SequenceDataset) -> str:
     """Why a split leaves nothing for one of its parts, and what can be done."""
     return (
-        f'histories have at most {dataset.lengths.max()} interactions, and the split is {dataset.held_out.protocol}: give '
-        'longer histories, or hold out whole users with --set=data.split=users'
+        f'histories have at most {dataset.lengths.max()} interactions, and the split is {dataset.held_out.protocol}: '
+        'give longer histories, or hold out whole users with --set=data.split=users'
     )
 
 

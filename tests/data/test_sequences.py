@@ -14,7 +14,7 @@ from ssd4rec_jax.errors import DataError
 
 
 def make_log(rows: list[tuple], time_type=np.int64) -> Interactions:
-    users, items, times = zip(*rows)
+    users, items, times = zip(*rows, strict=True)
     ids = np.int64 if isinstance(users[0], int) else object
     return Interactions(np.array(users, ids), np.array(items, ids), np.array(times, time_type), 'a log')
 
@@ -45,7 +45,7 @@ def random_rows(seed: int, as_text: bool) -> list[tuple]:
     users = np.minimum(rng.geometric(0.04, n), 60) - 1
     items = np.minimum(rng.geometric(0.05, n), 50) - 1
     times = 1_649_433_600_000 + rng.integers(0, 40, n) * 30_000
-    rows = list(zip(users.tolist(), items.tolist(), times.tolist()))
+    rows = list(zip(users.tolist(), items.tolist(), times.tolist(), strict=True))
     return [(f'u{u}', f'i{i}', t) for u, i, t in rows] if as_text else rows
 
 
@@ -62,7 +62,7 @@ def test_preparation_equals_the_oracle(seed, k, block_rows, as_text, precision):
     assert dataset.item_ids.tolist() == items
     assert dataset.items.dtype == np.int32 and dataset.offsets.dtype == np.int64
     assert dataset.num_interactions == sum(map(len, histories.values()))
-    for user, start, stop in zip(dataset.user_ids.tolist(), dataset.offsets, dataset.offsets[1:]):
+    for user, start, stop in zip(dataset.user_ids.tolist(), dataset.offsets[:-1], dataset.offsets[1:], strict=True):
         assert dataset.item_ids[dataset.items[start:stop] - 1].tolist() == histories[user]
 
 
