@@ -15,6 +15,7 @@ from absl import flags
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import configured, prepared_dataset
 from ssd4rec_jax.commands.output import write_stdout
+from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepared-FINGERPRINT if not given.')
@@ -24,7 +25,11 @@ def main() -> int:
     dataset, _ = prepared_dataset(configured(), _OUTPUT.value)
     for note in dataset.report.get('notes', []):
         print(note, file=sys.stderr)
-    write_stdout(json.dumps(describe(dataset)) + '\n')
+    said = describe(dataset)
+    for use in ('train', 'valid', 'test'):
+        if not said[f'{use}_targets']:
+            print(f'warning: no {use} targets: {nothing_left(dataset)}', file=sys.stderr)
+    write_stdout(json.dumps(said) + '\n')
     return 0
 
 

@@ -4,6 +4,7 @@
     python -m experiments.train --dataset=kuairand               # downloads, prepares, trains
     python -m experiments.train --dataset=amazon-beauty --data_dir=DIR --workdir=RUN --set=model.num_layers=2
     python -m experiments.train --dataset=kuairand --distributed   # on every host of a pod: see docs/pods.md
+    python -m experiments.train --dataset=kuairand --final=RUN --workdir=LIVE   # on everything, for RUN's best epochs
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
@@ -19,8 +20,10 @@ from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, configured, pr
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.terminal import Terminal
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
 
@@ -32,15 +35,24 @@ _ADOPT_CONFIG = flags.DEFINE_bool(
 )
 
 
+_FINAL = flags.DEFINE_string(
+    'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
+)
+
+
 def main() -> int:
     distributed.join()
     with distributed.failing_together():
         return _train()
 
 
+def _config() -> RunConfig:
+    return configured() if _FINAL.value is None else final_config(configured(), _FINAL.value)
+
+
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
-    config = together(configured)
+    config = together(_config)
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()
