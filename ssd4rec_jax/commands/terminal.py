@@ -11,6 +11,7 @@ from rich.table import Table
 from ssd4rec_jax.commands.output import Lenient, one_line
 from ssd4rec_jax.reporter import Reporter
 
+_NAMES = {'ssd4rec': 'SSD4Rec'}  # of networks, where they are written otherwise than in a setting
 METRICS = ('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20')
 
 
@@ -60,14 +61,14 @@ class Terminal(Reporter):
             self.progress.stop()
             self.progress = None
 
-    def result(self, result: dict) -> None:
+    def result(self, result: dict, name: str) -> None:
         """The final table: the network against popularity and the last-item transition table on the test split."""
         table = Table(title=f'{result["dataset"]}: test, best epoch {result["best_epoch"]} of {result["epochs"]}')
         table.add_column('')
         for name in METRICS:
             table.add_column(name, justify='right')
         baselines = {name: result[name]['test'] for name in ('popularity', 'transition') if name in result}
-        for label, metrics in {'SSD4Rec': result['test'], **baselines}.items():
+        for label, metrics in {_NAMES.get(name, name): result['test'], **baselines}.items():
             table.add_row(label, *(f'{metrics[name]:.4f}' for name in METRICS))
         # A table wider than a log file's assumed 80 columns must not be cut.
         self.console.print(table, soft_wrap=False, width=max(self.console.width, 100))

@@ -21,8 +21,8 @@ class DataConfig:
     min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
     split: which interactions are held out, one of SPLITS (ssd4rec_jax.data.splits).
     split_last: with 'last_n', how many of each user are tested, and as many validated.
-    split_valid_time, split_test_time: with 'time', where validation and test begin, as ISO dates or numbers in the log's
-      unit; '' cuts after 80% and 90% of the interactions.
+    split_valid_time, split_test_time: with 'time', where validation and test begin, as ISO dates or numbers in the
+      log's unit; '' cuts after 80% and 90% of the interactions.
     split_share: with 'users', the share of users that is tested, and as many validated.
     min_user_interactions, min_item_interactions: k of users and of items where they differ; 0 takes min_interactions.
     """
