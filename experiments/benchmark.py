@@ -10,11 +10,13 @@ softmax                     the full-softmax loss, whole and in chunks of the ca
 kuairand27k                 time and peak memory of preparing a log of that form, measured once
 catalogue                   whole runs with 50,000 and 5,000,000 items, one after another
 weak_scaling                the bytes that 1, 2, 4 and 8 simulated devices send in a step
+recommend                   everybody's best items at once, and one user at a time
 
 Times are medians of calls that take turns. Figures from different runs must not be compared with one another.
 """
 import datetime
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from experiments.bench.catalogue import measure_catalogues
 from experiments.bench.large_log import measure_preparation
 from experiments.bench.loader import measure_loader
 from experiments.bench.long import measure_long
+from experiments.bench.recommending import measure_recommending
 from experiments.bench.softmax import measure_softmax
 from experiments.bench.training import Forms, measure_evaluation, measure_steps
 from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
@@ -49,6 +52,7 @@ CONFIGS = {
     'kuairand27k': ('kuairand-27k', []),
     'catalogue': ('kuairand', []),
     'weak_scaling': ('kuairand', []),
+    'recommend': ('amazon-beauty', []),
 }
 
 _PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
@@ -72,22 +76,10 @@ def main() -> int:
         jax.config.update('jax_num_cpu_devices', max(DEVICES))
     chip = chip_name()
     console.print(f'{_PRESET.value} on {len(jax.devices())} x {chip}, JAX {jax.__version__}')
-    figures: dict[str, Any]
-    if _PRESET.value == 'softmax':
-        figures = {'softmax': measure_softmax(_REPEATS.value)}
-        console.print(_softmax_table(figures['softmax']))
-    elif _PRESET.value == 'kuairand27k':
-        figures = {'preparation': measure_preparation()}
-        console.print(_preparation_table(figures['preparation']))
-    elif _PRESET.value == 'catalogue':
-        figures = {'catalogue': measure_catalogues(config)}
-        console.print(_catalogue_table(figures['catalogue']))
-    elif _PRESET.value == 'weak_scaling':
-        figures = {'weak_scaling': measure_weak_scaling(config)}
-        console.print(_weak_scaling_table(figures['weak_scaling']))
-    elif _PRESET.value == 'long':
-        figures = {'long': measure_long(config, _REPEATS.value)}
-        console.print(_long_table(figures['long']))
+    if _PRESET.value in _ALONE:
+        key, measure, table = _ALONE[_PRESET.value]
+        figures = {key: measure(config)}
+        console.print(table(figures[key]))
     else:
         figures = _measure_log(config, console)
     if _JSON.value:
@@ -220,12 +212,42 @@ def _softmax_table(rows: list[dict]) -> Table:
     return table
 
 
+def _recommending_table(figures: dict) -> Table:
+    table = Table(
+        '', 'time', 'users/s',
+        title=f'the top {figures["k"]} of {figures["items"]:,} items for {figures["users"]:,} users',
+        caption=f'one user at a time: p50 {1000 * figures["one"]["p50_seconds"]:.1f} ms, p99 '
+                f'{1000 * figures["one"]["p99_seconds"]:.1f} ms',
+    )
+    for form, title in (
+        ('ours', 'from histories, seen items left out'),
+        ('torch_matmul_topk', "PyTorch's matmul and topk, from vectors"),
+    ):
+        if form in figures:
+            f = figures[form]
+            table.add_row(title, f'{f["seconds"]:.2f} s', f'{f["users_per_second"]:,.0f}')
+    return table
+
+
 def _times(ours: float, other: float) -> str:
     return f'{ours / other:.2f} x'
 
 
 def _mib(count: int) -> str:
     return f'{count / 2**20:,.0f} MiB'
+
+
+# Presets that measure one thing: its key in the figures, what measures it, and its table.
+_ALONE: dict[str, tuple[str, Callable[[RunConfig], Any], Callable[[Any], Table]]] = {
+    'softmax': ('softmax', lambda _: measure_softmax(_REPEATS.value), _softmax_table),
+    'kuairand27k': ('preparation', lambda _: measure_preparation(), _preparation_table),
+    'catalogue': ('catalogue', measure_catalogues, _catalogue_table),
+    'weak_scaling': ('weak_scaling', measure_weak_scaling, _weak_scaling_table),
+    'long': ('long', lambda config: measure_long(config, _REPEATS.value), _long_table),
+    'recommend': (
+        'recommend', lambda config: measure_recommending(config, _REPEATS.value), _recommending_table,
+    ),
+}
 
 
 if __name__ == '__main__':

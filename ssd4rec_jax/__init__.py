@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ssd4rec_jax.recommender import Recommender
     from ssd4rec_jax.train.losses import register_loss
 
-# Public name: module. They are imported when they are asked for, so that `import ssd4rec_jax` starts neither JAX nor polars.
+# Public name: module. They are imported when they are asked for, so that `import ssd4rec_jax` starts neither JAX nor
+# polars.
 _PUBLIC = {
     'Recommender': 'recommender', 'RunConfig': 'config.run', 'ModelConfig': 'config.model', 'DataConfig': 'config.data',
     'TrainConfig': 'config.train', 'SequenceDataset': 'data.dataset', 'UserError': 'errors',

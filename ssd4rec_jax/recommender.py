@@ -1,10 +1,8 @@
 """A recommender to hold: fit on a table, load from a folder, ask for items by original ids."""
 import dataclasses
-import functools
 import tempfile
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,35 @@ import jax
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.answers import Answers
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import SequenceDataset, save_dataset, with_split
+from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.ids import positions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
 from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
+from ssd4rec_jax.data.tables.frames import as_polars
+from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.frames import in_library, library_of
+from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.presets.auto import auto_config
-from ssd4rec_jax.rank.recommend import TopItems
+from ssd4rec_jax.rank.evaluation import SPLITS, Evaluator
+from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
 
-AT_ONCE = 8192  # histories that are scored before their rows are handed on
+# An update trains this share of the epochs that the first training took to its best, at this share of its rates: the
+# optimiser begins anew, and at full rate its first steps would undo what the table has learnt.
+UPDATE_SHARE, UPDATE_RATE = 0.1, 0.1
 
 
 class Recommender:
@@ -57,7 +63,7 @@ class Recommender:
         self, preset: str = 'auto', *, settings: Mapping[str, Any] | None = None, config: RunConfig | None = None
     ):
         self.preset, self.settings, self.config = preset, dict(settings or {}), config
-        self._run: SavedRun | None = None
+        self._taken: Answers | None = None
         self._library = 'polars'
 
     # ---- fitting
@@ -69,9 +75,9 @@ class Recommender:
         """Train on a log, or go on where an earlier call stopped in the same workdir; returns self.
 
         data: a frame of polars or pandas, a pyarrow table, or the path of a log in any form that `ssd4rec train` reads.
-        user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes the
-        order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after the
-        step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
+        user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes
+        the order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after
+        the step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
         """
         self._library = library_of(data)
         options = TableOptions(user=user, item=item, time=time)
@@ -84,6 +90,47 @@ class Recommender:
         folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
         config, dataset, prepared, why = self._configured(source, folder)
         (reporter := reporter or Reporter()).note(why)
+        self._train(config, dataset, prepared, folder, Launch(), reporter)
+        return self
+
+    def update(
+        self, data: Any, *, user: str | None = None, item: str | None = None, time: str | None = None,
+        workdir: str | Path | None = None, reporter: Reporter | None = None,
+    ) -> 'Recommender':
+        """Go on from the present parameters with more rows of the log, new users and items included; returns self.
+
+        data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of
+        the epochs that the first training took; a new item begins with the mean of the items that it occurs beside.
+        workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
+        """
+        saved = self._saved
+        if not saved.dataset.num_users:
+            raise UserError('this model was saved without histories, which an update needs: fit it on the whole log')
+        options = TableOptions(user=user, item=item, time=time)
+        rows = (find_source('interactions', data, options=options) if isinstance(data, (str, Path))
+                else FrameSource(data, options)).read()
+        dataset = with_split(extended(saved.dataset, rows), saved.config.data)
+        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        prepared = folder / 'data' / f'prepared-{dataset.fingerprint[:12]}'
+        save_dataset(dataset, prepared)
+        params = saved.network.whole(saved.params)
+        new = np.arange(saved.dataset.num_items + 1, dataset.num_items + 1)
+        vectors = neighbour_vectors(params[ITEM_EMBEDDING], _beside(dataset, new))
+        table = params[ITEM_EMBEDDING]
+        params = {**params, ITEM_EMBEDDING: np.concatenate([table, vectors.astype(table.dtype)])}
+        train = saved.config.train
+        config = dataclasses.replace(saved.config, train=dataclasses.replace(
+            train, max_epochs=max(1, round(UPDATE_SHARE * saved.best_epoch)),
+            table_learning_rate=UPDATE_RATE * train.table_learning_rate,
+            learning_rate=UPDATE_RATE * train.learning_rate,
+        ))
+        self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or Reporter())
+        return self
+
+    def _train(
+        self, config: RunConfig, dataset: SequenceDataset, prepared: Path, folder: Path, how: Launch, reporter: Reporter
+    ) -> None:
+        """Launch a run and answer with it from now on; a Ctrl-C ends it with what it has."""
         enable_compilation_cache()
         signals: list[StopSignals] = []
 
@@ -95,14 +142,70 @@ class Recommender:
 
         try:
             launch(
-                config, folder, lambda: (dataset, prepared), Launch(), log_is_named=True, reporter=reporter,
+                config, folder, lambda: (dataset, prepared), how, log_is_named=True, reporter=reporter,
                 watch_for_stop=watch_for_stop,
             )
         finally:
             for stop in signals:
                 stop.release()
         self._take(load_run(folder))
+
+    def add_items(
+        self, *, vectors: Mapping[Any, Any] | None = None, beside: Mapping[Any, Sequence[Any]] | None = None,
+        features: Any = None, item: str = 'item',
+    ) -> 'Recommender':
+        """Give items that the log does not have a vector, so that they are recommended without training; returns self.
+
+        One of: vectors, {id: D numbers}; beside, {id: ids of items that it occurs beside}, whose mean it gets;
+        features, a frame with the column `item` and further columns of text or categories for known and new items, from
+        which a ridge regression makes the vectors. UserError where an id is known already, or where nothing is known of
+        an item.
+        """
+        if sum(given is not None for given in (vectors, beside, features)) != 1:
+            raise UserError('give one of vectors={id: numbers}, beside={id: [item, ...]} or features=frame')
+        table = self._answers.table
+        if features is not None:
+            frame = as_polars(features).collect()
+            if item not in frame.columns:
+                raise UserError(f'features has no column {item!r}; it has {", ".join(frame.columns)}')
+            at = positions(self._saved.dataset.item_ids, [str(i) for i in frame[item].to_list()])
+            known, new = frame.filter(pl.Series(at >= 0)), frame.filter(pl.Series(at < 0))
+            if not len(known) or not len(new):
+                raise UserError(f'features has {len(known)} known and {len(new)} new items; it needs some of both')
+            names = new[item].to_list()
+            found = feature_vectors(known.drop(item), self.item_vectors[at[at >= 0]], new.drop(item))
+        elif beside is not None:
+            names = list(beside)
+            found = neighbour_vectors(
+                table, [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in beside.items()]
+            )
+        else:
+            names = list(vectors or {})
+            found = np.asarray([np.asarray(v, np.float32) for v in (vectors or {}).values()])
+            if found.shape != (len(names), table.shape[1]) or not np.isfinite(found).all():
+                raise UserError(f'vectors must be {table.shape[1]} finite numbers for each item')
+        self._append_items(names, found)
         return self
+
+    def _append_items(self, names: list[Any], vectors: np.ndarray) -> None:
+        saved = self._saved
+        at = positions(saved.dataset.item_ids, [str(name) for name in names])
+        if (at >= 0).any():
+            raise UserError(f'{names[int(np.argmax(at >= 0))]!r} is in the catalogue already')
+        known = saved.dataset.item_ids
+        item_ids = (
+            TextIds.of([*known.tolist(), *(str(n).strip() for n in names)]) if isinstance(known, TextIds)
+            else np.concatenate([np.asarray(known), np.asarray([int(n) for n in names], np.int64)])
+        )
+        network, _ = abstract_network(saved.config.model, len(item_ids), saved.mesh)
+        whole = saved.network.whole(saved.params)
+        table = np.concatenate([whole[ITEM_EMBEDDING], vectors.astype(whole[ITEM_EMBEDDING].dtype)])
+        params = network.split({**whole, ITEM_EMBEDDING: table}, saved.mesh)
+        self._take(dataclasses.replace(
+            saved, dataset=dataclasses.replace(saved.dataset, item_ids=item_ids), network=network,
+            params=jax.device_put(params, shardings(params, saved.mesh)),
+            item_counts=np.concatenate([saved.item_counts, np.zeros(len(names), np.int64)]),
+        ))
 
     def _configured(
         self, source: FileSource | FrameSource | SyntheticSource, folder: Path
@@ -130,16 +233,16 @@ class Recommender:
     # ---- asking
 
     def recommend(
-        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *, k: int = 10,
-        exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Any:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning. exclude_seen:
-        leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items to choose from.
-        reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products; those of
-        popularity are counts. A row is missing where fewer than k items are left.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning.
+        exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
+        to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
+        those of popularity are counts. A row is missing where fewer than k items are left.
         """
         frames = list(self.recommend_in_parts(
             users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only
@@ -147,55 +250,66 @@ class Recommender:
         return in_library(pl.concat(frames), self._library)
 
     def recommend_in_parts(
-        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *, k: int = 10,
-        exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
-    ) -> Iterable[pl.DataFrame]:
-        """`recommend` as polars frames of AT_ONCE users or histories at most, each made when it is asked for."""
-        names, read = self._asked(users, histories)
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise UserError(f'k={k!r} must be a whole number from 1')
-        catalogue = self._saved.dataset.num_items
-        if k > catalogue:
-            warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
-        allowed = self._allowed(exclude, only)
-        for start in range(0, max(len(names), 1), AT_ONCE):
-            yield self._ranked(names[start:start + AT_ONCE], read[start:start + AT_ONCE], min(k, catalogue), exclude_seen, allowed)
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """`recommend` as polars frames of a few thousand users or histories each, made when they are asked for."""
+        return self._answers.best(users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only)
+
+    def evaluate(
+        self, split: str = 'test', k: Sequence[int] = (5, 10, 20), seen: str = 'both', *, lists: bool = False
+    ) -> Any:
+        """How the held-out items of a split rank: a frame with the columns seen, metric, value, low, high.
+
+        split: 'test' or 'valid'. k: the list lengths that HR, NDCG and MRR are taken at. seen: 'in' ranks what a
+        history holds along with the rest, as published tables do; 'out' leaves it out, and a target that is in the history
+        counts as not found; 'both' gives both. low and high bound the 95% bootstrap interval over users. lists: also
+        coverage, Gini index, novelty and tail share of the lists, without an interval.
+        """
+        saved = self._saved
+        for name, value, known in (('split', split, SPLITS), ('seen', seen, ('in', 'out', 'both'))):
+            if value not in known:
+                raise UserError(f'{name}={value!r} must be one of {", ".join(known)}')
+        if not k or not all(isinstance(n, int) and 1 <= n <= saved.dataset.num_items for n in k):
+            items = saved.dataset.num_items
+            raise UserError(f'k={k!r} must be whole numbers from 1 to the {items} items of the catalogue')
+        if not saved.dataset.num_users:
+            raise UserError('this model was saved without histories, so there is nothing to rank')
+        evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, split)
+        frames = []
+        for way in ('in', 'out') if seen == 'both' else (seen,):
+            found = evaluator.evaluate(saved.params, longest_list=max(k), seen_out=way == 'out')
+            rows = [found.metrics(tuple(k))]
+            if lists:
+                metrics = found.list_metrics(tuple(k))
+                rows.append(pl.DataFrame({'metric': list(metrics), 'value': list(metrics.values())}))
+            frames.append(pl.concat(rows, how='diagonal').select(pl.lit(way).alias('seen'), pl.all()))
+        return in_library(pl.concat(frames), self._library)
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]: the score of each item as the next one; NaN for a history without known items."""
-        at = self._known(items, 'items') + 1
-        return self.user_vectors(histories) @ self._table[at].T
+        answers = self._answers
+        return answers.vectors(histories) @ answers.table[answers.known(items, 'items') + 1].T
 
     def user_vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items."""
-        _, read = self._asked(None, histories)
-        vectors = np.full((len(read), self._table.shape[1]), np.nan, np.float32)
-        some = [n for n, history in enumerate(read) if len(history)]
-        if some:
-            vectors[some] = self._top.vectors([read[n] for n in some])
-        return vectors
+        return self._answers.vectors(histories)
 
     @property
     def items(self) -> list[Any]:
         """Original ids of the catalogue, in the order of `item_vectors`."""
-        return self._item_ids.to_list()
+        return self._answers.item_ids.to_list()
 
     @property
     def item_vectors(self) -> np.ndarray:
         """float32 [items, D]."""
-        return self._table[1:]
+        return self._answers.table[1:]
 
     def similar_items(self, item: Any, k: int = 10) -> Any:
-        """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item, cosine."""
-        (at,) = self._known([item], 'item')
-        vectors = self.item_vectors / np.maximum(np.linalg.norm(self.item_vectors, axis=1, keepdims=True), 1e-30)
-        cosine = vectors @ vectors[at]
-        cosine[at] = -np.inf
-        best = np.argsort(-cosine, kind='stable')[:min(k, len(cosine) - 1)]
-        frame = pl.DataFrame({
-            'rank': np.arange(1, len(best) + 1), 'item': self._item_ids.gather(best), 'cosine': cosine[best],
-        })
-        return in_library(frame, self._library)
+        """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item,
+        cosine.
+        """
+        return in_library(self._answers.similar(item, k), self._library)
 
     # ---- folders
 
@@ -222,120 +336,33 @@ class Recommender:
 
     def _take(self, saved: SavedRun) -> None:
         """Answer with a run from now on."""
-        self._run = saved
-        for name in ('_top', '_table', '_item_ids', '_user_ids', '_counts'):
-            self.__dict__.pop(name, None)
+        self._taken = Answers(saved)
+
+    @property
+    def _answers(self) -> Answers:
+        if self._taken is None:
+            raise UserError('this Recommender is not fitted yet: call fit(frame) first, or Recommender.load(folder)')
+        return self._taken
 
     @property
     def _saved(self) -> SavedRun:
-        if self._run is None:
-            raise UserError('this Recommender is not fitted yet: call fit(frame) first, or Recommender.load(folder)')
-        return self._run
-
-    @functools.cached_property
-    def _top(self) -> TopItems:
-        saved = self._saved
-        return TopItems(saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history)
-
-    @functools.cached_property
-    def _table(self) -> np.ndarray:
-        """float32 [items + 1, D], row 0 for the mask."""
-        return np.asarray(self._saved.network.whole(self._saved.params)[ITEM_EMBEDDING], np.float32)
-
-    @functools.cached_property
-    def _item_ids(self) -> pl.Series:
-        return _series(self._saved.dataset.item_ids)
-
-    @functools.cached_property
-    def _user_ids(self) -> pl.Series:
-        return _series(self._saved.dataset.user_ids)
-
-    @functools.cached_property
-    def _counts(self) -> np.ndarray:
-        return np.asarray(self._saved.item_counts)
-
-    def _asked(
-        self, users: Sequence[Any] | str | None, histories: Sequence[Sequence[Any]] | None
-    ) -> tuple[pl.Series, list[np.ndarray]]:
-        """(name, internal item ids) of each history that is asked for."""
-        if (users is None) == (histories is None):
-            raise UserError('give either users (ids of the log, or \'all\') or histories (lists of item ids)')
-        if histories is not None:
-            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories)
-        dataset = self._saved.dataset
-        if not dataset.num_users:
-            raise UserError('this model was saved without histories: give histories=[[item, ...], ...] instead of users')
-        if isinstance(users, str) and users == 'all':
-            at = np.arange(dataset.num_users)
-        else:
-            at = self._found(dataset.user_ids, _listed(users, 'users'), 'user')
-            at = at[at >= 0]
-        offsets = dataset.offsets
-        return self._user_ids.gather(at).alias('user'), [dataset.items[offsets[u]:offsets[u + 1]] for u in at.tolist()]
-
-    def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
-        lists = [_listed(history, 'a history') for history in _listed(histories, 'histories')]
-        flat = self._found(self._saved.dataset.item_ids, [item for history in lists for item in history], 'item')
-        ends = np.cumsum([len(history) for history in lists], dtype=np.int64)
-        return [part[part >= 0].astype(np.int32) + 1 for part in np.split(flat, ends[:-1])] if lists else []
-
-    def _found(self, vocabulary: Any, wanted: list[Any], what: str) -> np.ndarray:
-        """Position of each id in a vocabulary, -1 with one warning where the log does not have it."""
-        at = positions(vocabulary, [str(id_) for id_ in wanted])
-        missing = np.flatnonzero(at < 0)
-        if len(missing):
-            warnings.warn(
-                f'{len(missing)} of {len(wanted)} {what} ids are not in the log and are skipped; the first is '
-                f'{wanted[missing[0]]!r}', stacklevel=4,
-            )
-        return at
-
-    def _known(self, items: Iterable[Any], what: str) -> np.ndarray:
-        """Positions of items that must be in the log."""
-        wanted = _listed(items, what)
-        at = positions(self._saved.dataset.item_ids, [str(id_) for id_ in wanted])
-        if (at < 0).any():
-            raise UserError(f'{what}: {wanted[int(np.argmin(at))]!r} is not in the log; ids look like {self.items[:3]}')
-        return at
-
-    def _allowed(self, exclude: Iterable[Any], only: Iterable[Any] | None) -> np.ndarray | None:
-        """bool [items + 1] of the items that may be recommended; None where all may."""
-        left_out, chosen = _listed(exclude, 'exclude'), None if only is None else _listed(only, 'only')
-        if not left_out and chosen is None:
-            return None
-        item_ids = self._saved.dataset.item_ids
-        allowed = np.full(self._saved.dataset.num_items + 1, chosen is None)
-        if chosen is not None:
-            allowed[(at := self._found(item_ids, chosen, 'item'))[at >= 0] + 1] = True
-        allowed[(at := self._found(item_ids, left_out, 'item'))[at >= 0] + 1] = False
-        return allowed
-
-    def _ranked(
-        self, names: pl.Series, read: list[np.ndarray], k: int, exclude_seen: bool, allowed: np.ndarray | None
-    ) -> pl.DataFrame:
-        items, scores = np.zeros((len(read), k), np.int32), np.full((len(read), k), -np.inf, np.float32)
-        some = np.asarray([len(history) > 0 for history in read], bool)
-        if some.any():
-            known = [history for history in read if len(history)]
-            items[some], scores[some] = self._top(known, k=k, exclude=known if exclude_seen else None, allowed=allowed)
-        if not some.all():
-            counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
-            counts[0] = -np.inf
-            order = np.argsort(-counts, kind='stable')[:k]
-            items[~some], scores[~some] = order, counts[order]
-        rows, places = np.nonzero(np.isfinite(scores))
-        return pl.DataFrame({
-            'user': names.gather(rows), 'rank': places + 1, 'item': self._item_ids.gather(items[rows, places] - 1),
-            'score': scores[rows, places], 'reason': np.where(some, 'model', 'popularity')[rows],
-        })
+        return self._answers.saved
 
 
-def _series(ids: Any) -> pl.Series:
-    return pl.Series(ids) if isinstance(ids, np.ndarray) else ids.series()
-
-
-def _listed(values: Any, what: str) -> list[Any]:
-    """A list of what a caller gave; UserError for one text, which would be taken apart into its letters."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise UserError(f'{what} is {values!r}; it must be a list of ids')
-    return list(values)
+def _beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:
+    """For each item the older items (of lower ids than all of `items`) just before and after it in histories; all of
+    the older items where it stands beside none."""
+    if not len(items):
+        return []
+    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)
+    pairs = []
+    for shift in (1, 2):
+        same = user[shift:] == user[:-shift]
+        left, right = dataset.items[:-shift][same], dataset.items[shift:][same]
+        pairs += [(left, right), (right, left)]
+    one, other = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+    use = (one >= items[0]) & (other < items[0])
+    order = np.argsort(one[use], kind='stable')
+    groups = np.split(other[use][order], np.searchsorted(one[use][order], items[1:]))
+    everything = np.arange(1, items[0])
+    return [group if len(group) else everything for group in groups]

@@ -31,8 +31,7 @@ _TIME_COLUMN = flags.DEFINE_string(
     'time_column', None, f"Column of times, {_ONE_S_OWN}; 'none' takes the order of the rows."
 )
 _SEPARATOR = flags.DEFINE_string(
-    'separator', None,
-    f"Between fields, {_ONE_S_OWN}: one character, one twice (::), 'tab', or 'space' for runs of blanks.",
+    'separator', None, f"Between fields, {_ONE_S_OWN}: a character, one twice (::), 'tab', or 'space' for blanks."
 )
 _QUOTE = flags.DEFINE_string('quote', None, f"The character around fields, {_ONE_S_OWN}: '\"' or 'none'.")
 _COLUMNS = flags.DEFINE_list(
@@ -47,7 +46,7 @@ _BAD_ROWS = flags.DEFINE_enum(
     'Rows that cannot be used: refuse the log at the first one, or skip them, count them and list them in a file.',
 )
 _MAX_BAD_SHARE = flags.DEFINE_float(
-    'max_bad_share', 0.01, 'With --bad_rows=skip, refuse the log above this share of rows.'
+    'max_bad_share', 0.01, 'With --bad_rows=skip, refuse the log above this share of bad rows.'
 )
 
 
@@ -67,7 +66,9 @@ def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
     if official is None or official.counts is None or DATA_DIR.value is not None:
         return
     found = dataset.num_users, dataset.num_items, dataset.num_interactions
-    if config.data.min_interactions == DataConfig().min_interactions and found != official.counts:
+    published = DataConfig()
+    cores = config.data.user_core, config.data.item_core
+    if cores == (published.user_core, published.item_core) and found != official.counts:
         users, items, interactions = official.counts
         file = Path('data') / config.dataset / official.file_name
         raise DataError(

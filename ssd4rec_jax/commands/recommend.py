@@ -29,6 +29,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssd4rec_jax.answers import AT_ONCE
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.id_lists import HOW, histories_in_file, ids_in_file, ids_of, ids_or_file
 from ssd4rec_jax.commands.k_flag import list_length
@@ -38,7 +39,7 @@ from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.recommender import AT_ONCE, Recommender
+from ssd4rec_jax.recommender import Recommender
 
 UNKNOWN_IDS = 3  # the exit code
 EVERYBODY = 'all'

@@ -130,7 +130,7 @@ def from_dict(stored: dict) -> RunConfig:
     Raises ConfigError where a key is missing or unknown, or where a value has the wrong type.
     """
     try:
-        model, train = dict(stored['model']), TrainConfig(**stored['train'])
+        model, train = {**stored['model']}, TrainConfig(**stored['train'])  # unlike dict(), refuses a list
         model_class, loss_class = network_settings(model.get('name', 'ssd4rec')), loss_settings(train.loss)
         config = RunConfig(
             dataset=stored['dataset'], model=model_class(**model), data=DataConfig(**stored['data']), train=train,

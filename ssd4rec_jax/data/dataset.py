@@ -148,12 +148,12 @@ def open_dataset(path: Path) -> SequenceDataset | None:
             file.removesuffix('.npy'): _open_array(path / file, checksum)
             for file, checksum in description['sha256'].items() if file in _FILES
         }
-        ids = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
+        ids: dict[str, Any] = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
             *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
         ) for name in _IDS}
         return SequenceDataset(
-            name=description['name'], fingerprint=description['fingerprint'], time_unit=description.get('time_unit', ''),
-            report=description.get('report', {}), **ids, **arrays,
+            name=description['name'], fingerprint=description['fingerprint'],
+            time_unit=description.get('time_unit', ''), report=description.get('report', {}), **ids, **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)

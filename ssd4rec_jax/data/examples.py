@@ -75,7 +75,7 @@ def train_histories(dataset: SequenceDataset) -> ExampleIndex:
 
 
 def valid_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
-    """Each validation target with all that the user did before it; with leave-one-out, items 1 .. n-2 predict item n-1."""
+    """Each validation target with all that the user did before it; with leave-one-out, 1 .. n-2 predict item n-1."""
     return _held_out(dataset, 'valid', max_history)
 
 
@@ -91,7 +91,8 @@ def _held_out(dataset: SequenceDataset, name: str, max_history: int) -> ExampleI
     split = dataset.held_out
     targets = split.targets(name)
     stop = targets.positions()
-    index = _index(dataset, dataset.offsets[:-1][targets.users()], stop, max_history, {'valid': 'validate on'}.get(name, name))
+    purpose = {'valid': 'validate on', 'test': 'test'}[name]
+    index = _index(dataset, dataset.offsets[:-1][targets.users()], stop, max_history, purpose)
     missed = unseen(dataset)[index.target] if split.unseen_is_missed else None
     return dataclasses.replace(index, missed=missed)
 

@@ -32,6 +32,9 @@ class BadRowPolicy:
             raise ConfigError(f'--max_bad_share={self.max_share} must lie between 0 and 1')
 
 
+REFUSE = BadRowPolicy()  # the log at its first bad row
+
+
 class LogBuilder:
     """Collects the rows of one log.
 
@@ -40,8 +43,8 @@ class LogBuilder:
     """
 
     def __init__(
-        self, columns: dict[str, str], source: str, policy: BadRowPolicy, *, time_format: str = '', integers: bool = False,
-        order_unsure: bool = False,
+        self, columns: dict[str, str], source: str, policy: BadRowPolicy, *, time_format: str = '',
+        integers: bool = False, order_unsure: bool = False,
     ):
         self.columns, self.source, self.policy, self.integers = columns, source, policy, integers
         self.order_unsure = order_unsure
@@ -58,6 +61,9 @@ class LogBuilder:
 
     def _add(self, batch: Batch) -> None:
         frame, place = batch.frame, batch.place
+        for role, name in self.columns.items():
+            if name and (frame[role].dtype.is_nested() or frame[role].dtype in (pl.Boolean, pl.Object)):
+                raise DataError(f'{self.source}: column {name} holds {frame[role].dtype}, no {role}s')
         read = {role: ids.canonical(frame[role], integers=self.integers) for role in ('user', 'item')}
         if self._time is not None and len(frame):
             read['time'] = self._time.read(frame['time'], place)
@@ -96,7 +102,8 @@ class LogBuilder:
         if not self.policy.skip:
             first = bad[0]
             raise DataError(
-                f'{first.place}: {first.reason}: correct or remove the line, or leave such rows out with --bad_rows=skip'
+                f'{first.place}: {first.reason}: correct or remove the line, or leave such rows out with '
+                '--bad_rows=skip'
             )
         self.bad += bad
         if len(self.bad) > max(_FEW, self.policy.max_share * self.rows):
@@ -105,7 +112,8 @@ class LogBuilder:
     def _refuse_share(self) -> None:
         kinds = ', '.join(f'{n} {kind}' for kind, n in self.bad_kinds().items())
         raise DataError(
-            f'{self.source}: {len(self.bad)} of {self.rows} rows read are bad ({kinds}; the first is {self.bad[0].place}: '
+            f'{self.source}: {len(self.bad)} of {self.rows} rows read are bad ({kinds}; the first is '
+            f'{self.bad[0].place}: '
             f'{self.bad[0].reason}), more than --max_bad_share={self.policy.max_share:g}: correct them, or allow more'
         )
 
@@ -133,7 +141,9 @@ class LogBuilder:
 
     def time_note(self) -> str:
         """What was found out about the times, as a sentence."""
-        return self._time.note() if self._time else f'{self.source}: the order of the rows is taken for the order in time'
+        if self._time is None:
+            return f'{self.source}: the order of the rows is taken for the order in time'
+        return self._time.note()
 
 
 def _id_reason(name: str, value: object, integers: bool) -> str:

@@ -49,7 +49,8 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
       matches and rebuilt, said aloud, if not. DataError if the source is bad or the folder holds something else.
     """
     wanted = fingerprint(source, config)
-    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').resolve()  # a link is followed, not replaced
+    output = output or Path('data') / source.name / f'prepared-{wanted[:12]}'
+    output = Path(output).resolve()  # A link is followed, not replaced.
     dataset = open_dataset(output)
     old = dataset is not None and dataset.times is None and config.split == 'time'  # format 1 kept no times
     if dataset is not None and dataset.fingerprint == wanted and not old:

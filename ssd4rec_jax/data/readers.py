@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 import polars as pl
 
 from ssd4rec_jax.data.interactions import Interactions
-from ssd4rec_jax.data.log import BadRowPolicy, LogBuilder
+from ssd4rec_jax.data.log import REFUSE, BadRowPolicy, LogBuilder
 from ssd4rec_jax.data.raw_file import RawFile
 from ssd4rec_jax.data.tables.batch import Batch
 from ssd4rec_jax.data.tables.dialect import SAMPLE_BYTES, recognise
-from ssd4rec_jax.data.tables.formats import JsonLinesFormat, TableFormat, TableOptions
+from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars, column_names, frame_batches
 from ssd4rec_jax.data.tables.json_lines import json_batches
 from ssd4rec_jax.data.tables.names import chosen
@@ -20,7 +20,7 @@ Format = TableFormat | JsonLinesFormat | TableOptions
 
 
 def read_interactions(
-    files: tuple[RawFile, ...], format: Format, policy: BadRowPolicy = BadRowPolicy()
+    files: tuple[RawFile, ...], format: Format, policy: BadRowPolicy = REFUSE
 ) -> Interactions:
     """All rows of the files, one file after another, duplicates kept.
 
@@ -46,7 +46,7 @@ def read_interactions(
 
 
 def read_frame(
-    frame: object, options: TableOptions = TableOptions(), policy: BadRowPolicy = BadRowPolicy()
+    frame: object, options: TableOptions = GUESS, policy: BadRowPolicy = REFUSE
 ) -> Interactions:
     """All rows of a frame of polars or pandas or of a pyarrow.Table; DataError names what is wrong and where."""
     table = as_polars(frame)
@@ -73,6 +73,8 @@ def _opened(file: RawFile, format: Format) -> tuple[Format, dict[str, str], Iter
         return lines, columns, json_batches(file, lines), notes
     if sample.lstrip().startswith('['):
         raise DataError(f'{file}: is one JSON array: write one object a line (jq -c ".[]" does)')
+    if sample.startswith('PAR1'):
+        raise DataError(f'{file}: is a compressed Parquet file: decompress it')
     if sample.startswith(('ARROW1', 'SQLite format')) or '\0' in sample[:8]:
         raise DataError(f'{file}: is no text and no Parquet file: write the log as csv or Parquet')
     table_format, notes = recognise(sample, format, file)

@@ -1,7 +1,7 @@
 """Interactions → SequenceDataset: iterated user and item k-core, vocabularies, histories in time order.
 
-Of KuaiRand-27K's 322 million rows no temporary may have 8 bytes a row beside the log's 16: what gathers or counts does so
-in blocks.
+Of KuaiRand-27K's 322 million rows no temporary may have 8 bytes a row beside the log's 16 and the times in order: what
+gathers or counts does so in blocks.
 """
 import collections
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ def build_sequences(
 ) -> SequenceDataset:
     """The prepared form of a raw log, as RecBole prepares it.
 
-    Users with fewer than config.user_core rows and items with fewer than config.item_core are removed until none is left;
-    the others get ids in order of first appearance in the rows that remain; a user's rows are ordered by time, ties in
-    file order. DataError if nothing remains. block_rows: handled at a time; the result does not depend on it.
+    Users with fewer than config.user_core rows and items with fewer than config.item_core are removed until none is
+    left; the others get ids in order of first appearance in the rows that remain; a user's rows are ordered by time,
+    ties in file order. DataError if nothing remains. block_rows: handled at a time; the result does not depend on it.
     """
     source, rows = log.source, len(log)
     times, time_unit, notes, bad = log.times, log.time_unit, list(log.notes), log.bad_rows
@@ -40,14 +40,16 @@ def build_sequences(
     all_users, all_items = (int(np.count_nonzero(_counts(codes, block_rows))) for codes in (users, items))
     if order_unsure and all_users < all_items:
         notes.append(
-            f'warning: {source} has {all_users:,} users and {all_items:,} items: if the item stands first in its rows, as in '
+            f'warning: {source} has {all_users:,} users and {all_items:,} items: if the item stands first in its '
+            'rows, as in '
             "Amazon's files of 2018, read it with --dataset=interactions --columns=item,user,rating,time"
         )
     core = k_core(users, items, config.user_core, config.item_core, block_rows)
     if not core.kept.any():
         raise DataError(
             f'{source}: of {rows} rows none is left after the iterated {core_name(config)}: '
-            f'{core.by_user_rule} were of users and {core.by_item_rule} of items with too few: give the whole log, or lower '
+            f'{core.by_user_rule} were of users and {core.by_item_rule} of items with too few: give the whole log, or '
+            'lower '
             'data.min_interactions'
         )
     if not core.kept.all():
@@ -64,7 +66,8 @@ def build_sequences(
         name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
         user_ids=stored_ids(user_vocabulary[kept_users]), item_ids=stored_ids(item_vocabulary[kept_items]),
         report={
-            'rows': rows + len(bad), 'bad_rows': len(bad), 'bad_kinds': dict(collections.Counter(row.kind for row in bad)),
+            'rows': rows + len(bad), 'bad_rows': len(bad),
+            'bad_kinds': dict(collections.Counter(row.kind for row in bad)),
             'dropped_by_user_rule': core.by_user_rule, 'dropped_by_item_rule': core.by_item_rule,
             'rules': core_name(config), 'all_users': all_users, 'all_items': all_items,
             'first_time': in_words(int(stored.min()), unit), 'last_time': in_words(int(stored.max()), unit),

@@ -2,16 +2,17 @@
 import dataclasses
 import glob
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from ssd4rec_jax.data.download import OnBytes, download
 from ssd4rec_jax.data.interactions import Interactions
-from ssd4rec_jax.data.log import BadRowPolicy
+from ssd4rec_jax.data.log import REFUSE, BadRowPolicy
 from ssd4rec_jax.data.raw_file import RawFile, hash_files
 from ssd4rec_jax.data.readers import Format, read_frame, read_interactions
 from ssd4rec_jax.data.synthetic import SyntheticSource
-from ssd4rec_jax.data.tables.formats import JsonLinesFormat, TableFormat, TableOptions
+from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions
 from ssd4rec_jax.data.tables.frames import hash_frame
 from ssd4rec_jax.errors import ConfigError, DataError
 
@@ -28,7 +29,7 @@ class FileSource:
     name: str
     files: tuple[RawFile, ...]
     format: Format
-    policy: BadRowPolicy = BadRowPolicy()
+    policy: BadRowPolicy = REFUSE
 
     def content_hash(self) -> str:
         """sha256 hex over the files as they lie on disk, which members are read and how."""
@@ -51,8 +52,8 @@ class FrameSource:
     """
 
     frame: Any
-    options: TableOptions = TableOptions()
-    policy: BadRowPolicy = BadRowPolicy()
+    options: TableOptions = GUESS
+    policy: BadRowPolicy = REFUSE
     name: str = 'interactions'
 
     def content_hash(self) -> str:
@@ -101,7 +102,15 @@ def _movielens(separator: str) -> TableFormat:
     return TableFormat(separator, 'UserID', 'MovieID', 'Timestamp', columns=_MOVIELENS_COLUMNS, numeric_ids=True)
 
 
-def _amazon(category: str, counts: tuple[int, int, int]) -> Official:
+def _movielens_csv(name: str, md5: str = '') -> Official:
+    """MovieLens as published since 2015: a csv with a header, rated movies alone."""
+    return Official(
+        address=f'https://files.grouplens.org/datasets/movielens/{name}.zip', md5=md5, folder=name,
+        files=('ratings.csv',), format=TableFormat(',', 'userId', 'movieId', 'timestamp', numeric_ids=True),
+    )
+
+
+def _amazon(category: str, counts: tuple[int, int, int] | None = None) -> Official:
     return Official(
         address=f'https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_{category}.csv',
         folder='', files=(f'ratings_{category}.csv',),
@@ -138,38 +147,74 @@ OFFICIAL = {
         address='https://files.grouplens.org/datasets/movielens/ml-100k.zip',
         md5='0e33842e24a9c977be4e0107933c0723', folder='ml-100k', files=('u.data',), format=_movielens('\t'),
     ),
+    'ml-10m': Official(
+        address='https://files.grouplens.org/datasets/movielens/ml-10m.zip',
+        md5='ce571fd55effeba0271552578f2648bd', folder='ml-10M100K', files=('ratings.dat',), format=_movielens('::'),
+    ),
+    'ml-20m': _movielens_csv('ml-20m', 'cd245b17a1ae2cc31bb14903e1204af3'),
+    'ml-25m': _movielens_csv('ml-25m', '6b51fb2759a8657d3bfcbfc42b592ada'),
+    'ml-32m': _movielens_csv('ml-32m'),
     'amazon-beauty': _amazon('Beauty', (22_363, 12_101, 198_502)),
     'amazon-video-games': _amazon('Video_Games', (24_303, 10_672, 231_780)),
 }
 
 
+AMAZON_CATEGORY = re.compile(r'amazon-(2014|2018|2023)-(\w+)')
+_MCAULEY = 'https://mcauleylab.ucsd.edu/public_datasets/data'
+
+
+def official_set(name: str) -> Official | None:
+    """What is published of a data set: one of OFFICIAL, or any category of Amazon's reviews, as amazon-2018-Books."""
+    if name in OFFICIAL or not (found := AMAZON_CATEGORY.fullmatch(name)):
+        return OFFICIAL.get(name)
+    year, category = found.groups()
+    if year == '2014':
+        return _amazon(category)
+    if year == '2018':  # the item stands first
+        reviews = JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')
+        return Official(
+            address=f'{_MCAULEY}/amazon_v2/categoryFilesSmall/{category}.csv', folder='', files=(f'{category}.csv',),
+            format=TableFormat(',', 'user', 'item', 'time', columns=('item', 'user', 'rating', 'time')),
+            others=((f'{category}_5.json', reviews), (f'{category}.json', reviews)),
+        )
+    return Official(
+        address=f'{_MCAULEY}/amazon_2023/benchmark/0core/rating_only/{category}.csv.gz', folder='',
+        files=(f'{category}.csv',), format=TableFormat(',', 'user_id', 'parent_asin', 'timestamp'),
+        others=((f'{category}.jsonl', JsonLinesFormat('user_id', 'parent_asin', 'timestamp')),),
+    )
+
+
 def find_source(
-    name: str, data_dir: str | Path | None = None, *, options: TableOptions = TableOptions(),
-    policy: BadRowPolicy = BadRowPolicy(), progress: OnBytes | None = None,
+    name: str, data_dir: str | Path | None = None, *, options: TableOptions = GUESS,
+    policy: BadRowPolicy = REFUSE, progress: OnBytes | None = None,
 ) -> FileSource | SyntheticSource:
     """The source of a data set.
 
-    data_dir: the folder to look in; for 'interactions' the log itself: a file, a folder of files or a pattern (logs/*.csv).
-      If None, data/NAME, where the official file is downloaded to if nothing is there yet. 'synthetic' is generated and
-      needs none.
+    data_dir: the folder to look in; for 'interactions' the log itself: a file, a folder of files or a pattern
+      (logs/*.csv). If None, data/NAME, where the official file is downloaded to if nothing is there yet. 'synthetic'
+      is generated and needs none.
     options: of 'interactions' alone. policy: what becomes of bad rows.
     DataError if nothing is found.
     """
     if name == 'interactions':
         return FileSource(name, _named_files(data_dir), options, policy)
-    if options != TableOptions():
+    if options != GUESS:
         raise ConfigError(
             f'columns, a separator and the like can be given with --dataset=interactions alone, not with {name}'
         )
     if name == 'synthetic':
         return SyntheticSource()
-    if name not in OFFICIAL:
-        raise ConfigError(f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)} or interactions')
-    official, folder = OFFICIAL[name], Path(data_dir or Path('data') / name)
+    official, folder = official_set(name), Path(data_dir or Path('data') / name)
+    if official is None:
+        raise ConfigError(
+            f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)}, interactions, or amazon-YEAR-CATEGORY '
+            '(2014, 2018, 2023)'
+        )
     if folder.is_file():
         if folder.name != official.file_name:
             raise DataError(
-                f'--data_dir={folder} is a file: name the folder that holds {official.file_name}, or read a file of your own '
+                f'--data_dir={folder} is a file: name the folder that holds {official.file_name}, or read a file of '
+                'your own '
                 'with --dataset=interactions'
             )
         folder = folder.parent
@@ -220,7 +265,9 @@ def _plain_or_gzip(path: Path) -> Path | None:
 def _named_files(data_dir: str | Path | None) -> tuple[RawFile, ...]:
     """The files of a log of one's own, in order of their names."""
     if data_dir is None:
-        raise DataError('--dataset=interactions needs --data_dir to name the log: a csv, Parquet, JSON lines or .inter file')
+        raise DataError(
+            '--dataset=interactions needs --data_dir to name the log: a csv, Parquet, JSON lines or .inter file'
+        )
     path = Path(data_dir)
     if path.is_dir():
         # Spark and others put markers and checksums beside their parts, with such names.
@@ -231,7 +278,8 @@ def _named_files(data_dir: str | Path | None) -> tuple[RawFile, ...]:
             raise DataError(f'--data_dir={path}: the folder is empty: name the log, or the folder that holds it alone')
         if len({''.join(p.suffixes[-2:]) for p in found}) > 1:
             raise DataError(
-                f'--data_dir={path}: files of several kinds lie there ({", ".join(p.name for p in found[:4])}): name the log '
+                f'--data_dir={path}: files of several kinds lie there ({", ".join(p.name for p in found[:4])}): name '
+                'the log '
                 f'itself, or its files by a pattern such as {path}/*{found[0].suffix}'
             )
     else:

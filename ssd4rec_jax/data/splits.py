@@ -96,11 +96,14 @@ def _by_time(offsets: np.ndarray, times: np.ndarray | None, unit: str, config: D
     cuts = []
     for key, share in (('split_valid_time', 0.8), ('split_test_time', 0.9)):
         words = getattr(config, key)
-        cuts.append(from_words(words, unit, f'data.{key}') if words else int(np.quantile(times, share, method='higher')))
+        at_share = int(np.quantile(times, share, method='higher'))
+        cuts.append(from_words(words, unit, f'data.{key}') if words else at_share)
     if not times.min() < cuts[0] < cuts[1] <= times.max():
         raise DataError(
-            f'data.split=time cuts at {in_words(cuts[0], unit)} and {in_words(cuts[1], unit)}, which do not lie in this order '
-            f'between the first time, {in_words(int(times.min()), unit)}, and the last, {in_words(int(times.max()), unit)}: '
+            f'data.split=time cuts at {in_words(cuts[0], unit)} and {in_words(cuts[1], unit)}, which do not lie in '
+            'this order '
+            f'between the first time, {in_words(int(times.min()), unit)}, and the last, '
+            f'{in_words(int(times.max()), unit)}: '
             'set data.split_valid_time and data.split_test_time'
         )
     start, stop = offsets[:-1], offsets[1:]
@@ -110,7 +113,8 @@ def _by_time(offsets: np.ndarray, times: np.ndarray | None, unit: str, config: D
     test_start = np.minimum(np.maximum(valid_stop, start + 1), stop)
     valid_start = np.minimum(np.maximum(train_stop, start + 1), valid_stop)
     return Split(
-        f'time: trained before {in_words(cuts[0], unit)}, validated until {in_words(cuts[1], unit)}, tested from there on; '
+        f'time: trained before {in_words(cuts[0], unit)}, validated until {in_words(cuts[1], unit)}, tested from '
+        'there on; '
         'items that training never saw count as not found', train_stop,
         Targets(np.minimum(valid_start, valid_stop), valid_stop), Targets(test_start, stop), unseen_is_missed=True,
     )
@@ -121,13 +125,16 @@ def _by_user(offsets: np.ndarray, share: float) -> Split:
     users = len(start)
     held = int(round(share * users))
     if not held or 2 * held >= users:
-        raise DataError(f'data.split=users: data.split_share={share:g} of {users} users leaves none to test or to train')
+        raise DataError(
+            f'data.split=users: data.split_share={share:g} of {users} users leaves none to test or to train'
+        )
     drawn = np.random.default_rng(0).permutation(users)
     role = np.zeros(users, np.int8)
     role[drawn[:held]], role[drawn[held:2 * held]] = 2, 1
     last = np.where(stop - start > 1, stop - 1, stop)
     valid, test = (Targets(np.where(role == part, last, stop), stop) for part in (1, 2))
     return Split(
-        f'users: {held} users are tested and {held} validated, each by the last interaction, and train nothing; items that '
+        f'users: {held} users are tested and {held} validated, each by the last interaction, and train nothing; items '
+        'that '
         'training never saw count as not found', np.where(role == 0, stop, start), valid, test, unseen_is_missed=True,
     )

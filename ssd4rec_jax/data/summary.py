@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.examples import unseen
 from ssd4rec_jax.data.prepare import bad_rows_file
 from ssd4rec_jax.data.splits import Targets
 
@@ -47,14 +48,25 @@ def kept_lines(dataset: SequenceDataset, folder: Path) -> list[str]:
     span = f'{report["first_time"]} to {report["last_time"]}' if dataset.time_unit else 'no times, the order alone'
     kinds = ', '.join(f'{n:,}: {kind}' for kind, n in report['bad_kinds'].items())
     bad = f'{report["bad_rows"]:,} bad ({kinds}; listed in {bad_rows_file(folder)})' if report['bad_rows'] else '0 bad'
+    split = dataset.held_out
+    missed = []
+    if split.unseen_is_missed:
+        missed = [f'protocol: {split.protocol} ({_unseen_share(dataset):.1%} of the test targets)']
     return [
         *report['notes'],
         f'{report["rows"]:,} rows read, {bad}, {dropped:,} dropped by the {report["rules"]} '
         f'({report["dropped_by_user_rule"]:,} of rare users, {report["dropped_by_item_rule"]:,} of rare items)',
-        f'kept {dataset.num_users:,} of {report["all_users"]:,} users, {dataset.num_items:,} of {report["all_items"]:,} '
+        f'kept {dataset.num_users:,} of {report["all_users"]:,} users, {dataset.num_items:,} of '
+        f'{report["all_items"]:,} '
         f'items, {dataset.num_interactions:,} interactions, {span}; histories of {np.median(lengths):g} (median) to '
         f'{lengths.max():,}; {report["repeats"] / dataset.num_interactions:.1%} repeat an item of the same user',
+        *missed,
     ]
+
+
+def _unseen_share(dataset: SequenceDataset) -> float:
+    """The share of test targets that are items which training never saw."""
+    return float(unseen(dataset)[dataset.items[dataset.held_out.test.positions()]].mean())
 
 
 def _digest(dataset: SequenceDataset, targets: Targets) -> str:

@@ -5,12 +5,14 @@ the numbers tells their unit.
 """
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from ssd4rec_jax.errors import ConfigError, DataError
 
+TimeUnit = Literal['ms', 'us', 'ns']
 LAST = 2**63 - 1024  # the largest int64 that is a float64 too
 # Numbers from here on are seconds, ms, us or ns since 1970; smaller ones may be any, and are positions where all are.
 _SCALES = (('s', 1e8), ('ms', 1e11), ('us', 1e14), ('ns', 1e17))
@@ -35,7 +37,7 @@ class TimeColumn:
     def __init__(self, name: str, where: str, time_format: str = ''):
         self.name, self.where, self.time_format = name, where, time_format
         self._is_date: bool | None = None
-        self._date_unit = 'us'
+        self._date_unit: TimeUnit = 'us'
         self._first_of: dict[str, tuple[str, str]] = {}  # unit -> place and value of the first number of that size
 
     def read(self, values: pl.Series, place: Callable[[int], str]) -> pl.Series:
@@ -89,28 +91,31 @@ class TimeColumn:
             self._is_date = True
             self._date_unit = getattr(values.dtype, 'time_unit', None) or 'us'
             return
-        if values.dtype.is_numeric():
-            self._is_date = False
-            return
         sample = values.head(10_000)
-        if sample.dtype == pl.String and sample.str.contains(r':\d\d[.,]\d{7,9}').any():
-            self._date_unit = 'ns'
-        dates, numbers = (len(sample) - read(sample).null_count() for read in (self._dates, _numbers))
+        numbers = len(sample) - _numbers(sample).null_count()
+        dates = 0
+        if not sample.dtype.is_numeric():
+            if sample.cast(pl.String).str.contains(r':\d\d[.,]\d{7,9}').any():
+                self._date_unit = 'ns'
+            dates = len(sample) - self._dates(sample).null_count()
         self._is_date = bool(self.time_format) or dates > numbers
         readable = dates if self._is_date else numbers
         if len(sample) >= _ENOUGH and 2 * readable < len(sample):
             raise DataError(self._column_fault(sample))
 
     def _column_fault(self, sample: pl.Series) -> str:
-        examples = ', '.join(repr(value) for value in sample.unique(maintain_order=True).head(3).to_list())
+        different = sample.unique(maintain_order=True).head(3).to_list()
+        examples = ', '.join(repr('' if value is None else value) for value in different)
         if self.time_format:
             remedy = f'they are not of --time_format={self.time_format}: name the format that they have'
         elif any(_SLASHED.fullmatch(str(value).strip()) for value in sample.head(3).to_list()):
             text = next(str(value).strip() for value in sample.to_list() if _SLASHED.fullmatch(str(value).strip()))
-            remedy = f'name the format, such as --time_format="{_format_like(text)}" (day first; %m before %d, month first)'
+            form = _format_like(text)
+            remedy = f'name the format, such as --time_format="{form}" (day first; %m before %d, month first)'
         else:
             remedy = (
-                'give numbers, ISO 8601 dates (2024-06-08T11:53:00), or the format with --time_format; --time_column=none '
+                'give numbers, ISO 8601 dates (2024-06-08T11:53:00), or the format with --time_format; '
+                '--time_column=none '
                 'takes the order of the rows'
             )
         return f'{self.where}: column {self.name} holds {examples}, neither numbers nor ISO dates: {remedy}'
@@ -147,7 +152,8 @@ class TimeColumn:
         if len(self._first_of) > 1:
             found = ' and '.join(f'{_SPOKEN[unit]} ({at}: {value})' for unit, (at, value) in self._first_of.items())
             raise DataError(
-                f'column {self.name} holds times of two scales, {found}: histories would be out of order: convert the column '
+                f'column {self.name} holds times of two scales, {found}: histories would be out of order: convert the '
+                'column '
                 'to one unit'
             )
 
@@ -156,16 +162,17 @@ def _scale(value: float) -> str:
     return next((unit for unit, low in reversed(_SCALES) if value >= low), '')
 
 
-def _parsed(texts: pl.Series, form: str, unit: str) -> pl.Series:
+def _parsed(texts: pl.Series, form: str, unit: TimeUnit) -> pl.Series:
     """Int64 in `unit` since 1970, null where a text has another form; without a zone a time is UTC."""
     try:
-        dates = texts.str.to_datetime(form, strict=False, time_unit=unit)  # type: ignore[arg-type]  # a literal of three
+        dates = texts.str.to_datetime(form, strict=False, time_unit=unit)
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f'--time_format={form} cannot be used ({str(error).splitlines()[0][:100]}): write it as strptime does, such as '
+            f'--time_format={form} cannot be used ({str(error).splitlines()[0][:100]}): write it as strptime does, '
+            'such as '
             '%d/%m/%Y %H:%M'
         ) from error
-    return dates.cast(pl.Datetime(unit)).cast(pl.Int64)  # type: ignore[arg-type]
+    return dates.cast(pl.Datetime(unit)).cast(pl.Int64)
 
 
 def _numbers(values: pl.Series) -> pl.Series:

@@ -43,17 +43,16 @@ class TextIds:
     def __getitem__(self, at: int | np.integer | slice | np.ndarray) -> 'str | TextIds':
         """One id, or the ids at some positions."""
         if isinstance(at, (int, np.integer)):
-            if not -len(self) <= at < len(self):
-                raise IndexError(f'id {at} of {len(self)}')
-            return self._text(int(at) % len(self))
-        return TextIds.of(self._text(k) for k in np.arange(len(self))[at].tolist())
-
-    def _text(self, k: int) -> str:
-        return self.bytes[self.offsets[k]:self.offsets[k + 1]].tobytes().decode()
+            start, stop = self.offsets[:-1][at], self.offsets[1:][at]
+            return self.bytes[start:stop].tobytes().decode()
+        starts, lengths = self.offsets[:-1][at], np.diff(self.offsets)[at]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return TextIds(offsets, self.bytes[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])])
 
     def tolist(self) -> list[str]:
         """All texts."""
-        return [self._text(k) for k in range(len(self))]
+        raw, ends = self.bytes.tobytes(), self.offsets.tolist()
+        return [raw[start:stop].decode() for start, stop in zip(ends, ends[1:], strict=False)]
 
     def series(self) -> pl.Series:
         """All texts as a column."""

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.config.run import RunConfig
-from ssd4rec_jax.data.sources import OFFICIAL, Official
+from ssd4rec_jax.data.sources import AMAZON_CATEGORY, OFFICIAL, Official
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import amazon_category
 
 DATASETS = ['synthetic', *OFFICIAL, 'interactions']
 _REGISTERED: dict[str, Callable[[], RunConfig]] = {}
@@ -24,6 +25,8 @@ def register_dataset(name: str, official: Official, settings: Callable[[], RunCo
 
 def default_config(dataset: str) -> RunConfig:
     """The configuration of a data set; for an unknown one, ConfigError suggests the nearest name."""
+    if AMAZON_CATEGORY.fullmatch(dataset):
+        return amazon_category.get_config(dataset)
     if dataset not in DATASETS:
         raise ConfigError(f'--dataset={dataset} is unknown{nearest(dataset, DATASETS)} Known: {", ".join(DATASETS)}')
     if dataset in _REGISTERED:

@@ -24,7 +24,8 @@ def auto_config(dataset: SequenceDataset, *, platform: str) -> tuple[RunConfig, 
     is_long = mean > _LONG
     targets = int(np.maximum(dataset.lengths - 3, 1).sum())
     hidden_size = 64 if platform == 'cpu' else 256
-    # About a hundred steps an epoch teach a small log, and a step of 1,024 targets keeps the matrix units of a CPU busy.
+    # About a hundred steps an epoch teach a small log, and a step of 1,024 targets keeps the matrix units of a CPU
+    # busy.
     targets_per_step = int(np.clip(2 ** round(math.log2(max(targets, 1) / 100)), 64, 1024))
     negatives = int(np.clip(2 ** math.ceil(math.log2(dataset.num_items)), 64, 2048))
     config = RunConfig(
@@ -37,6 +38,7 @@ def auto_config(dataset: SequenceDataset, *, platform: str) -> tuple[RunConfig, 
         ),
     )
     return config, (
-        f'settings: {hidden_size} wide, 1 layer, {config.train.objective} (histories hold {mean:.0f} items on average), '
+        f'settings: {hidden_size} wide, 1 layer, {config.train.objective} '
+        f'(histories hold {mean:.0f} items on average), '
         f'{negatives:,} negatives of {dataset.num_items:,} items, {targets_per_step:,} targets per step'
     )

@@ -1,14 +1,15 @@
 """A model as a folder that travels: everything that answering needs, in files that other programs read too.
 
     model.json                 config, step, best epoch, fingerprint of the data, versions
-    weights.safetensors        the parameters by name; a large item table lies in parts, item_embedding.00000, .00001, ...
-    vocabulary.safetensors     original ids of users and items, and how often each item occurs
+    weights.safetensors        the parameters by name; a large item table lies in parts, item_embedding.00000, .00001,
+    ... vocabulary.safetensors     original ids of users and items, and how often each item occurs
     histories.safetensors      each user's items in time order; absent where they were left out
     items.parquet, users.parquet     the ids once more, for other programs
     manifest.json              size and sha256 of every file above
 
 Text ids are stored as offsets and UTF-8 bytes, integer ids as int64.
 """
+import itertools
 import json
 import os
 import shutil
@@ -66,8 +67,8 @@ def save_model(
 ) -> None:
     """Write a model folder; it appears under its name whole, and replaces only another model folder.
 
-    params: whole NumPy arrays, the item table without padding. histories: keep each user's history, so that users can be
-    recommended to by name and the model can be evaluated without the log. UserError where it cannot be written.
+    params: whole NumPy arrays, the item table without padding. histories: keep each user's history, so that users can
+    be recommended to by name and the model can be evaluated without the log. UserError where it cannot be written.
     """
     path = path.absolute()
     if path.exists():
@@ -91,13 +92,15 @@ def save_model(
         counts = item_counts(dataset)
         users = stored_ids(dataset.user_ids)
         vocabulary = {**_id_arrays('item_ids', dataset.item_ids), 'item_counts': counts}
-        pl.DataFrame({'item': _id_series(dataset.item_ids), 'count': counts[1:]}).write_parquet(partial / 'items.parquet')
+        items = pl.DataFrame({'item': _id_series(dataset.item_ids), 'count': counts[1:]})
+        items.write_parquet(partial / 'items.parquet')
         if histories:
             vocabulary |= _id_arrays('user_ids', users)
             arrays = {'items': dataset.items, 'offsets': dataset.offsets}
             arrays |= {} if dataset.times is None else {'times': dataset.times}
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
-            pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths}).write_parquet(partial / 'users.parquet')
+            events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
+            events.write_parquet(partial / 'users.parquet')
         save_file(vocabulary, partial / VOCABULARY)
         write_manifest(partial)
         if path.exists():
@@ -169,13 +172,14 @@ def _read_params(path: Path, config: RunConfig, num_items: int, mesh: Mesh) -> t
             parts = [part for part in names if part == name or part.startswith(f'{name}.0')]
             starts = np.cumsum([0, *(stored.get_slice(part).get_shape()[0] for part in parts)]) if leaf.shape else None
 
-            def part_of(index: tuple[slice, ...]) -> np.ndarray:
-                if starts is None:
+            def part_of(index: tuple[slice, ...] | None) -> np.ndarray:
+                if starts is None or not index:
                     return stored.get_tensor(name)
                 start, stop, _ = index[0].indices(leaf.shape[0])
                 pieces = [
-                    stored.get_slice(part)[max(start - first, 0):stop - first]
-                    for part, first, last in zip(parts, starts, starts[1:], strict=False) if first < stop and start < last
+                    stored.get_slice(part)[max(start - first, 0):min(stop, last) - first]
+                    for part, (first, last) in zip(parts, itertools.pairwise(starts.tolist()), strict=True)
+                    if first < stop and start < last
                 ]
                 found = np.concatenate(pieces) if pieces else np.zeros((0, *leaf.shape[1:]), leaf.dtype)
                 # The rows beyond the table's end fill up the last device's part.

@@ -69,18 +69,18 @@ def checkpoint_config(meta: dict, dataset: str) -> RunConfig:
 
 
 def answer_settings(config: RunConfig) -> dict:
-    """The settings that decide what given weights answer: how the network computes and what it reads of a history."""
-    settings = flat(config)
-    return {key: settings[key] for key in settings if key.startswith('model.') or key in ('dataset', 'data.max_history')}
+    """The settings that decide what given weights answer: how the network computes, and what it reads and is asked."""
+    kinds = 'dataset', 'model.', 'data.max_history', 'data.split'
+    return {key: value for key, value in flat(config).items() if key.startswith(kinds)}
 
 
 def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     """The run or the saved model in a folder, on all devices, model_shards of which share the item table.
 
     The run may have been trained on any number of devices. A finished run answers from its folder `model`, which needs
-    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data, and then it answers with the config that is stored in the checkpoint of its best weights; a config.json that says something
-    else is warned of. CheckpointError where it has no evaluated checkpoint yet, DataError where its prepared data is gone
-    or another.
+    nothing else; one that trains, or trains on, from its best checkpoint and its prepared data. It answers with the
+    config that is stored beside the weights; a config.json that says something else is warned of. CheckpointError where
+    it has no evaluated checkpoint yet, DataError where its prepared data is gone or another.
     """
     folder, mesh = RunFolder(path), device_mesh(model_shards=model_shards)
     if is_model_folder(folder.path):
@@ -88,8 +88,8 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     found = read_config(folder)
     if found is None:
         raise CheckpointError(
-            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the folder '
-            'of one'
+            f'--workdir={path} holds neither a training run (config.json) nor a saved model (model.json): name the '
+            'folder of one'
         )
     written, prepared = found
     checkpoints = Checkpoints(folder.checkpoints)
@@ -146,7 +146,8 @@ def _restore(
     )
     foretell_out_of_memory('evaluation', placed, mesh)
     best: Restored = checkpoints.restore(step, {'params': placed})
-    return SavedRun(config, dataset, mesh, network, best.state['params'], _epoch(meta, step), step, item_counts(dataset))
+    params, counts = best.state['params'], item_counts(dataset)
+    return SavedRun(config, dataset, mesh, network, params, _epoch(meta, step), step, counts)
 
 
 def _epoch(meta: dict, step: int) -> int:

@@ -7,6 +7,7 @@ import jax
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.packing import EpochPlan
 from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.train.cost import FIRST_STEPS, LONG_EPOCH, time_note
 from ssd4rec_jax.train.session import TrainSession
 
 
@@ -22,6 +23,7 @@ class StepAccounts:
     ):
         self.pending: tuple[int, jax.Array] | None = None
         self._session, self._plan, self._first_step, self._reporter = session, plan, first_step, reporter
+        self._steps, self._seconds = 0, 0.0
         self._targets = plan.per_step(examples.num_targets)
         self._tokens = plan.per_step(examples.lengths)
         self.restart_clock()
@@ -46,6 +48,7 @@ class StepAccounts:
         window = self._window
         window.add(seconds, targets, tokens)
         self._reporter.step(value, window.targets / window.seconds)
+        self._foretell(seconds)
         program, shape = session.program, self._plan.shape
         if step % program.config.train.log_every == 0 or number == self._plan.num_steps:
             session.log({
@@ -55,6 +58,13 @@ class StepAccounts:
                 'packing_fill': tokens / (shape.rows * shape.tokens),
             })
             self._window = _Window()
+
+    def _foretell(self, seconds: float) -> None:
+        """Say after the first steps of a run's first epoch how long the epoch takes."""
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        first_of_run = self._steps == FIRST_STEPS and self._session.progress.epoch == 0
+        if first_of_run and self._plan.num_steps >= LONG_EPOCH:
+            self._reporter.note(time_note(self._seconds, FIRST_STEPS, self._plan.num_steps))
 
 
 class _Window:

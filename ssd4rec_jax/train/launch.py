@@ -25,12 +25,13 @@ class Launch(NamedTuple):
     """How a run is entered.
 
     restart: set aside what lies in the folder and begin anew. adopt_config: go on with a config that differs from the
-    run's. model_shards: devices that share the item table.
+    run's. model_shards: devices that share the item table. initial: the parameters that a new run begins with.
     """
 
     restart: bool = False
     adopt_config: bool = False
     model_shards: int = 1
+    initial: dict | None = None
 
 
 def launch(
@@ -64,7 +65,7 @@ def launch(
     reporter.note('\n'.join([f'data: {prepared}', *kept_lines(dataset, prepared), f'workdir: {path}']))
     trainer = Trainer(
         config, dataset, workdir, model_shards=how.model_shards, reporter=reporter, stop_requested=watch_for_stop(),
-        on_saved=lambda: _adopt(workdir, config, prepared),
+        on_saved=lambda: _adopt(workdir, config, prepared), initial=how.initial,
     ).open()
     if found is None or found.is_current:  # a new config takes the run over with its first checkpoint
         on_first(lambda: write_config(workdir, config, prepared))

@@ -41,17 +41,18 @@ class TrainSession:
         self.progress: TrainProgress
         self._saved_at = time.monotonic()
 
-    def restore(self, choose_shape: Callable[[], StepShape]) -> TrainState:
+    def restore(self, choose_shape: Callable[[], StepShape], initial: dict | None = None) -> TrainState:
         """Returns the state of the newest checkpoint, or a new state where there is none, and sets progress.
 
-        choose_shape: returns the shape of the packed steps for an epoch that this session begins. Raises ConfigError
-        where the run was trained on other data, or where its steps cannot be split over these devices.
+        choose_shape: returns the shape of the packed steps for an epoch that this session begins. initial: the
+        parameters of a new state, whole; None draws them. Raises ConfigError where the run was trained on other data,
+        or where its steps cannot be split over these devices.
         """
         restored = self.checkpoints.restore_latest(self.program.like)
         if restored is None:
             self._keep_records(lambda record: False)
             self.progress = TrainProgress(choose_shape(), self.fingerprint, self.program.objective.every_prefix)
-            state = self.program.create_state()
+            state = self.program.create_state() if initial is None else self.program.init_state(initial)
         else:
             self.progress, state = TrainProgress.from_meta(restored.meta), restored.state
             self._go_on(restored, choose_shape)

@@ -39,5 +39,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """128 + signal, as a shell reports a process that a signal ended; SIGTERM's where it came to another process."""
+        """128 + signal, as a shell reports a process that a signal ended; SIGTERM's where it came to another
+        process.
+        """
         return 128 + (self.received or signal.SIGTERM)

@@ -20,6 +20,7 @@ from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
+from ssd4rec_jax.train.cost import cost_note
 from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
@@ -39,6 +40,8 @@ class Trainer:
     on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
       is a run of this config.
 
+    initial: the parameters that a new run begins with, whole NumPy arrays; None draws them.
+
     program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
 
@@ -46,11 +49,12 @@ class Trainer:
         self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
         devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
         stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
+        initial: dict | None = None,
     ):
         self.config, self.dataset, self.folder = config, dataset, folder
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
-        self.stop_requested, self.on_saved = stop_requested, on_saved
+        self.stop_requested, self.on_saved, self.initial = stop_requested, on_saved, initial
         self.program: TrainProgram
         self.session: TrainSession
         self.state: TrainState
@@ -69,6 +73,7 @@ class Trainer:
         self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))
+        note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
                 f'data.max_history={max_history} shortens {self.examples.cut:,} of '
@@ -78,7 +83,7 @@ class Trainer:
         like = self.program.like
         foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
-        self.state = self.session.restore(self._choose_shape)
+        self.state = self.session.restore(self._choose_shape, self.initial)
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
         if self.implementation:

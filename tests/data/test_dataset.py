@@ -59,7 +59,8 @@ def test_round_trip_is_memory_mapped(tmp_path):
     assert isinstance(opened.items, np.memmap) and not opened.items.flags.writeable
     assert (opened.num_users, opened.num_items, opened.num_interactions) == (2, 2, 4)
     assert opened.lengths.tolist() == [1, 3]
-    assert sorted(os.listdir(tmp_path / 'new')) == ['out'] and sorted(os.listdir(tmp_path / 'new' / 'out')) == TEXT_FILES
+    assert os.listdir(tmp_path / 'new') == ['out']
+    assert sorted(os.listdir(tmp_path / 'new' / 'out')) == TEXT_FILES
 
 
 def test_prepared_once_and_reused(tmp_path):

@@ -17,6 +17,7 @@ from ssd4rec_jax.data.sources import OFFICIAL, RECBOLE, find_source
 from ssd4rec_jax.data.tables.encoding import blocks_of_lines
 from ssd4rec_jax.data.tables.formats import TableFormat, TableOptions
 from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.presets import default_config
 
 KUAIRAND_HEADER = (
     'user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,'
@@ -115,6 +116,28 @@ def test_movielens_100k_with_windows_line_ends_and_no_last_one(tmp_path):
     assert columns(find_source('ml-100k', tmp_path).read()) == ([196, 186], [242, 302], [881250949, 891717742])
 
 
+def test_movielens_10m_and_the_csv_of_later_ones(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'ml-10m.zip', 'w') as archive:
+        archive.writestr('ml-10M100K/ratings.dat', '1::122::3.5::838985046\n1::185::5::838983525\n')
+    assert columns(find_source('ml-10m', tmp_path).read()) == ([1, 1], [122, 185], [838985046, 838983525])
+    for name in ('ml-20m', 'ml-25m', 'ml-32m'):
+        write(tmp_path / name / 'ratings.csv', 'userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n')
+        assert columns(find_source(name, tmp_path).read()) == ([1], [2], [1112486027])
+
+
+@pytest.mark.parametrize('name, file, content, time', [
+    ('amazon-2014-Books', 'ratings_Books.csv', 'A1,B1,5.0,1369699200\n', 1369699200),
+    ('amazon-2018-Books', 'Books.csv', 'B1,A1,5.0,1369699200\n', 1369699200),
+    ('amazon-2018-Books', 'Books_5.json.gz', '{"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1}\n', 1),
+    ('amazon-2023-Books', 'Books.csv.gz', 'user_id,parent_asin,rating,timestamp\nA1,B1,5.0,1369699200123\n', 1369699200123),
+    ('amazon-2023-Books', 'Books.jsonl', '{"user_id": "A1", "parent_asin": "B1", "timestamp": 7}\n', 7),
+])
+def test_any_category_of_amazon(tmp_path, name, file, content, time):
+    write(tmp_path / file, content)
+    assert columns(find_source(name, tmp_path).read()) == (['A1'], ['B1'], [time])
+    assert default_config(name).dataset == name and default_config(name).data.min_interactions == 5
+
+
 def test_amazon_ratings_and_reviews(tmp_path):
     rows = [('A3EBHHCZO6V2A4', '5555991584', 3.0, 1236384000), ('AZPWAXJG9OJXV', '0205616461', 5.0, 1369699200)]
     expected = (
@@ -169,7 +192,8 @@ def test_csv_with_names_given_and_quoted_fields(tmp_path):
 def test_separator_given(tmp_path, separator):
     real = '\t' if separator == 'tab' else separator
     path = write(tmp_path / 'log.txt', real.join(['user_id', 'item_id', 'timestamp']) + '\n' + real.join('ab5') + '\n')
-    assert columns(find_source('interactions', path, options=TableOptions(separator=separator)).read()) == (['a'], ['b'], [5])
+    source = find_source('interactions', path, options=TableOptions(separator=separator))
+    assert columns(source.read()) == (['a'], ['b'], [5])
 
 
 @pytest.mark.parametrize('block_bytes', [1, 7, 64, 1 << 20])

@@ -77,7 +77,8 @@ def test_float32_times_change_the_order():
 
 def test_fractional_times_order_exactly():
     rows = [(1, item, time) for item, time in [(1, 0.75), (2, 0.5), (3, 0.5), (4, 0.25)]]
-    assert build_sequences(make_log(rows, np.float64), DataConfig(min_interactions=1), name='x').items.tolist() == [4, 2, 3, 1]
+    log = make_log(rows, np.float64)
+    assert build_sequences(log, DataConfig(min_interactions=1), name='x').items.tolist() == [4, 2, 3, 1]
 
 
 def test_original_id_0_is_a_real_item_and_duplicates_are_kept():
@@ -91,7 +92,7 @@ def test_original_id_0_is_a_real_item_and_duplicates_are_kept():
 def test_ids_that_are_negative_or_far_apart_are_prepared_alike(shift):
     rows = random_rows(1, as_text=False)
     near, far = (
-        build_sequences(make_log([(user + by, item * 3 + by, time) for user, item, time in rows]), DataConfig(), name='x')
+        build_sequences(make_log([(user + by, item * 3 + by, t) for user, item, t in rows]), DataConfig(), name='x')
         for by in (0, shift)
     )
     np.testing.assert_array_equal(far.items, near.items)

@@ -34,7 +34,8 @@ def pairs(index) -> list[tuple[list[int], int]]:
 
 
 def test_last_n_tests_n_and_validates_n_and_trains_on_two_at_least():
-    log = with_split(dataset([[1, 2, 3, 4, 5, 6], [1, 2, 3]], [[1] * 6, [1] * 3]), DataConfig(split='last_n', split_last=2))
+    histories = [[1, 2, 3, 4, 5, 6], [1, 2, 3]]
+    log = with_split(dataset(histories, histories), DataConfig(split='last_n', split_last=2))
     assert pairs(train_examples(log)) == [([1], 2), ([1], 2)]
     assert pairs(valid_examples(log)) == [([1, 2], 3), ([1, 2, 3], 4)]
     assert pairs(held_out_tests(log)) == [([1, 2, 3, 4], 5), ([1, 2, 3, 4, 5], 6), ([1, 2], 3)]
@@ -80,7 +81,7 @@ def test_nothing_held_out_trains_on_everything_and_says_so():
 
 @pytest.mark.parametrize('settings, unit, message', [
     ({'split': 'time'}, '', 'needs times, and those of this log are positions alone'),
-    ({'split': 'time', 'split_test_time': '1969-01-01'}, 's', 'do not lie in this order between the first time, 1970-01-02'),
+    ({'split': 'time', 'split_test_time': '1969-01-01'}, 's', 'in this order between the first time, 1970-01-02'),
     ({'split': 'users', 'split_share': 0.01}, 's', 'data.split_share=0.01 of 4 users leaves none'),
 ])
 def test_a_log_that_does_not_allow_a_split(settings, unit, message):

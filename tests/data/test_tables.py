@@ -3,6 +3,7 @@ import datetime
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.log import BadRowPolicy
+from ssd4rec_jax.data.log import REFUSE, BadRowPolicy
 from ssd4rec_jax.data.prepare import prepare
 from ssd4rec_jax.data.readers import read_frame
 from ssd4rec_jax.data.sources import FrameSource, find_source
@@ -31,7 +32,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, policy: BadRowPolicy = BadRowPolicy(), **options):  # noqa: B008
+def read(path: Path, policy: BadRowPolicy = REFUSE, **options):
     return find_source('interactions', path, options=TableOptions(**options), policy=policy).read()
 
 
@@ -45,6 +46,15 @@ def zipped(text: str, name: str = 'log.csv', *more: str) -> bytes:
         archive.writestr(name, text)
         for other in more:
             archive.writestr(other, 'x')
+    return out.getvalue()
+
+
+def tarred(text: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w:gz') as archive:
+        info = tarfile.TarInfo('folder/log.csv')
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text.encode()))
     return out.getvalue()
 
 
@@ -117,6 +127,8 @@ def test_a_folder_and_a_pattern_are_one_log_in_order_of_names(tmp_path):
     (zipped('x', 'a.csv', 'b.csv'), r'a zip archive of 2 files \(a.csv, b.csv ...\): unpack it'),
     (zipped('x', 'xl/workbook.xml'), 'an Excel workbook: save the sheet as csv'),
     ('[{"user_id": 1}]', 'one JSON array: write one object a line'),
+    (gzip.compress(parquet(ROWS)), 'a compressed Parquet file: decompress it'),
+    (tarred(HEADER + ROWS), 'a tar archive: unpack it'),
     (b'\x00\x01\x02\x03' * 9, 'no text and no Parquet file'),
     ((HEADER + ROWS).encode('utf-16-le'), 'UTF-16 without a byte order mark: name it with --encoding=utf-16-le'),
     (parquet(ROWS)[:-9], 'cut short or damaged'),
@@ -166,15 +178,15 @@ def test_a_guess_is_said_aloud_and_overridden(tmp_path):
 
 def test_a_wrong_column_is_answered_with_those_there_are_and_the_nearest(tmp_path):
     path = write(tmp_path / 'log.csv', 'userId,movieId,rated_at\nu1,i1,1600000000\n')
-    with pytest.raises(DataError, match="no column 'user_id' in the header; found userId, movieId, rated_at; did you mean 'userId'"):
+    with pytest.raises(DataError, match="found userId, movieId, rated_at; did you mean 'userId'"):
         read(path, user='user_id', time='rated_at')
-    with pytest.raises(DataError, match='another usual name of times in the header; found userId, movieId, rated_at: name it with'):
+    with pytest.raises(DataError, match='another usual name of times in the header; found userId, movieId, rated_at'):
         read(path)
 
 
 @pytest.mark.parametrize('first, suggested', [
     ('u1,i1,1600000000', '--columns=user,item,time'), ('6::0::4::1600001320', '--columns=user,item,rating,time'),
-    ('0 0', '--columns=user,item --time_column=none'),
+    ('0 0', '--columns=user,item --time_column=none'), ('u1,i1,2024-06-08 11:53', '--columns=user,item,time'),
 ])
 def test_a_file_without_header_says_how_to_name_its_columns(tmp_path, first, suggested):
     path = write(tmp_path / 'log', f'{first}\n{first}\n')
@@ -237,7 +249,8 @@ def test_a_field_of_ten_megabytes_with_line_breaks(tmp_path):
 
 
 def test_a_tsv_with_lone_quotes_does_not_quote(tmp_path):
-    rows = '\n'.join(f'u{k}\ti{k}\t{k}\t{name}' for k, name in enumerate(['"odd bo" singer', 'the 7" band', '"Untitled']))
+    names = '"odd bo" singer', 'the 7" band', '"Untitled'
+    rows = '\n'.join(f'u{k}\ti{k}\t{k}\t{name}' for k, name in enumerate(names))
     log = read(write(tmp_path / 'plays.tsv', f'user_id\titem_id\ttimestamp\tartist\n{rows}\n'))
     assert columns(log) == (['u0', 'u1', 'u2'], ['i0', 'i1', 'i2'], [0, 1, 2])
     quoted = read(write(tmp_path / 'quoted.tsv', 'user_id\titem_id\ttimestamp\n"u\t1"\ti1\t5\n'))
@@ -302,7 +315,8 @@ def test_what_an_id_is(tmp_path, ids, expected):
 
 
 @pytest.mark.parametrize('column, expected', [
-    (pl.Series([3.0, 4.0]), [3, 4]), (pl.Series([3.0, 4.5]), ['3', '4.5']), (pl.Series([3, 4], dtype=pl.UInt64), [3, 4]),
+    (pl.Series([3.0, 4.0]), [3, 4]), (pl.Series([3.0, 4.5]), ['3', '4.5']),
+    (pl.Series([3, 4], dtype=pl.UInt64), [3, 4]),
     (pl.Series([2**63, 4], dtype=pl.UInt64), ['9223372036854775808', '4']), (pl.Series([-3, 4]), [-3, 4]),
     (pl.Series(['b', 'a'], dtype=pl.Categorical), ['b', 'a']), (pl.Series([b'b', b'a']), ['b', 'a']),
 ])
@@ -322,6 +336,14 @@ def test_one_very_long_id_costs_its_own_bytes(tmp_path):
     _, folder = prepare(find_source('interactions', write(tmp_path / 'log.csv', HEADER + rows)),
                         DataConfig(min_interactions=1), tmp_path / 'out')
     assert sum(file.stat().st_size for file in folder.iterdir()) < 250_000
+
+
+@pytest.mark.parametrize('column', [pl.Series([[1], [2]]), pl.Series([True, False]), pl.Series([{'a': 1}, {'a': 2}])])
+@pytest.mark.parametrize('name', ['item_id', 'timestamp'])
+def test_columns_that_hold_no_ids_or_times(name, column):
+    frame = pl.DataFrame({'user_id': ['u', 'u'], 'item_id': ['i', 'j'], 'timestamp': [1, 2]})
+    with pytest.raises(DataError, match=f'the frame: column {name} holds .*, no (item|time)s'):
+        read_frame(frame.with_columns(column.alias(name)))
 
 
 # Times.
@@ -354,7 +376,8 @@ def test_a_time_format_is_named_and_suggested(tmp_path):
     with pytest.raises(DataError) as raised:
         read(path)
     assert str(raised.value).startswith(
-        f"{path}: column timestamp holds '08/06/2024 11:53', '07/06/2024 11:53', '09/06/2024 11:53', neither numbers nor ISO "
+        f"{path}: column timestamp holds '08/06/2024 11:53', '07/06/2024 11:53', '09/06/2024 11:53', neither numbers "
+        "nor ISO "
         'dates: name the format, such as --time_format="%d/%m/%Y %H:%M"'
     )
     first = int(datetime.datetime(2024, 6, 8, 11, 53, tzinfo=UTC).timestamp())
@@ -376,13 +399,13 @@ def test_one_bad_date_is_a_bad_row(tmp_path):
 
 def test_a_column_that_holds_no_times_is_one_sentence(tmp_path):
     path = write(tmp_path / 'log.csv', HEADER + 'u,i,monday\nu,i,tuesday\nu,i,friday\n')
-    with pytest.raises(DataError, match="column timestamp holds 'monday', 'tuesday', 'friday', neither numbers nor ISO dates"):
+    with pytest.raises(DataError, match="column timestamp holds 'monday', 'tuesday', 'friday', neither numbers"):
         read(path)
 
 
 def test_two_scales_are_refused_with_a_row_of_each(tmp_path):
     path = write(tmp_path / 'log.csv', HEADER + 'u,i,1600000000\nu,i,1600000000\nu,i,1600000060000\n')
-    with pytest.raises(DataError, match=r'two scales, seconds \(.*:2: 1600000000\) and milliseconds \(.*:4: 1600000060000\)'):
+    with pytest.raises(DataError, match=r'two scales, seconds \(.*:2: 16\d+\) and milliseconds \(.*:4: 16\d+\)'):
         read(path)
 
 
@@ -419,7 +442,7 @@ def test_pandas_and_pyarrow_frames():
     pandas = pytest.importorskip('pandas')
     pyarrow = pytest.importorskip('pyarrow')
     frame = pandas.DataFrame({
-        'user_id': USERS, 'item_id': [3.0, 4.0, 3.0], 'timestamp': pandas.to_datetime(TIMES, unit='s'), 'price': [1, 2, 3],
+        'user_id': USERS, 'item_id': [3.0, 4.0, 3.0], 'timestamp': pandas.to_datetime(TIMES, unit='s'), 'price': 1,
     })
     expected = (USERS, [3, 4, 3])
     for given in (frame, pyarrow.Table.from_pandas(frame), pl.from_pandas(frame), pl.from_pandas(frame).lazy()):
@@ -446,13 +469,13 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path):
     path = write(tmp_path / 'log.csv', text)
     with pytest.raises(DataError, match='log.csv:5: item_id is empty: .*--bad_rows=skip'):
         read(path)
-    with pytest.raises(DataError, match=r'3 of 7 rows read are bad \(1 no item id, 1 number of fields, 1 quotes; the first'):
+    with pytest.raises(DataError, match=r'3 of 7 rows .* \(1 no item id, 1 number of fields, 1 quotes; the first'):
         read(path, policy=BadRowPolicy(skip=True))
     source = find_source('interactions', path, policy=SKIP)
     dataset, folder = prepare(source, DataConfig(min_interactions=1), tmp_path / 'out')
     assert dataset.report['rows'] == 7 and dataset.report['bad_rows'] == 3 and dataset.num_interactions == 4
     listed = (tmp_path / 'out.bad_rows.tsv').read_text().splitlines()
-    assert listed[0] == 'place\treason\trow' and {line.split('\t')[0] for line in listed[1:]} == {f'{path}:{n}' for n in (5, 6, 7)}
+    assert [line.split('\t')[0] for line in listed] == ['place', *(f'{path}:{n}' for n in (5, 6, 7))]
     assert f'3 bad (1: no item id, 1: number of fields, 1: quotes; listed in {tmp_path / "out.bad_rows.tsv"})' in (
         kept_lines(dataset, folder)[1]
     )
@@ -482,7 +505,7 @@ def test_what_was_kept_is_said(tmp_path):
 def test_sessions_of_three_events_can_be_prepared_and_a_core_says_why_it_leaves_none(tmp_path):
     text = HEADER + ''.join(f'u{k // 3},i{k % 3},{1600000000 + k}\n' for k in range(90))
     source = find_source('interactions', write(tmp_path / 'log.csv', text))
-    with pytest.raises(DataError, match='of 90 rows none is left after the iterated user and item 5-core: 90 were of users'):
+    with pytest.raises(DataError, match='of 90 rows none is left after the iterated .* 5-core: 90 were of users'):
         prepare(source, DataConfig(), tmp_path / 'out')
     dataset, _ = prepare(source, DataConfig(min_interactions=1), tmp_path / 'out')
     assert describe(dataset)['train_targets'] == 30 and describe(dataset)['test_targets'] == 30

@@ -5,6 +5,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from ssd4rec_jax.commands import evaluate
+from ssd4rec_jax.rank.ranker import Ranker
 from tests.faults.inside import TINY, Done, call, write_log
 
 KINDS = 'byte', 'truncation', 'deletion', 'emptying', 'swapped keys', 'swapped files'
@@ -23,6 +25,7 @@ class Corruptions:
     def __init__(self, root: Path):
         self.root = root
         self.folder = root / 'try'
+        self._rankers: dict[tuple, Ranker] = {}
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         start = root / 'try'
@@ -40,6 +43,7 @@ class Corruptions:
             newest = max(self._steps(), key=int)
             best_step = json.loads((start / f'run/checkpoints/{newest}/meta.json').read_text())['best_step']
             shutil.rmtree(start / f'run/checkpoints/{best_step}')
+            shutil.rmtree(start / 'run/model', ignore_errors=True)
             for split in ('test', 'valid'):
                 self.other.append(call(*EVALUATE, f'--split={split}', folder=start).out)
             (start / 'run/result.json').unlink()
@@ -49,7 +53,7 @@ class Corruptions:
 
     def _sound(self, *command: str) -> str:
         done = call(*command, folder=self.folder)
-        assert done.code == 0 and done.err == '', done
+        assert done.code == 0, done
         return done.out
 
     def _steps(self) -> list[str]:
@@ -67,6 +71,8 @@ class Corruptions:
         """Damage a file and ask; the answer is as before, or another one with a warning, or an error in a sentence."""
         shutil.rmtree(self.folder)
         shutil.copytree(self.root / 'finished', self.folder)
+        if '/checkpoints/' in file:  # from which it answers as long as there is no folder `model`
+            shutil.rmtree(self.folder / 'run/model', ignore_errors=True)
         damaged = damage(rng, self.folder, file, kind, self.files())
         if not damaged:
             return
@@ -78,10 +84,24 @@ class Corruptions:
             command, expected = ('train', *TINY), self.table
         else:
             command, expected = rng.choice([(EVALUATE, self.evaluated), ((*EVALUATE, '--split=valid'), self.valid)])
-        done = call(*command, folder=self.folder)
+        done = self._call(command)
         self._judge(what, command, done, expected)
         if command[0] == 'train' and 'are lost' not in done.out and done.code == 0:  # and what it left is sound
-            self._judge(f'{what}, after a training command', EVALUATE, call(*EVALUATE, folder=self.folder), self.evaluated)
+            self._judge(f'{what}, after a training command', EVALUATE, self._call(EVALUATE), self.evaluated)
+
+    def _call(self, command: tuple[str, ...]) -> Done:
+        evaluate.Ranker = self._ranker  # type: ignore[assignment, misc]
+        try:
+            return call(*command, folder=self.folder)
+        finally:
+            evaluate.Ranker = Ranker  # type: ignore[misc]
+
+    def _ranker(self, network, mesh, longest, **sizes) -> Ranker:
+        """A ranker of the same network, mesh and sizes made before, which spares tracing its program anew."""
+        key = network, mesh, longest.items.tobytes(), longest.start.tobytes(), longest.stop.tobytes(), *sizes.values()
+        if key not in self._rankers:
+            self._rankers[key] = Ranker(network, mesh, longest, **sizes)
+        return self._rankers[key]
 
     def _judge(self, what: str, command: tuple[str, ...], done: Done, expected: str) -> None:
         said = done.out + done.err
@@ -134,7 +154,8 @@ def damage(rng: random.Random, folder: Path, file: str, kind: str, files: list[s
     elif kind == 'swapped keys':
         path.write_bytes(swap_keys(rng, content))
     elif kind == 'swapped files':
-        other = folder / rng.choice([name for name in files if name != file and name.split('/')[0] == file.split('/')[0]])
+        others = [name for name in files if name != file and name.split('/')[0] == file.split('/')[0] and (folder / name).exists()]
+        other = folder / rng.choice(others)
         theirs = other.read_bytes()
         path.write_bytes(theirs)
         other.write_bytes(content)

@@ -49,7 +49,9 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
     warnings = logging.StreamHandler(err)
     absl = logging.getLogger('absl')
     absl.addHandler(warnings)
-    gc.collect()  # the lock of a run goes with its last reference
+    propagates, absl.propagate = absl.propagate, False
+    if command == 'train':
+        gc.collect()  # the lock of a run goes with its last reference
     try:
         os.chdir(folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -66,6 +68,7 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
                 code = 1
     finally:
         absl.removeHandler(warnings)
+        absl.propagate = propagates
         os.chdir(before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -75,7 +78,7 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
 def write_log(path: Path, seed: int = 0, users: int = 40, items: int = 12) -> None:
     """A log of users with nine interactions each."""
     rng = np.random.default_rng(seed)
-    rows = [f'{u},{i},{t}' for u in range(users) for t, i in enumerate(rng.integers(0, items, 9))]
+    rows = [f'{u},{i},{1_600_000_000 + 600 * t + u}' for u in range(users) for t, i in enumerate(rng.integers(0, items, 9))]
     path.write_text('\n'.join(['user_id,item_id,timestamp', *rows]) + '\n')
 
 

@@ -195,12 +195,12 @@ class Matrix:
         """Faults at operations drawn at random, spread over scenarios and kinds."""
         rng = random.Random(seed)
         changing = [scenario for scenario in SCENARIOS if scenario.command[0] in ('train', 'prepare')]
-        for number in range(kills):
-            self._one(rng, changing[number % len(changing)], 'kill')
-        for number in range(errors):
-            how = ERRORS[number % len(ERRORS)]
+        for _ in range(kills):
+            self._one(rng, rng.choice(changing), 'kill')
+        for _ in range(errors):
+            how = rng.choice(ERRORS)
             among = SCENARIOS if how == 'EIO on reading' else changing
-            self._one(rng, among[number // len(ERRORS) % len(among)], how)
+            self._one(rng, rng.choice(among), how)
 
     def _one(self, rng: random.Random, scenario: Scenario, how: str) -> None:
         if operations := self.operations(scenario, how):

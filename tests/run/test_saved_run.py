@@ -9,9 +9,10 @@ import pytest
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.data.examples import valid_examples
+from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.rank.ranker import Ranker
-from ssd4rec_jax.run import saved_run
+from ssd4rec_jax.run import model_folder, saved_run
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.early_stopping import EarlyStopping
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset, trainer_in
@@ -54,3 +55,27 @@ def test_it_opens_on_another_number_of_devices_with_the_same_parameters_and_rank
     ]
     # New parameters are small: rounding may swap items that score alike.
     assert np.mean(ranks[0] != ranks[1]) < 0.05 and len(set(ranks[0].tolist())) > 10
+
+
+@pytest.mark.parametrize('table_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shards', [1, 2, 4])
+def test_a_saved_model_is_read_in_parts_by_any_number_of_devices(tmp_path, monkeypatch, shards, table_dtype):
+    """A table of 31 rows in parts of 4 rows, of which a device reads its own."""
+    dataset, model = tiny_dataset(), dataclasses.replace(MODEL, table_dtype=table_dtype)
+    _, params = init_network(model, dataset.num_items, 3)
+    params = jax.tree.map(np.asarray, params)
+    row_bytes = params['item_embedding'][0].nbytes
+    monkeypatch.setattr(model_folder, 'PART_BYTES', 4 * row_bytes)
+    config = dataclasses.replace(CONFIG, model=model)
+    model_folder.save_model(tmp_path / 'model', config, dataset, params, step=7, best_epoch=2)
+    monkeypatch.setattr(
+        saved_run, 'device_mesh', lambda model_shards: device_mesh(jax.devices()[:model_shards], model_shards)
+    )
+    saved = saved_run.load_run(tmp_path / 'model', model_shards=shards)
+    assert (saved.step, saved.best_epoch, saved.config) == (7, 2, config)
+    whole = saved.network.whole(saved.params)
+    for ours, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(params), strict=True):
+        assert ours.dtype == theirs.dtype and np.asarray(ours).tobytes() == theirs.tobytes()
+    np.testing.assert_array_equal(saved.item_counts, np.bincount(dataset.items, minlength=31))
+    for name in ('items', 'offsets', 'user_ids', 'item_ids'):
+        np.testing.assert_array_equal(getattr(saved.dataset, name), getattr(dataset, name))

@@ -1,8 +1,8 @@
 """Run folders and prepared data that version 28be952 wrote open, answer and go on as they did then.
 
-run-full was trained on one device with the full softmax, run-sampled on two devices that shared a table of 25 rows, which
-28be952 itself could not open again. Their config.json names the prepared data by the absolute path of that machine; the
-fixture puts a path of its own in its place.
+run-full was trained on one device with the full softmax, run-sampled on two devices that shared a table of 25 rows,
+which 28be952 itself could not open again. Their config.json names the prepared data by the absolute path of that
+machine; the fixture puts a path of its own in its place.
 """
 import dataclasses
 import json

@@ -9,6 +9,7 @@ from ssd4rec_jax.errors import ConfigError, DataError
 
 SAMPLE_BYTES = 1 << 20
 _CANDIDATES = ('\t', '::', ',', ';', '|', 'space')
+_VALUE = re.compile(r'-?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*|\d{1,2}[/.]\d{1,2}[/.]\d{4}.*')  # no column is called so
 _EXCEL = re.compile(r'sep=(.)')
 _SPOKEN = {'tab': '\t', '\\t': '\t', ' ': 'space', 'comma': ',', 'semicolon': ';', 'pipe': '|'}
 
@@ -35,8 +36,8 @@ def recognise(sample: str, options: TableOptions, file: object) -> tuple[TableFo
         _check_header(names, lines, separator, options, f'{file}:{1 + skipped}')
     columns, notes = chosen(list(names), options, f'{file}:{1 + skipped}')
     format = TableFormat(
-        separator, columns['user'], columns['item'], columns['time'], columns=options.columns, quoted=quoted, encoding=options.encoding or '',
-        skipped_lines=skipped, time_format=options.time_format or '',
+        separator, columns['user'], columns['item'], columns['time'], columns=options.columns, quoted=quoted,
+        encoding=options.encoding or '', skipped_lines=skipped, time_format=options.time_format or '',
         order_unsure=bool(options.columns),
     )
     return format, notes
@@ -61,14 +62,15 @@ def _given_separator(options: TableOptions) -> str | None:
     twice = len(separator) == 2 and separator[0] == separator[1]
     if separator != 'space' and len(separator) != 1 and not twice or not separator.isascii() or separator in '\r\n"':
         raise ConfigError(
-            f'--separator={options.separator!r} must be one character (tab for a tabulator, space for runs of blanks) or '
+            f'--separator={options.separator!r} must be one character (tab for a tabulator, space for runs of blanks) '
+            'or '
             'one twice (::)'
         )
     return separator
 
 
 def _guess_separator(lines: list[str], options: TableOptions, file: object) -> str:
-    """The separator by which the first lines have the most alike fields, among them known names where there is a header."""
+    """The separator by which the first lines have the most alike fields, among them known names of a header."""
     head = lines[:20]
     scores = {}
     for separator in _CANDIDATES:
@@ -93,7 +95,7 @@ def _quoted(separator: str, sample: str, options: TableOptions) -> bool:
         return False
     if options.quote is not None:
         return options.quote not in ('none', '')
-    # Tab-separated files seldom quote: one quote that does not enclose a field makes all of them letters like any other.
+    # Tab-separated files seldom quote: one quote that does not enclose a field makes all of them mere letters.
     return separator != '\t' or '"' not in sample or quotes_enclose_fields(
         sample, separator, whole=len(sample) < SAMPLE_BYTES
     )
@@ -103,18 +105,21 @@ def _check_header(names: tuple[str, ...], lines: list[str], separator: str, opti
     """DataError where the first line looks like a row (no column of users or items is known by name, one is a number),
     or where rows hold whole histories.
     """
-    if lists := [name.strip() for name in split_line(lines[0], separator, False) if name.strip().endswith('_list:token_seq')]:
+    fields = map(str.strip, split_line(lines[0], separator, False))
+    if lists := [name for name in fields if name.endswith('_list:token_seq')]:
         raise DataError(
-            f'{where}: {lists[0]} holds a list of items a row: such benchmark files of RecBole repeat each history once an '
+            f'{where}: {lists[0]} holds a list of items a row: such benchmark files of RecBole repeat each history '
+            'once an '
             "item; read the data set's .inter file, which has one interaction a row"
         )
     known = [guessed(list(names), role) for role in ('user', 'item')]
     named = [name in names for name in (options.user, options.item, options.time) if name and name != WITHOUT_TIMES]
-    if all(known) or any(named) or not any(re.fullmatch(r'-?\d+(\.\d+)?', name.strip()) for name in names):
+    if all(known) or any(named) or not any(_VALUE.fullmatch(name.strip()) for name in names):
         return
     example = {2: 'user,item', 3: 'user,item,time', 4: 'user,item,rating,time'}.get(len(names), 'user,item,...,time')
     order = ' --time_column=none' if len(names) == 2 else ''
     raise DataError(
-        f'{where}: {lines[0][:80]!r} is no header: for a file without one name its {len(names)} columns in their order, '
+        f'{where}: {lines[0][:80]!r} is no header: for a file without one name its {len(names)} columns in their '
+        'order, '
         f'such as --columns={example}{order}'
     )

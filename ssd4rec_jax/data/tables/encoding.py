@@ -17,6 +17,8 @@ def as_utf8(chunks: Iterable[bytes], encoding: str, file: object) -> Iterator[by
     decoder, old_mac = None, False
     for number, chunk in enumerate(chunks):
         if number == 0:
+            if chunk[257:262] == b'ustar':
+                raise DataError(f'{file}: is a tar archive: unpack it and name the file of the log')
             chunk, encoding = _without_mark(chunk, encoding)
             decoder = _decoder(encoding) if encoding else None
         if decoder is not None:

@@ -61,3 +61,6 @@ class TableOptions:
     columns: tuple[str, ...] = ()
     encoding: str | None = None
     time_format: str | None = None
+
+
+GUESS = TableOptions()  # everything is found out

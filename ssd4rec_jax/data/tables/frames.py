@@ -37,11 +37,12 @@ def column_names(frame: pl.LazyFrame, where: str) -> list[str]:
     try:
         return frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f'{where}: cut short or damaged ({str(error).splitlines()[0][:200]}): get the file again') from error
+        what = str(error).splitlines()[0][:200]
+        raise DataError(f'{where}: cut short or damaged ({what}): get the file again') from error
 
 
 def as_polars(frame: object) -> pl.LazyFrame:
-    """A frame of polars, pandas or pyarrow as polars sees it, without a copy where that can be; DataError for others."""
+    """A frame of polars, pandas or pyarrow as polars sees it, if possible without a copy; DataError for others."""
     if isinstance(frame, pl.LazyFrame):
         return frame
     if isinstance(frame, pl.DataFrame):

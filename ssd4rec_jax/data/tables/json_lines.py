@@ -37,8 +37,8 @@ def _parsed(file: RawFile, keys: dict[str, str], block: bytes, lines: list[bytes
             frame = pl.read_ndjson(block, schema=schema).select(**{role: pl.col(key) for role, key in keys.items()})
         except pl.exceptions.PolarsError:
             continue
-        # A list or an object in the place of an id comes as its text, and blank lines do not come at all.
-        odd = any(frame[role].str.contains(r'^[\[{]').any() for role in ('user', 'item'))
+        # What is no id, such as a list or true, comes as its text, and blank lines do not come at all.
+        odd = any(frame[role].str.contains(r'^([\[{]|true$|false$)').any() for role in ('user', 'item'))
         if len(frame) == len(lines) and not odd and not frame.null_count().sum_horizontal()[0]:
             return Batch(
                 frame, lambda row: f'{file}:{first_line + row}', lambda row: lines[row].decode(errors='replace'), []
@@ -90,7 +90,8 @@ def _not_json(line: bytes, error: Exception) -> str:
         if isinstance(ast.literal_eval(line.decode().strip()), dict):
             return (
                 'a Python dict, not a JSON object: convert the file, for example with '
-                "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(l))) for l in sys.stdin]' < OLD > NEW"
+                "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(l))) for l in sys.stdin]' < OLD "
+                "> NEW"
             )
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass

@@ -39,7 +39,7 @@ def _key(name: str) -> str:
 
 
 def guessed(columns: list[str], role: str) -> str | None:
-    """The column that usually holds users, items or times ('user', 'item', 'time'); None where none is known by name."""
+    """The column with a usual name of users, items or times (role 'user', 'item' or 'time'); None where none has."""
     keys = {_key(name): name for name in reversed(columns)}
     return next((keys[_key(name)] for name in USUAL[role] if _key(name) in keys), None)
 
@@ -73,7 +73,7 @@ def _missing(columns: list[str], role: str, where: str) -> str:
     without = ', or take the order of the rows with --time_column=none' if role == 'time' else ''
     return (
         f'{where}: no column {USUAL[role][0]!r} or another usual name of {role}s in the header; found '
-        f'{", ".join(columns)}: name it with {_FLAGS[role]}{without}'
+        f'{", ".join(columns)}: name it with {_FLAGS[role]}{without}; without a header, name all columns with --columns'
     )
 
 

@@ -14,7 +14,7 @@ from ssd4rec_jax.data.raw_file import BLOCK_BYTES
 
 # A quote that is still open after so many bytes is taken for one that was never closed.
 LONGEST_ROW = 64 << 20
-_SPARE = [byte for byte in range(1, 32) if byte not in (9, 10, 13)]
+_SPARE = [bytes([byte]) for byte in range(31, 0, -1) if byte not in (9, 10, 13)]
 _LF, _QUOTE = 10, 34
 _OPEN = 'a quote opens a field and none closes it: close it, or switch quotes off with --quote=none'
 
@@ -60,7 +60,9 @@ def row_blocks(
     """
     first_line, rest = 1, b''
     for piece, last in _pieces(chunks, block_bytes):
-        rest = (rest + piece).replace(b'\r\n', b'\n')
+        if rest.endswith(b'\r') and piece.startswith(b'\n'):
+            rest = rest[:-1]
+        rest += piece.replace(b'\r\n', b'\n')
         body = len(rest.rstrip(b'\r\n'))
         if last:
             text, held_back = rest[:body] + b'\n' * (body > 0), b''
@@ -121,9 +123,9 @@ def _blanks(text: bytes, byte: bytes) -> bytes:
 
 
 def _spare_bytes(text: bytes) -> tuple[bytes, bytes]:
-    """Two control characters that do not occur in a text (the last two where all of them do)."""
-    free = [byte for byte in map(lambda b: bytes([b]), reversed(_SPARE)) if byte not in text]
-    return (*free, b'\x1f', b'\x1e')[:2]  # type: ignore[return-value]
+    """Two control characters that do not occur in a text (the first two tried where all of them do)."""
+    free = (byte for byte in _SPARE if byte not in text)
+    return next(free, _SPARE[0]), next(free, _SPARE[1])
 
 
 def _regular(text: bytes, separator: bytes, spare: tuple[bytes, bytes], first_line: int) -> tuple[RowBlock, int] | None:

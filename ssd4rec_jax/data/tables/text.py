@@ -52,7 +52,8 @@ def _header(file: RawFile, format: TableFormat, block: RowBlock) -> tuple[str, .
         if name and columns.count(name) != 1:
             found = 'no' if name not in columns else 'more than one'
             raise DataError(
-                f'{file}:{block.lines[0]}: {found} column {name!r} in the header; found {", ".join(columns)}: for a file '
+                f'{file}:{block.lines[0]}: {found} column {name!r} in the header; found {", ".join(columns)}: for a '
+                'file '
                 f'with other names use --dataset=interactions with --{role}_column (and --separator)'
             )
     return columns
@@ -71,7 +72,8 @@ def _parsed(
     frame, integers = _frame(format, columns, block, integers)
     if len(frame) != len(block.lines):  # the rows are as many as polars is given lines
         raise DataError(
-            f'{file}: {len(frame)} rows were read of {len(block.lines)} in the lines from {block.lines[0]} on: report this '
+            f'{file}: {len(frame)} rows were read of {len(block.lines)} in the lines from {block.lines[0]} on: report '
+            'this '
             'file to the authors of this program'
         )
 
@@ -84,7 +86,7 @@ def _parsed(
 def _judged(
     file: RawFile, format: TableFormat, columns: tuple[str, ...], block: RowBlock
 ) -> tuple[np.ndarray, list[BadRow]]:
-    """(bool [rows], which rows can be split into the columns; those that cannot, and the block's own, in file order)."""
+    """(bool [rows], which rows can be split into the columns; those that cannot, the block's broken ones included)."""
     raw = np.frombuffer(block.data, np.uint8)
     ends = np.flatnonzero(raw == ord('\n'))
     fields = 1 + np.diff(np.searchsorted(np.flatnonzero(raw == block.separator[0]), ends), prepend=0)
@@ -115,7 +117,8 @@ def _not_utf8(data: bytes, ends: np.ndarray) -> Iterator[tuple[int, str]]:
             wrong = at + error.start
             row = int(np.searchsorted(ends, wrong))
             yield row, (
-                f'byte 0x{data[wrong]:02x} is not UTF-8 text: name the encoding, such as --encoding=latin-1, or convert the '
+                f'byte 0x{data[wrong]:02x} is not UTF-8 text: name the encoding, such as --encoding=latin-1, or '
+                'convert the '
                 'file to UTF-8'
             )
             at = int(ends[row]) + 1
@@ -139,7 +142,8 @@ def _frame(format: TableFormat, columns: tuple[str, ...], block: RowBlock, integ
             if as_integers:
                 continue
             raise
-        return frame.with_columns(_unquoted(role, block) for role in wanted if frame[role].dtype == pl.String), as_integers
+        texts = [role for role in wanted if frame[role].dtype == pl.String]
+        return frame.with_columns(_unquoted(role, block) for role in texts), as_integers
     raise AssertionError('text is read as text')
 
 

@@ -1,0 +1,170 @@
+"""Answers of a saved run in original ids."""
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
+from ssd4rec_jax.rank.recommend import TopItems
+from ssd4rec_jax.run.saved_run import SavedRun
+
+AT_ONCE = 8192  # histories that are scored before their rows are handed on
+
+
+class Answers:
+    """What a saved run says to users and histories that are given in original ids; polars frames and NumPy arrays."""
+
+    def __init__(self, saved: SavedRun):
+        self.saved = saved
+
+    def best(
+        self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
+        k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
+        names, read = self._asked(users, histories)
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise UserError(f'k={k!r} must be a whole number from 1')
+        catalogue = self.saved.dataset.num_items
+        if k > catalogue:
+            warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
+        allowed = self._allowed(exclude, only)
+        for start in range(0, max(len(names), 1), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            yield self._ranked(names[part], read[part], min(k, catalogue), exclude_seen, allowed)
+
+    def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
+        """float32 [histories, D], whose dot products with the item vectors are the scores; NaN without known items."""
+        _, read = self._asked(None, histories)
+        vectors = np.full((len(read), self.table.shape[1]), np.nan, np.float32)
+        some = [n for n, history in enumerate(read) if len(history)]
+        if some:
+            vectors[some] = self._top.vectors([read[n] for n in some])
+        return vectors
+
+    def similar(self, item: Any, k: int) -> pl.DataFrame:
+        """The k items whose vectors have the highest cosine with an item's: rank, item, cosine."""
+        (at,) = self.known([item], 'item')
+        vectors = self.table[1:] / np.maximum(np.linalg.norm(self.table[1:], axis=1, keepdims=True), 1e-30)
+        cosine = vectors @ vectors[at]
+        cosine[at] = -np.inf
+        best = np.argsort(-cosine, kind='stable')[:min(k, len(cosine) - 1)]
+        return pl.DataFrame({
+            'rank': np.arange(1, len(best) + 1), 'item': self.item_ids.gather(best), 'cosine': cosine[best],
+        })
+
+    @functools.cached_property
+    def _top(self) -> TopItems:
+        saved = self.saved
+        return TopItems(saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """float32 [items + 1, D], row 0 for the mask."""
+        return np.asarray(self.saved.network.whole(self.saved.params)[ITEM_EMBEDDING], np.float32)
+
+    @functools.cached_property
+    def item_ids(self) -> pl.Series:
+        return _series(self.saved.dataset.item_ids)
+
+    @functools.cached_property
+    def _user_ids(self) -> pl.Series:
+        return _series(self.saved.dataset.user_ids)
+
+    @functools.cached_property
+    def _counts(self) -> np.ndarray:
+        return np.asarray(self.saved.item_counts)
+
+    def _asked(
+        self, users: Sequence[Any] | str | None, histories: Sequence[Sequence[Any]] | None
+    ) -> tuple[pl.Series, list[np.ndarray]]:
+        """(name, internal item ids) of each history that is asked for."""
+        if (users is None) == (histories is None):
+            raise UserError('give either users (ids of the log, or \'all\') or histories (lists of item ids)')
+        if histories is not None:
+            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories)
+        dataset = self.saved.dataset
+        if not dataset.num_users:
+            raise UserError(
+                'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
+            )
+        if isinstance(users, str) and users == 'all':
+            at = np.arange(dataset.num_users)
+        else:
+            at = self._found(dataset.user_ids, listed(users, 'users'), 'user')
+            at = at[at >= 0]
+        offsets = dataset.offsets
+        return self._user_ids.gather(at).alias('user'), [dataset.items[offsets[u]:offsets[u + 1]] for u in at.tolist()]
+
+    def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
+        lists = [listed(history, 'a history') for history in listed(histories, 'histories')]
+        flat = self._found(self.saved.dataset.item_ids, [item for history in lists for item in history], 'item')
+        ends = np.cumsum([len(history) for history in lists], dtype=np.int64)
+        return [part[part >= 0].astype(np.int32) + 1 for part in np.split(flat, ends[:-1])] if lists else []
+
+    def _found(self, vocabulary: Any, wanted: list[Any], what: str) -> np.ndarray:
+        """Position of each id in a vocabulary, -1 with one warning where the log does not have it."""
+        at = positions(vocabulary, [str(id_) for id_ in wanted])
+        missing = np.flatnonzero(at < 0)
+        if len(missing):
+            warnings.warn(
+                f'{len(missing)} of {len(wanted)} {what} ids are not in the log and are skipped; the first is '
+                f'{wanted[missing[0]]!r}', stacklevel=4,
+            )
+        return at
+
+    def known(self, items: Iterable[Any], what: str) -> np.ndarray:
+        """Positions of items that must be in the log."""
+        wanted = listed(items, what)
+        at = positions(self.saved.dataset.item_ids, [str(id_) for id_ in wanted])
+        if (at < 0).any():
+            like = ', '.join(map(str, self.item_ids.head(3).to_list()))
+            raise UserError(f'{what}: {wanted[int(np.argmin(at))]!r} is not in the log (ids look like {like})')
+        return at
+
+    def _allowed(self, exclude: Iterable[Any], only: Iterable[Any] | None) -> np.ndarray | None:
+        """bool [items + 1] of the items that may be recommended; None where all may."""
+        left_out, chosen = listed(exclude, 'exclude'), None if only is None else listed(only, 'only')
+        if not left_out and chosen is None:
+            return None
+        item_ids = self.saved.dataset.item_ids
+        allowed = np.full(self.saved.dataset.num_items + 1, chosen is None)
+        if chosen is not None:
+            allowed[(at := self._found(item_ids, chosen, 'item'))[at >= 0] + 1] = True
+        allowed[(at := self._found(item_ids, left_out, 'item'))[at >= 0] + 1] = False
+        return allowed
+
+    def _ranked(
+        self, names: pl.Series, read: list[np.ndarray], k: int, exclude_seen: bool, allowed: np.ndarray | None
+    ) -> pl.DataFrame:
+        items, scores = np.zeros((len(read), k), np.int32), np.full((len(read), k), -np.inf, np.float32)
+        some = np.asarray([len(history) > 0 for history in read], bool)
+        if some.any():
+            known = [history for history in read if len(history)]
+            items[some], scores[some] = self._top(known, k=k, exclude=known if exclude_seen else None, allowed=allowed)
+        if not some.all():
+            counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
+            counts[0] = -np.inf
+            order = np.argsort(-counts, kind='stable')[:k]
+            items[~some], scores[~some] = order, counts[order]
+        rows, places = np.nonzero(np.isfinite(scores))
+        return pl.DataFrame({
+            'user': names.gather(rows), 'rank': places + 1, 'item': self.item_ids.gather(items[rows, places] - 1),
+            'score': scores[rows, places], 'reason': np.where(some, 'model', 'popularity')[rows],
+        })
+
+
+def _series(ids: Any) -> pl.Series:
+    return pl.Series(ids) if isinstance(ids, np.ndarray) else ids.series()
+
+
+def listed(values: Any, what: str) -> list[Any]:
+    """A list of what a caller gave; UserError for one text, which would be taken apart into its letters."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise UserError(f'{what} is {values!r}; it must be a list of ids')
+    return list(values)
