@@ -12,8 +12,13 @@ class Reporter:
         """A context manager that is open while `what` (such as 'the train step') is compiled."""
         return contextlib.nullcontext()
 
-    def epoch(self, epoch: int, first_step: int, num_steps: int) -> None:
-        """Called when an epoch (counted from 1) starts or continues after `first_step` of its `num_steps` steps."""
+    def epoch(
+        self, epoch: int, first_step: int, num_steps: int, max_epochs: int | None = None, patience: int | None = None
+    ) -> None:
+        """Called when an epoch (counted from 1) starts or continues after `first_step` of its `num_steps` steps.
+
+        patience: the number of worse evaluations in a row, from now on, after which training still goes on.
+        """
 
     def step(self, loss: float, targets_per_second: float) -> None:
         """Called after each step of the epoch, with the step's mean loss."""

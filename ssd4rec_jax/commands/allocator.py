@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 _HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+_CONSOLE_SCRIPT = 'ssd4rec'
 _TUNABLE = 'glibc.malloc.hugetlb'
 # glibc's mallopt parameters.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -17,15 +18,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 def tune_allocator() -> None:
     """Have glibc's malloc ask for huge pages or, where that cannot be, keep freed memory; nothing without glibc.
 
-    glibc reads the setting when a process starts. So a command (python -m experiments.NAME) replaces itself by itself,
-    once, with GLIBC_TUNABLES set; one that holds the setting already stands. Call it before JAX is imported.
+    glibc reads the setting when a process starts. So a command (python -m experiments.NAME, or the console script
+    ssd4rec) replaces itself by itself, once, with GLIBC_TUNABLES set; one that holds the setting already stands. Call
+    it before JAX is imported.
     """
     if not sys.platform.startswith('linux'):
         return
     tunables = [entry for entry in os.environ.get('GLIBC_TUNABLES', '').split(':') if entry]
     asked = [entry for entry in tunables if entry.startswith(f'{_TUNABLE}=')]
-    # argv[0] is '-m' while Python looks for the module: never in a test, a debugger or a script that imports this package.
-    if not asked and sys.argv[0] == '-m' and _can_have_huge_pages():
+    # argv[0] is '-m' while Python looks for a module: never in a test, a debugger or another script.
+    is_command = sys.argv[0] == '-m' or os.path.basename(sys.argv[0]) == _CONSOLE_SCRIPT
+    if not asked and is_command and _can_have_huge_pages():
         os.environ['GLIBC_TUNABLES'] = ':'.join([*tunables, f'{_TUNABLE}=1'])
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if not asked or asked[-1].endswith('=0'):

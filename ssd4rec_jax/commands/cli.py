@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from ssd4rec_jax.commands.output import StdoutClosed, complain, one_line
+from ssd4rec_jax.commands.help import help_text, unknown_flag
+from ssd4rec_jax.commands.output import StdoutClosed, complain, one_line, write_stdout
 from ssd4rec_jax.errors import UserError
 
 PLUGS = flags.DEFINE_multi_string(
     'plug', [],
-    'Module to import first, which registers a network, a loss or a data set of your own (docs/extending.md).'
+    'Module to import first, which registers a network, a loss or a data set of your own (docs/extending.md).',
 )
 
 
@@ -32,14 +33,16 @@ def run(main: Callable[[], int | None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         if {'--help', '-help', '-h'} & set(argv[1:]):
-            print(_help(sys.modules[main.__module__].__doc__ or ''))
+            write_stdout(help_text(sys.modules[main.__module__]) + '\n')
             sys.exit(0)
         try:
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            complain(f'error: {unknown_flag(error.flagname)}')
         except flags.Error as error:
             complain(f'error: {error}')
-            complain(f'See python -m {_module_name()} --help')
-            sys.exit(2)
+        complain(f'See {_command_name()} --help')
+        sys.exit(2)
 
     app.run(guarded, flags_parser=parse)
 
@@ -81,15 +84,6 @@ def _import_plug(module: str) -> None:
         ) from error
 
 
-def _help(text: str) -> str:
-    """A command's description and its flags, by the file that defines them; nothing of other packages' flags."""
-    lines = [text.strip(), '']
-    for module, defined in sorted(flags.FLAGS.flags_by_module_dict().items()):
-        if module.startswith(('ssd4rec_jax', 'experiments', '__main__')) or module == sys.argv[0]:
-            lines += [f'{flag.name}: {flag.help} (default: {flag.value})' for flag in defined]
-    return '\n'.join(f'  --{line}' if ': ' in line and k > 1 else line for k, line in enumerate(lines))
-
-
-def _module_name() -> str:
+def _command_name() -> str:
     spec = sys.modules['__main__'].__spec__
-    return spec.name if spec else sys.argv[0]
+    return f'python -m {spec.name}' if spec and not sys.argv[0].startswith('ssd4rec ') else sys.argv[0]

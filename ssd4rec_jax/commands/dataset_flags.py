@@ -7,7 +7,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as ProgressBar
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.log import BadRowPolicy
 from ssd4rec_jax.data.prepare import prepare
@@ -15,7 +15,7 @@ from ssd4rec_jax.data.sources import OFFICIAL, FileSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.errors import DataError
-from ssd4rec_jax.presets import DATASETS, default_config
+from ssd4rec_jax.presets import DATASETS
 
 DATASET = flags.DEFINE_string('dataset', 'synthetic', f'One of {", ".join(DATASETS)}.')
 DATA_DIR = flags.DEFINE_string(
@@ -24,7 +24,6 @@ DATA_DIR = flags.DEFINE_string(
     'log itself: a file, a folder of files or a pattern. If not given, data/NAME, where the official file is '
     'downloaded to.',
 )
-_SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.num_layers=1.')
 _ONE_S_OWN = 'for --dataset=interactions'
 _USER_COLUMN = flags.DEFINE_string('user_column', None, f'Column of user ids, {_ONE_S_OWN}.')
 _ITEM_COLUMN = flags.DEFINE_string('item_column', None, f'Column of item ids, {_ONE_S_OWN}.')
@@ -51,21 +50,19 @@ _MAX_BAD_SHARE = flags.DEFINE_float(
 )
 
 
-def configured() -> RunConfig:
-    """The data set's configuration with the command line's overrides."""
-    return apply_overrides(default_config(DATASET.value), _SET.value)
-
-
 def prepared_dataset(config: RunConfig, output: str | None = None) -> tuple[SequenceDataset, Path]:
-    """(the data set that the flags name, the folder where it lies prepared); downloads and prepares where needed."""
-    dataset, prepared = prepare(_source(), config.data, Path(output) if output else None)
+    """(the data set config.dataset, the folder where it lies prepared); downloads and prepares where needed.
+
+    The flags say where its log lies and how it is read.
+    """
+    dataset, prepared = prepare(_source(config.dataset), config.data, Path(output) if output else None)
     _check_counts(config, dataset)
     return dataset, prepared
 
 
 def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
     """DataError where a file that was downloaded without a checksum does not give the counts of the official one."""
-    official = OFFICIAL.get(DATASET.value)
+    official = OFFICIAL.get(config.dataset)
     if official is None or official.counts is None or DATA_DIR.value is not None:
         return
     found = dataset.num_users, dataset.num_items, dataset.num_interactions
@@ -73,7 +70,7 @@ def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
     cores = config.data.user_core, config.data.item_core
     if cores == (published.user_core, published.item_core) and found != official.counts:
         users, items, interactions = official.counts
-        file = Path('data') / DATASET.value / official.file_name
+        file = Path('data') / config.dataset / official.file_name
         raise DataError(
             f'{file} is not the official file: it gives {found[0]:,} users, {found[1]:,} items and {found[2]:,} '
             f'interactions, not {users:,}, {items:,} and {interactions:,}. Remove it, and the same command downloads '
@@ -89,7 +86,7 @@ def _options() -> TableOptions:
     )
 
 
-def _source() -> FileSource | SyntheticSource:
+def _source(name: str) -> FileSource | SyntheticSource:
     bar = ProgressBar(
         TextColumn('download'), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
@@ -102,7 +99,7 @@ def _source() -> FileSource | SyntheticSource:
 
     policy = BadRowPolicy(skip=_BAD_ROWS.value == 'skip', max_share=_MAX_BAD_SHARE.value)
     try:
-        return find_source(DATASET.value, DATA_DIR.value, options=_options(), policy=policy, progress=progress)
+        return find_source(name, DATA_DIR.value, options=_options(), policy=policy, progress=progress)
     finally:
         if bar.live.is_started:
             bar.stop()

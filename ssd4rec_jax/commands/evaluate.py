@@ -1,7 +1,8 @@
-"""Rank a run's held-out items with its best checkpoint, or with a saved model.
+"""Rank held-out items with a run's best checkpoint or a saved model.
 
     ssd4rec evaluate --workdir=RUN [--split=test|valid] [--model_shards=M]
-    ssd4rec evaluate --workdir=RUN --k=5,10,20,50 --seen=both --by=history_length,item_popularity [--json]
+    ssd4rec evaluate --workdir=RUN --k=5,10,20,50 --seen=both --by=history_length
+    ssd4rec evaluate --workdir=RUN --k=10 --by=history_length,item_popularity --json
     ssd4rec evaluate --workdir=RUN --per_user=ranks.parquet
 
 Prints one JSON line with HR, NDCG and MRR at 10 and 20. With --k, --seen or --by it prints tables, or all of them as

@@ -1,8 +1,8 @@
-"""Compare the model with a golden file of the released PyTorch code, values and all gradients, in float64.
+"""Compare the model with a golden file of the released PyTorch code.
 
-    python -m experiments.parity --golden=tests/golden/ssd4rec_2layer.npz
+    ssd4rec parity --golden=tests/golden/ssd4rec_2layer.npz
 
-Prints max|a - b| / max|b| for the readout, the scores, the loss and each gradient; exit code 1 if one is above
+Values and all gradients are compared, in float64. Prints max|a - b| / max|b| for the readout, the scores, the loss and each gradient; exit code 1 if one is above
 --tolerance, or if a quantity that is exactly zero there is not exactly zero here.
 """
 import zipfile
@@ -23,7 +23,9 @@ from ssd4rec_jax.model.released_weights import from_torch_layout, path_of, to_pa
 from ssd4rec_jax.model.scores import scores
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
-_GOLDEN = flags.DEFINE_string('golden', None, 'Golden .npz file of the released model (see tests/golden).', required=True)
+_GOLDEN = flags.DEFINE_string(
+    'golden', None, 'Golden .npz file of the released model (see tests/golden).', required=True
+)
 _TOLERANCE = flags.DEFINE_float('tolerance', 1e-9, 'Largest relative difference allowed.')
 
 _CONFIG_KEYS = ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'norm_embedding', 'beta')

@@ -1,7 +1,7 @@
 """Prepare a data set and describe it.
 
-    python -m experiments.prepare --dataset=ml-100k --data_dir=DIR --output=DIR [--set=data.timestamp_precision=float32]
-    python -m experiments.prepare --dataset=interactions --data_dir=LOG [--columns=user,item,time] [--bad_rows=skip]
+    ssd4rec prepare --dataset=ml-100k --data_dir=DIR --output=DIR [--set=data.timestamp_precision=float32]
+    ssd4rec prepare --dataset=interactions --data_dir=LOG [--columns=user,item,time] [--bad_rows=skip]
 
 Prints one JSON line: users, items, interactions, median and longest history, prediction targets of each split, sha256
 of the held-out items (lines 'user,item' of original ids, users ascending), and what was read, left out and noticed.
@@ -13,16 +13,18 @@ import sys
 from absl import flags
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.dataset_flags import configured, prepared_dataset
+from ssd4rec_jax.commands.config_flags import overridden
+from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.output import write_stdout
 from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
+from ssd4rec_jax.presets import default_config
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepared-FINGERPRINT if not given.')
 
 
 def main() -> int:
-    dataset, _ = prepared_dataset(configured(), _OUTPUT.value)
+    dataset, _ = prepared_dataset(overridden(default_config(DATASET.value)), _OUTPUT.value)
     for note in dataset.report.get('notes', []):
         print(note, file=sys.stderr)
     said = describe(dataset)

@@ -1,6 +1,7 @@
 """Recommend next items with a run's best checkpoint or a saved model.
 
-    ssd4rec recommend --workdir=RUN --users=ID,ID --k=10 [--exclude_seen] [--exclude=ID,...|FILE] [--only=ID,...|FILE]
+    ssd4rec recommend --workdir=RUN --users=ID,ID --k=10 --exclude_seen
+    ssd4rec recommend --workdir=RUN --users=FILE --exclude=ID,ID --only=FILE
     ssd4rec recommend --workdir=RUN --users=all --output=recommended.parquet
     ssd4rec recommend --workdir=RUN --history=ITEM,ITEM,ITEM
     ssd4rec recommend --workdir=RUN --histories=FILE.jsonl --output=recommended.csv

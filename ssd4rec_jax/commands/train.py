@@ -1,14 +1,18 @@
 """Train SSD4Rec on a data set and rank its test items.
 
-    python -m experiments.train                                  # synthetic, nothing to download
-    python -m experiments.train --dataset=kuairand               # downloads, prepares, trains
-    python -m experiments.train --dataset=amazon-beauty --data_dir=DIR --workdir=RUN --set=model.num_layers=2
-    python -m experiments.train --dataset=kuairand --distributed   # on every host of a pod: see docs/pods.md
-    python -m experiments.train --dataset=kuairand --final=RUN --workdir=LIVE   # on everything, for RUN's best epochs
+    ssd4rec train                             # synthetic, nothing to download
+    ssd4rec train --dataset=kuairand          # downloads, prepares, trains
+    ssd4rec train --dataset=interactions --data_dir=LOG.csv --workdir=RUN
+    ssd4rec train --workdir=RUN               # goes on with the run in it
+    ssd4rec train --workdir=RUN --set=train.max_epochs=+10   # ten epochs more
+    ssd4rec train --dataset=kuairand --distributed   # on every host of a pod
+    ssd4rec train --dataset=kuairand --final=RUN --workdir=LIVE   # on everything, for RUN's best epochs
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -16,11 +20,11 @@ from absl import flags
 from ssd4rec_jax.commands import distributed
 from ssd4rec_jax.commands.backend import backend_warning
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, configured, prepared_dataset
+from ssd4rec_jax.commands.dataset_flags import DATA_DIR
+from ssd4rec_jax.commands.entered_run import EnteredRun, entered_run, workdir_of_run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.terminal import Terminal
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
-from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.processes import is_first, together
 from ssd4rec_jax.train.final import final_config
@@ -33,8 +37,6 @@ _RESTART = flags.DEFINE_bool(
 _ADOPT_CONFIG = flags.DEFINE_bool(
     'adopt_config', False, "Go on from the workdir's last checkpoint with this command's config though it differs."
 )
-
-
 _FINAL = flags.DEFINE_string(
     'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
 )
@@ -46,13 +48,18 @@ def main() -> int:
         return _train()
 
 
-def _config() -> RunConfig:
-    return configured() if _FINAL.value is None else final_config(configured(), _FINAL.value)
+def _entered(path: Path) -> EnteredRun:
+    entered = entered_run(path, restart=_RESTART.value)
+    if _FINAL.value is None:
+        return entered
+    return dataclasses.replace(entered, config=final_config(entered.config, _FINAL.value))
 
 
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
-    config = together(_config)
+    path = workdir_of_run()
+    terminal.note(f'workdir: {path}' + ('' if WORKDIR.value else ' (by default; --workdir names another)'))
+    entered = together(lambda: _entered(path))
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()
@@ -62,18 +69,34 @@ def _train() -> int:
         stop.append(StopSignals())
         return stop[0].requested
 
-    result = launch(
-        config, Path(WORKDIR.value or Path('runs') / DATASET.value).resolve(), lambda: prepared_dataset(config),
-        Launch(_RESTART.value, _ADOPT_CONFIG.value, MODEL_SHARDS.value),
-        # A log that is gone is not missed by a run that is finished.
-        log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()), reporter=terminal,
-        watch_for_stop=watch_for_stop,
-    )
+    with no_folder_left(path):
+        result = launch(
+            entered.config, path, entered.dataset,
+            Launch(_RESTART.value, _ADOPT_CONFIG.value or entered.more_epochs, MODEL_SHARDS.value),
+            # A log that is gone is not missed by a run that is finished.
+            log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()), reporter=terminal,
+            watch_for_stop=watch_for_stop,
+        )
     if result is None:
         terminal.note('stopped and saved: the same command goes on from here')
         return stop[0].exit_code
-    terminal.result(result)
+    terminal.result(result, entered.config.model.name)
     return 0
+
+
+@contextlib.contextmanager
+def no_folder_left(path: Path) -> Iterator[None]:
+    """Have what fails before anything was trained leave no new folder behind."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if path in new and is_first() and [file.name for file in path.glob('*')] == ['.lock']:
+            (path / '.lock').unlink()
+        with contextlib.suppress(OSError):  # the first folder that holds something ends it
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 if __name__ == '__main__':

@@ -13,8 +13,13 @@ class ModelConfig:
     """The sizes and rates of SSD4Rec; the defaults are the published ones (paper section 4, released code).
 
     name: 'ssd4rec'; another name selects the settings of another network (see ssd4rec_jax.config.plugs).
-    hidden_size: the width D of embeddings and hidden states. num_layers: the number of Bi-SSD layers.
-    d_state, d_conv, expand, headdim, ngroups: as in Mamba-2.
+    hidden_size: the width D of embeddings and hidden states.
+    num_layers: the number of Bi-SSD layers.
+    d_state: the size N of the state of each channel, as in Mamba-2.
+    d_conv: the number of taps of the short convolution, as in Mamba-2.
+    expand: the width of the mixer's inner stream as a multiple of hidden_size, as in Mamba-2.
+    headdim: the number P of channels of each head, as in Mamba-2; it divides expand * hidden_size.
+    ngroups: the number of groups of heads that share B and C, as in Mamba-2.
     beta: the weight of the backward direction; with 0 this direction is not computed at all.
     dropout_prob: the rate of every dropout.
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.

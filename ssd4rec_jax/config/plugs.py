@@ -32,9 +32,9 @@ def loss_settings(name: str) -> type:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error sentence, which suggests the known word that is nearest to a misspelt one."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)
-    return f'; did you mean {close[0]!r}?' if close else ''
+    """The end of an error sentence: the known word that a misspelt one resembles, or a full stop where none does."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean {close[0]!r}?' if close else '.'
 
 
 def _named(key: str, name: Any, registered: dict[str, type]) -> type:

@@ -19,15 +19,19 @@ class TrainConfig:
 
     objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.train.objective).
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), the name
-      of a registered loss, or 'auto', which samples above SAMPLED_ABOVE items. With a sampled loss the item table is
+      of a registered loss, or 'auto', which samples above a million items. With a sampled loss the item table is
       updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, schedule,
       weight_decay and clip_norm apply to all other parameters only.
     num_negatives: the number of items that each step draws uniformly for a sampled loss.
     table_learning_rate: the learning rate of row-wise Adagrad.
     targets_per_step: the number of prediction targets that a step holds on average.
     max_epochs: the largest number of epochs.
+    learning_rate: the learning rate, or its peak where the schedule changes it.
     optimizer: 'adam', or 'adamw' for Adam with weight_decay.
-    schedule: 'constant', or 'warmup_cosine' with warmup_steps and decay_steps.
+    weight_decay: the decoupled weight decay of 'adamw'.
+    schedule: 'constant', or 'warmup_cosine' for a linear rise and then the fall of a cosine.
+    warmup_steps: with 'warmup_cosine', the number of steps of the rise.
+    decay_steps: with 'warmup_cosine', the number of steps after which the fall ends, those of the rise included.
     clip_norm: the global gradient norm above which gradients are scaled down to it; 0 disables this.
     patience: training stops at evaluation number patience + 1 in a row that is worse than the best.
     seed: decides the initial parameters, the order of the examples, and all random draws.

@@ -151,7 +151,11 @@ class Trainer:
         """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
-        self.reporter.epoch(session.progress.epoch + 1, done, plan.num_steps)
+        train = self.config.train
+        self.reporter.epoch(
+            session.progress.epoch + 1, done, plan.num_steps, train.max_epochs,
+            train.patience - session.progress.stopping.worse,
+        )
         if done == 0:
             self.state = self.state._replace(**jax.device_put(
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)

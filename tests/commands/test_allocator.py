@@ -50,6 +50,10 @@ def test_a_command_replaces_itself(machine, tunables, then):
     assert machine(COMMAND, tunables=tunables) == {'replaced': (sys.executable, PYTHON, then)}
 
 
+def test_the_console_script_replaces_itself(machine):
+    assert machine(['/venv/bin/ssd4rec', 'train']) == {'replaced': (sys.executable, PYTHON, HUGE)}
+
+
 @pytest.mark.parametrize('tunables', [HUGE, f'glibc.malloc.check=1:{HUGE}', 'glibc.malloc.hugetlb=2'])
 def test_once(machine, tunables):
     assert machine(COMMAND, tunables=tunables) == {}

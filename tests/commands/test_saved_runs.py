@@ -129,7 +129,7 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(root, name, flags, tex
 
 @pytest.mark.parametrize('name, flags, text', [
     ('recommend', ['--workdir=done', '--users=100', '--k=0'], '--k'),
-    ('recommend', ['--workdir=done', '--user=100'], 'Did you mean: users'),
+    ('recommend', ['--workdir=done', '--user=100'], "no flag --user; did you mean 'users'"),
     ('evaluate', ['--workdir=done', '--split=train'], 'valid'),
     ('evaluate', [], 'workdir'),
 ])

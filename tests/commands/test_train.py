@@ -113,6 +113,22 @@ def test_adopt_config_goes_on_and_restart_sets_aside(root):
     assert again['parameters_sha256'] == json.loads(one_epoch['result.json'])['parameters_sha256']
 
 
+def test_a_workdir_alone_goes_on_and_a_finished_run_trains_some_epochs_more(root):
+    done = train(root, '--workdir=run')
+    assert done.returncode == 0 and done.stdout.startswith(f'workdir: {root / "run"}\n') and 'is finished' in done.stdout
+    done = train(root, '--workdir=run', '--set=train.max_epochs=+1')
+    assert done.returncode == 0, done.stderr
+    assert json.loads((root / 'run/result.json').read_text())['epochs'] == 2
+    assert json.loads((root / 'run/config.json').read_text())['train']['max_epochs'] == 2
+
+
+def test_a_failed_start_leaves_no_folder_and_the_default_one_is_named_first(root):
+    done = train(root, *TINY, '--data_dir=absent.csv')
+    refused(done, 'absent.csv')
+    assert done.stdout.startswith(f'workdir: {root / "runs/interactions"} (by default')
+    assert not (root / 'runs').exists()
+
+
 def test_checkpoints_without_a_config_are_refused(root):
     (root / 'odd/checkpoints').mkdir(parents=True)
     refused(train(root, *TINY, '--data_dir=log0.csv', '--workdir=odd'), 'holds checkpoints but no config.json')

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.meanings import meanings
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.config.run import RunConfig, apply_overrides, differences, from_dict, to_dict
+from ssd4rec_jax.config.run import ELSEWHERE, RunConfig, apply_overrides, described, differences, from_dict, to_dict
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import DATASETS, default_config
@@ -75,6 +76,12 @@ def test_no_override_changes_nothing():
     ('train.mask_ratio=.1', "no key 'train.mask_ratio'; did you mean 'data.mask_ratio'"),
     ('train.learning_rat=1', "no key 'train.learning_rat'; did you mean 'train.learning_rate'"),
     ('=1', "no key ''"),
+    ('train.lr=1', "no key 'train.lr'; it is called 'train.learning_rate' here"),
+    ('batch_size=1', "it is called 'train.targets_per_step' here"),
+    ('train.epochs=1', "it is called 'train.max_epochs' here"),
+    ('model.dim=1', "it is called 'model.hidden_size' here"),
+    ('model.dropout=1', "it is called 'model.dropout_prob' here"),
+    ('zzz=1', "no key 'zzz'[.] `ssd4rec settings` lists all of them"),
     ('model.num_layers', 'write it as --set=key=value'),
     ('model.num_layers=two', "model.num_layers takes a whole number, not 'two'"),
     ('model.num_layers=2.0', "model.num_layers takes a whole number, not '2.0'"),
@@ -143,6 +150,39 @@ def test_every_key_can_be_overridden_with_its_own_default():
     }
     assert {'model.num_layers', 'data.mask_ratio', 'train.seed'} < set(flat)
     assert apply_overrides(config, [f'{k}={v}' for k, v in flat.items()]) == config
+
+
+def test_other_tools_names_mean_keys_that_there_are():
+    known = set(described(default_config('ml-1m')))
+    assert set(ELSEWHERE.values()) <= known
+
+
+@pytest.mark.parametrize('dataset', DATASETS)
+def test_every_key_has_a_meaning(dataset):
+    described_keys = described(default_config(dataset))
+    assert len(described_keys) > 40
+    assert [key for key, setting in described_keys.items() if len(setting.meaning) < 20] == []
+
+
+def test_a_meaning_is_the_entry_of_the_docstring_with_its_further_lines():
+    @dataclasses.dataclass
+    class Settings:
+        """Of a test.
+
+        width: how wide it
+          is. depth: no entry of its own.
+        low, high: the ends.
+        other: no field.
+        """
+
+        width: int = 1
+        depth: int = 2
+        low: int = 3
+        high: int = 4
+
+    assert meanings(Settings) == {
+        'width': 'how wide it is. depth: no entry of its own.', 'low': 'the ends.', 'high': 'the ends.',
+    }
 
 
 def test_a_config_is_read_without_jax():

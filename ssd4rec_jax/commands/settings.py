@@ -1,0 +1,41 @@
+"""List every setting: key, value, type, default and meaning.
+
+    ssd4rec settings [--dataset=NAME] [--set=KEY=VALUE] [--config=FILE.toml]
+
+Settings are changed with --set=KEY=VALUE, or in a TOML file that --config names, in sections [model], [data], [train].
+"""
+import shutil
+import textwrap
+
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, overridden
+from ssd4rec_jax.commands.dataset_flags import DATASET
+from ssd4rec_jax.commands.output import write_stdout
+from ssd4rec_jax.config.run import described
+from ssd4rec_jax.presets import default_config
+
+
+def main() -> int:
+    width = min(shutil.get_terminal_size().columns, 100)
+    config = overridden(default_config(DATASET.value))
+    changed = ' and what is set' if SET.value or CONFIG_FILE.value else ''
+    lines = [f'The settings of --dataset={DATASET.value}{changed}.']
+    for key, setting in described(config).items():
+        default = '' if setting.value == setting.default else f', default {_shown(setting.default)}'
+        lines.append(f'\n{key} = {_shown(setting.value)}  ({setting.kind.__name__}{default})')
+        lines.append(textwrap.fill(
+            setting.meaning, width, initial_indent='    ', subsequent_indent='    ', break_long_words=False,
+            break_on_hyphens=False,
+        ))
+    write_stdout('\n'.join(lines) + '\n')
+    return 0
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "''" if value == '' else str(value)
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,27 @@
+"""What each setting means, read from where it is written once: the docstring of the dataclass that holds it."""
+import dataclasses
+import inspect
+import re
+
+_ENTRY = re.compile(r'(\w+(?:, \w+)*): (.*)')
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """{field: meaning} of a settings dataclass.
+
+    A line 'field: meaning' or 'field, field: meaning' of its docstring begins an entry, and the lines after it that are
+    indented go on with it. Fields without an entry are absent.
+    """
+    names = {field.name for field in dataclasses.fields(settings)}
+    found: dict[str, str] = {}
+    current: list[str] = []
+    for line in inspect.cleandoc(settings.__doc__ or '').splitlines():
+        entry = _ENTRY.fullmatch(line)
+        if entry and set(entry[1].split(', ')) <= names:
+            current = entry[1].split(', ')
+            found |= dict.fromkeys(current, entry[2].strip())
+        elif line.startswith('  ') and current:
+            found |= {name: f'{found[name]} {line.strip()}' for name in current}
+        else:
+            current = []
+    return found
