@@ -11,7 +11,6 @@
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def _entered(path: Path) -> EnteredRun:
     entered = entered_run(path, restart=_RESTART.value)
     if _FINAL.value is None:
         return entered
-    return dataclasses.replace(entered, config=final_config(entered.config, _FINAL.value))
+    return entered._replace(config=final_config(entered.config, _FINAL.value))
 
 
 def _train() -> int:
