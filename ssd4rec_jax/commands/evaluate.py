@@ -55,7 +55,7 @@ def main() -> int:
     saved = load_run(workdir, model_shards=MODEL_SHARDS.value)
     if not saved.dataset.num_users:
         raise UserError(f'the model in {workdir} was saved without histories, so there is nothing to rank')
-    if max(cutoffs) > saved.dataset.num_items:
+    if K.value is not None and max(cutoffs) > saved.dataset.num_items:
         raise ConfigError(f'--k={K.value} is beyond the catalogue of {saved.dataset.num_items:,} items')
     evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, _SPLIT.value)
     about = {'dataset': saved.config.dataset, 'split': _SPLIT.value, 'best_epoch': saved.best_epoch}
