@@ -21,4 +21,4 @@ def in_library(frame: pl.DataFrame, library: str) -> Any:
     try:
         return frame.to_arrow() if library == 'pyarrow' else frame.to_pandas()
     except ModuleNotFoundError as error:
-        raise UserError(f'a frame of {library} needs it and pyarrow: pip install "ssd4rec-jax[tables]"') from error
+        raise UserError(f'a frame of {library} needs it and pyarrow: pip install "ssd4rec-jax[frames]"') from error

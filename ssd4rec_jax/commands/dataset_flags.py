@@ -72,9 +72,9 @@ def _check_counts(config: RunConfig, dataset: SequenceDataset) -> None:
         users, items, interactions = official.counts
         file = Path('data') / config.dataset / official.file_name
         raise DataError(
-            f'{file} is not the official file: it gives {found[0]:,} users, {found[1]:,} items and {found[2]:,} interactions, '
-            f'not {users:,}, {items:,} and {interactions:,}. Remove it, and the same command downloads it again; a log of '
-            f'your own is named by --data_dir'
+            f'{file} is not the official file: it gives {found[0]:,} users, {found[1]:,} items and {found[2]:,} '
+            f'interactions, not {users:,}, {items:,} and {interactions:,}. Remove it, and the same command downloads '
+            'it again; a log of your own is named by --data_dir'
         )
 
 

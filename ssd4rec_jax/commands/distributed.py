@@ -31,8 +31,8 @@ ALIKE_SECONDS = 10
 # Process 0 leaves last: without the coordinator that it hosts JAX aborts the others, whatever they are saying.
 LAST_SECONDS = 3
 _ADVICE = (
-    'Check that process 0 was started on the host of --coordinator_address, that its port is open to the others, and that '
-    'all of --num_processes were started (none of the three flags is needed on a TPU pod or under SLURM)'
+    'Check that process 0 was started on the host of --coordinator_address, that its port is open to the others, and '
+    'that all of --num_processes were started (none of the three flags is needed on a TPU pod or under SLURM)'
 )
 
 
@@ -47,8 +47,8 @@ def join() -> None:
         return
     if flags_given and len(flags_given) < 3:
         raise ConfigError(
-            'give all of --coordinator_address, --num_processes and --process_id, or none of them on a TPU pod or SLURM; '
-            f'given: {", ".join(flags_given)}'
+            'give all of --coordinator_address, --num_processes and --process_id, or none of them on a TPU pod or '
+            f'SLURM; given: {", ".join(flags_given)}'
         )
     if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
         raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
@@ -72,7 +72,8 @@ def join() -> None:
 def _give_up() -> None:
     where = f' at --coordinator_address={_COORDINATOR.value}' if _COORDINATOR.value else ''
     complain(
-        f'error: the processes of the run did not all meet{where} within --connect_seconds={_CONNECT_SECONDS.value}. {_ADVICE}'
+        f'error: the processes of the run did not all meet{where} within '
+        f'--connect_seconds={_CONNECT_SECONDS.value}. {_ADVICE}'
     )
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Text on its way to stdout and stderr: nothing in it can forge a line, and a stream that takes no more ends nothing else."""
+"""Text on its way to stdout and stderr: it forges no line, and a stream that takes no more ends nothing else."""
 import os
 import re
 import sys
@@ -24,8 +24,8 @@ def one_line(text: str) -> str:
 def shown_id(original: object) -> str:
     """An original id as the commands print it: unique, without control characters, and never a spreadsheet's formula.
 
-    A backslash is doubled, so that no id looks like another's escape. A first '=', '+', '-' or '@' is written as '\\x3d'
-    and so on, except in a number.
+    A backslash is doubled, so that no id looks like another's escape. A first '=', '+', '-' or '@' is written as
+    '\\x3d' and so on, except in a number.
     """
     text = one_line(str(original).replace('\\', '\\\\'))
     if text[:1] in ('=', '+', '-', '@') and not _NUMBER.fullmatch(text):

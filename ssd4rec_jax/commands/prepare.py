@@ -16,6 +16,7 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.output import write_stdout
+from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
 from ssd4rec_jax.presets import default_config
 
@@ -26,7 +27,11 @@ def main() -> int:
     dataset, _ = prepared_dataset(overridden(default_config(DATASET.value)), _OUTPUT.value)
     for note in dataset.report.get('notes', []):
         print(note, file=sys.stderr)
-    write_stdout(json.dumps(describe(dataset)) + '\n')
+    said = describe(dataset)
+    for use in ('train', 'valid', 'test'):
+        if not said[f'{use}_targets']:
+            print(f'warning: no {use} targets: {nothing_left(dataset)}', file=sys.stderr)
+    write_stdout(json.dumps(said) + '\n')
     return 0
 
 

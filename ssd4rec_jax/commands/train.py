@@ -6,6 +6,7 @@
     ssd4rec train --workdir=RUN               # goes on with the run in it
     ssd4rec train --workdir=RUN --set=train.max_epochs=+10   # ten epochs more
     ssd4rec train --dataset=kuairand --distributed   # on every host of a pod
+    ssd4rec train --dataset=kuairand --final=RUN --workdir=LIVE   # on everything, for RUN's best epochs
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """
@@ -19,12 +20,13 @@ from ssd4rec_jax.commands import distributed
 from ssd4rec_jax.commands.backend import backend_warning
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR
-from ssd4rec_jax.commands.entered_run import entered_run, workdir_of_run
+from ssd4rec_jax.commands.entered_run import EnteredRun, entered_run, workdir_of_run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.terminal import Terminal
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
 
@@ -34,6 +36,9 @@ _RESTART = flags.DEFINE_bool(
 _ADOPT_CONFIG = flags.DEFINE_bool(
     'adopt_config', False, "Go on from the workdir's last checkpoint with this command's config though it differs."
 )
+_FINAL = flags.DEFINE_string(
+    'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
+)
 
 
 def main() -> int:
@@ -42,11 +47,18 @@ def main() -> int:
         return _train()
 
 
+def _entered(path: Path) -> EnteredRun:
+    entered = entered_run(path, restart=_RESTART.value)
+    if _FINAL.value is None:
+        return entered
+    return entered._replace(config=final_config(entered.config, _FINAL.value))
+
+
 def _train() -> int:
     terminal = Terminal(quiet=not is_first())
     path = workdir_of_run()
     terminal.note(f'workdir: {path}' + ('' if WORKDIR.value else ' (by default; --workdir names another)'))
-    entered = together(lambda: entered_run(path, restart=_RESTART.value))
+    entered = together(lambda: _entered(path))
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()

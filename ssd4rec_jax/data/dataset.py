@@ -155,7 +155,7 @@ def open_dataset(path: Path) -> SequenceDataset | None:
             name=description['name'], fingerprint=description['fingerprint'],
             time_unit=description.get('time_unit', ''), report=description.get('report', {}), **ids, **arrays,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
         return None
 

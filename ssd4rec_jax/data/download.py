@@ -130,11 +130,13 @@ def _transfer(
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, 'reason', error)
         raise _Interrupted(f'the server cannot be reached: {reason or type(error).__name__}') from error
+    total: int | None
     with response:
         if response.status == 206:
             total = _continued(response.headers, here, size, part)
         else:  # the server sends the whole file, whatever was asked for
-            here, total = 0, _length(response.headers) or size or None
+            here, length = 0, _length(response.headers)
+            total = size or None if length is None else length
             if total is None and not md5 and response.headers.get('Transfer-Encoding') != 'chunked':
                 raise _Interrupted('the server tells no length, so that a cut file would not be noticed')
             part.begin(_version(response.headers))
@@ -202,5 +204,6 @@ def _verify(part: _Part, md5: str, size: int, form: str, by_hand: str) -> None:
     if problem:
         part.drop()
         raise DataError(
-            f'what arrived as {part.path.stem} is not the official file ({problem}) and was removed: try again, {by_hand}'
+            f'what arrived as {part.path.stem} is not the official file ({problem}) and was removed: try again, '
+            f'{by_hand}'
         )

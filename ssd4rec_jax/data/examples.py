@@ -97,6 +97,14 @@ def _held_out(dataset: SequenceDataset, name: str, max_history: int) -> ExampleI
     return dataclasses.replace(index, missed=missed)
 
 
+def nothing_left(dataset: SequenceDataset) -> str:
+    """Why a split leaves nothing for one of its parts, and what can be done."""
+    return (
+        f'histories have at most {dataset.lengths.max()} interactions, and the split is {dataset.held_out.protocol}: '
+        'give longer histories, or hold out whole users with --set=data.split=users'
+    )
+
+
 def trained_on(dataset: SequenceDataset) -> np.ndarray:
     """bool [interactions], which of them training reads."""
     change = np.zeros(len(dataset.items) + 1, np.int32)
@@ -116,10 +124,7 @@ def _index(
     dataset: SequenceDataset, start: np.ndarray, stop: np.ndarray, max_history: int, purpose: str
 ) -> ExampleIndex:
     if not len(start):
-        raise DataError(
-            f'the log leaves nothing to {purpose} (histories of at most {dataset.lengths.max()} interactions; split by '
-            f'{dataset.held_out.protocol}): give longer histories, or hold out whole users with --set=data.split=users'
-        )
+        raise DataError(f'the log leaves nothing to {purpose}: {nothing_left(dataset)}')
     newest = np.maximum(start, stop - max_history) if max_history else start
     items = np.asarray(dataset.items)  # a plain view of a memory map, which gathers faster
     return ExampleIndex(

@@ -49,8 +49,8 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
       matches and rebuilt, said aloud, if not. DataError if the source is bad or the folder holds something else.
     """
     wanted = fingerprint(source, config)
-    output = output or Path('data') / source.name / f'prepared-{wanted[:12]}'
-    output = Path(output).resolve()  # A link is followed, not replaced.
+    # A link is followed, not replaced.
+    output = Path(output or Path('data') / source.name / f'prepared-{wanted[:12]}').resolve()
     dataset = open_dataset(output)
     old = dataset is not None and dataset.times is None and config.split == 'time'  # format 1 kept no times
     if dataset is not None and dataset.fingerprint == wanted and not old:
@@ -58,10 +58,10 @@ def prepare(source: Source, config: DataConfig, output: Path | None = None) -> t
     refuse_foreign_folder(output)
     if output.exists() and any(output.iterdir()):
         logging.warning('%s: prepared from another source or with other settings, or damaged: rebuilt', output)
-    log = source.read()
-    bad_rows = log.bad_rows
-    dataset = build_sequences(log, config, name=source.name, fingerprint=wanted)
-    del log
+    read = [source.read()]
+    bad_rows = read[0].bad_rows
+    # Nothing here keeps the log, so that each of its columns goes as soon as its successor is there.
+    dataset = build_sequences(read.pop(), config, name=source.name, fingerprint=wanted)
     if bad_rows:
         write_bad_rows(bad_rows, bad_rows_file(output))
     save_dataset(dataset, output)

@@ -126,7 +126,7 @@ def _zstd(path: Path) -> IO[bytes]:
         import pyarrow
     except ImportError as error:
         raise DataError(
-            f"{path}: is compressed with zstd, which is read with pyarrow: pip install 'ssd4rec-jax[tables]', or "
+            f"{path}: is compressed with zstd, which is read with pyarrow: pip install 'ssd4rec-jax[frames]', or "
             'decompress it first'
         ) from error
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), 'zstd'))

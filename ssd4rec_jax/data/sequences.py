@@ -34,6 +34,7 @@ def build_sequences(
     source, rows = log.source, len(log)
     times, time_unit, notes, bad = log.times, log.time_unit, list(log.notes), log.bad_rows
     order_unsure = log.order_unsure
+    times, epoch = _since(times)
     users, user_vocabulary = _codes(log.users)
     items, item_vocabulary = _codes(log.items)
     del log  # and with it, where the caller keeps none, each column once its successor is there
@@ -59,9 +60,10 @@ def build_sequences(
     kept_users = _number_by_first_appearance(users, block_rows)
     kept_items = _number_by_first_appearance(items, block_rows)
     offsets = np.concatenate([[0], np.cumsum(_counts(users, block_rows))])
-    histories = _histories(users, items, times, offsets, config.timestamp_precision, block_rows)
-    del users, items
-    stored, unit = as_stored(histories.times, time_unit)
+    histories = _histories(users, items, times, epoch, offsets, config.timestamp_precision, block_rows)
+    del users, items, times
+    in_order = histories.times
+    stored, unit = as_stored(in_order + epoch if in_order.dtype == np.uint32 else in_order, time_unit)
     return SequenceDataset(
         name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
         user_ids=stored_ids(user_vocabulary[kept_users]), item_ids=stored_ids(item_vocabulary[kept_items]),
@@ -140,10 +142,20 @@ def _number_by_first_appearance(codes: np.ndarray, block_rows: int) -> np.ndarra
     return old
 
 
+def _since(times: np.ndarray) -> tuple[np.ndarray, np.int64]:
+    """(times as uint32 since the first one where they all fit, that first one; else as they are, 0)."""
+    if times.dtype != np.int64 or int(times.max(initial=0)) - int(times.min(initial=0)) >= 2**32:
+        return times, np.int64(0)
+    epoch = times.min(initial=np.iinfo(np.int64).max)
+    since = np.empty(len(times), np.uint32)
+    np.subtract(times, epoch, out=since, casting='unsafe')
+    return since, epoch
+
+
 class _Histories(NamedTuple):
     """items: int32 [rows], counted from 1, users one after another, each in time order, ties in file order.
 
-    times: [rows], theirs. repeats: rows whose user had the same item before.
+    times: [rows], theirs, as they were given. repeats: rows whose user had the same item before.
     """
 
     items: np.ndarray
@@ -152,21 +164,32 @@ class _Histories(NamedTuple):
 
 
 def _histories(
-    users: np.ndarray, items: np.ndarray, times: np.ndarray, offsets: np.ndarray, precision: str, block_rows: int
+    users: np.ndarray, items: np.ndarray, times: np.ndarray, epoch: np.int64, offsets: np.ndarray, precision: str,
+    block_rows: int,
 ) -> _Histories:
     histories, in_order = np.empty(len(items), np.int32), np.empty_like(times)
     repeats = first = 0
     while first < len(offsets) - 1:  # the next users who have at most block_rows rows, or one who has more
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + block_rows, side='right')) - 1)
         rows = np.flatnonzero((users >= first) & (users < last))
-        keys = times[rows].astype(np.float32) if precision == 'float32' else times[rows]
+        repeats += _repeats(users[rows], items[rows])
+        keys = times[rows]
+        if precision == 'float32':
+            keys = (keys + epoch).astype(np.float32)
         order = rows[np.lexsort((keys, users[rows]))]  # stable: equal times stay in file order
         histories[offsets[first]:offsets[last]] = items[order] + 1
         in_order[offsets[first]:offsets[last]] = times[order]
-        pairs = np.sort(users[rows].astype(np.int64) << 32 | items[rows])
-        repeats += int(np.count_nonzero(pairs[1:] == pairs[:-1]))
         first = last
     return _Histories(histories, in_order, repeats)
+
+
+def _repeats(users: np.ndarray, items: np.ndarray) -> int:
+    """How many rows have a user and an item that stand together in an earlier row."""
+    pairs = users.astype(np.int64)
+    pairs <<= 32
+    pairs |= items
+    pairs.sort()
+    return int(np.count_nonzero(pairs[1:] == pairs[:-1]))
 
 
 def _counts(codes: np.ndarray, block_rows: int, kept: np.ndarray | None = None) -> np.ndarray:

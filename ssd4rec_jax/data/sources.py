@@ -207,8 +207,8 @@ def find_source(
     official, folder = official_set(name), Path(data_dir or Path('data') / name)
     if official is None:
         raise ConfigError(
-            f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)}, interactions, or amazon-YEAR-CATEGORY '
-            '(2014, 2018, 2023)'
+            f'--dataset={name} is unknown: choose synthetic, {", ".join(OFFICIAL)}, interactions, or '
+            'amazon-YEAR-CATEGORY (2014, 2018, 2023)'
         )
     if folder.is_file():
         if folder.name != official.file_name:

@@ -5,8 +5,8 @@
     checkpoints/1200/manifest.json   size and sha256 of every file above
 
 orbax restores flipped bytes of array data without an error, so each file is checked against the manifest before a
-restore. A damaged checkpoint is renamed to 1200.damaged, never deleted, and the one before it is taken; a process that only
-reads passes it over.
+restore. A damaged checkpoint is renamed to 1200.damaged, never deleted, and the one before it is taken; a process that
+only reads passes it over.
 """
 import contextlib
 import dataclasses
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Restored:
     meta: dict
 
 
-def _is_for_users(record: logging.logging.LogRecord) -> bool:
+def _is_for_users(record: LogRecord) -> bool:
     """Whether a log record may pass: orbax logs each error that it raises as well, with pages of its stack."""
     return not (record.exc_info and 'orbax' in record.pathname)
 
@@ -69,7 +70,7 @@ class Checkpoints:
     """The checkpoints of one run, which all its processes write and read together, on a folder that all see.
 
     Kept are the newest `keep` and each one that a kept one's meta['best_step'] names. rows: of item tables; their
-    arrays may be padded with rows of zeros to another length than the one stored (see ssd4rec_jax.parallel.table_shard).
+    arrays may be padded with rows of zeros to another length than the one stored (ssd4rec_jax.parallel.table_shard).
     seconds_waited: how long callers have waited for checkpoints to be written, so far.
     """
 
@@ -91,9 +92,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict, then: Callable[[], None] | None = None) -> None:
         """Begin a checkpoint of a pytree of arrays, which may change as soon as this returns.
 
-        The rest happens while the caller goes on; an error comes with the next call, CheckpointError. On failure nothing
-        of the checkpoint is left and the older ones stay. then: is called on the first process, in another thread, once
-        the checkpoint is whole.
+        The rest happens while the caller goes on; an error comes with the next call, CheckpointError. On failure
+        nothing of the checkpoint is left and the older ones stay. then: is called on the first process, in another
+        thread, once the checkpoint is whole.
         """
         self.wait()
         started = time.monotonic()
@@ -239,14 +240,19 @@ class Checkpoints:
             if best == latest or self._is_sound(best, on_damage, 'the best of the others takes its place'):
                 return best
         else:
-            logging.warning('the best checkpoint %s is gone: the best of the others takes its place', self.directory / str(best))
-        others = [(self.meta(step), step) for step in self._steps() if step != best and self._is_sound(step, on_damage, '')]
+            logging.warning(
+                'the best checkpoint %s is gone: the best of the others takes its place', self.directory / str(best)
+            )
+        others = [step for step in self._steps() if step != best and self._is_sound(step, on_damage, '')]
         # A checkpoint that ends an epoch holds the score of the evaluation before it.
-        ended = [(meta.get('score') or 0.0, step) for meta, step in others if meta.get('epoch') and not meta.get('step_in_epoch')]
+        ended = [
+            (meta.get('score') or 0.0, step) for meta, step in ((self.meta(step), step) for step in others)
+            if meta.get('epoch') and not meta.get('step_in_epoch')
+        ]
         if not ended:
             raise CheckpointError(
-                f'the best checkpoint {self.directory / str(best)} is damaged or gone and no other that ends an epoch is '
-                'kept: the same training command goes on from the newest and finds the best anew'
+                f'the best checkpoint {self.directory / str(best)} is damaged or gone and no other that ends an epoch '
+                'is kept: the same training command goes on from the newest and finds the best anew'
             )
         return max(ended)[1]
 
@@ -262,8 +268,8 @@ class Checkpoints:
 
     def _unreadable(self, step: int, error: BaseException) -> CheckpointError:
         return CheckpointError(
-            f'checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): try again, or rename its folder '
-            'to go on with the one before'
+            f'checkpoint {self.directory / str(step)} cannot be read ({_reason(error)}): try again, or rename its '
+            'folder to go on with the one before'
         )
 
     def _set_aside(self, step: int, damage: Damaged, remedy: str) -> None:
@@ -272,7 +278,9 @@ class Checkpoints:
         try:
             path.rename(aside)
         except OSError as error:
-            raise CheckpointError(f'checkpoint {path} is damaged ({damage}) and cannot be set aside ({error})') from error
+            raise CheckpointError(
+                f'checkpoint {path} is damaged ({damage}) and cannot be set aside ({error})'
+            ) from error
         logging.warning('checkpoint %s is damaged (%s): kept as %s, %s', path, damage, aside.name, remedy or 'not used')
 
     def _pass_over(self, step: int, damage: Damaged, remedy: str) -> None:
@@ -291,7 +299,8 @@ class Checkpoints:
                 there, here = stored.get(name), wanted.get(name)
                 if _kind(there) != _kind(here) and not self._differ_in_padding(there, here):
                     raise CheckpointError(
-                        f'checkpoint {path} belongs to another config: {name} is {_kind(there)} there and {_kind(here)} here'
+                        f'checkpoint {path} belongs to another config: {name} is {_kind(there)} there and '
+                        f'{_kind(here)} here'
                     )
             how = {
                 name: ocp.ArrayRestoreArgs(
@@ -311,7 +320,8 @@ class Checkpoints:
         if self.rows is None or there is None or here is None or there.dtype != here.dtype:
             return False
         lengths = {array.shape[0] if array.shape else 0 for array in (there, here)}
-        return there.shape[1:] == here.shape[1:] and self.rows <= min(lengths) and max(lengths) < self.rows + MAX_PADDING
+        is_padding = self.rows <= min(lengths) and max(lengths) < self.rows + MAX_PADDING
+        return there.shape[1:] == here.shape[1:] and is_padding
 
     def _steps(self) -> list[int]:
         if not self.directory.exists():

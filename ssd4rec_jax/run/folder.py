@@ -17,8 +17,8 @@ _SHOWN = {
 }
 # All that it may hold: another key is one of today's, damaged.
 _UNSEALED_KEYS = {
-    *_SHOWN, 'objective', 'loss', 'ssd_implementation', 'transition', 'parameters_sha256', 'peak_memory_bytes', 'devices',
-    'processes', 'checkpoint_wait_seconds', 'versions', 'seed',
+    *_SHOWN, 'objective', 'loss', 'ssd_implementation', 'transition', 'parameters_sha256', 'peak_memory_bytes',
+    'devices', 'processes', 'checkpoint_wait_seconds', 'versions', 'seed',
 }
 _SHOWN_METRICS = tuple(f'{metric}@{k}' for k in (10, 20) for metric in ('HR', 'NDCG', 'MRR'))
 
@@ -55,11 +55,12 @@ class RunFolder:
         """UserError where the folder that the run's first process has locked is not to be seen from this one."""
         if not (self.path / '.lock').exists():
             raise UserError(
-                f'the workdir {self.path} of process 0 is not seen here: --workdir has to lie on a file system of all hosts'
+                f'the workdir {self.path} of process 0 is not seen here: --workdir has to lie on a file system of '
+                'all hosts'
             )
 
     def read_json(self, path: Path) -> dict | None:
-        """The object in one of the run's JSON files, None where the file does not exist; ConfigError if it is damaged."""
+        """The object in one of the run's JSON files, None where there is no file; ConfigError if it is damaged."""
         try:
             return parse_json(path.read_bytes())
         except FileNotFoundError:

@@ -32,13 +32,14 @@ def verify(path: Path) -> None:
     manifest = _manifest(path)
     there = [name for name in _files(path) if name != MANIFEST]
     if odd := sorted(set(manifest) ^ set(there)):
-        raise Damaged(f'{odd[0]} is {f"listed in {MANIFEST} and missing" if odd[0] in manifest else f"not listed in {MANIFEST}"}')
+        how = f'listed in {MANIFEST} and missing' if odd[0] in manifest else f'not listed in {MANIFEST}'
+        raise Damaged(f'{odd[0]} is {how}')
     for name in there:
         _verify_file(path, name, manifest)
 
 
 def verified_json(path: Path, name: str) -> dict:
-    """The object in one JSON file of the folder, the only file that is checked; Damaged if it is not what was written."""
+    """The object in one JSON file of the folder, the only one to be checked; Damaged if it is not what was written."""
     _verify_file(path, name, _manifest(path))
     try:
         return parse_json((path / name).read_bytes())

@@ -1,6 +1,5 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
-import itertools
 from pathlib import Path
 
 import jax
@@ -95,7 +94,10 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     checkpoints = Checkpoints(folder.checkpoints)
     newest = checkpoints.newest_meta()
     if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
-        return _open_model(folder.model, mesh)
+        try:
+            return _open_model(folder.model, mesh)
+        except CheckpointError as error:
+            logging.warning('%s: the best checkpoint answers in its place', error)
     dataset = open_dataset(prepared)
     if dataset is None:
         raise DataError(
@@ -107,8 +109,9 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
             "checkpoints' own", folder.config, '; '.join(different),
         )
-    for attempt in itertools.count():  # a training process may retire the checkpoints that are being read
-        before = checkpoints.steps()
+    attempt = 0
+    while True:  # a training process may retire the checkpoints that are being read
+        before, attempt = checkpoints.steps(), attempt + 1
         try:
             saved = _restore(path, checkpoints, written, dataset, mesh)
         except (CheckpointError, FileNotFoundError):
@@ -146,8 +149,8 @@ def _restore(
     )
     foretell_out_of_memory('evaluation', placed, mesh)
     best: Restored = checkpoints.restore(step, {'params': placed})
-    params, counts = best.state['params'], item_counts(dataset)
-    return SavedRun(config, dataset, mesh, network, params, _epoch(meta, step), step, counts)
+    params, epoch = best.state['params'], _epoch(meta, step)
+    return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset))
 
 
 def _epoch(meta: dict, step: int) -> int:

@@ -192,7 +192,9 @@ class Trainer:
         step, epoch = int(self.state.step), session.progress.epoch + 1
         started = time.monotonic()
         metrics = self._metrics('valid', self.state.params)
-        stopping, improved = session.progress.stopping.update(metrics[STOPPING_METRIC], epoch, step)
+        # Items that training has seen do not tell which epoch is best: where nothing is held out, the last one is.
+        value = metrics[STOPPING_METRIC] if self.config.data.split != 'none' else float(epoch)
+        stopping, improved = session.progress.stopping.update(value, epoch, step)
         record = {
             'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
             'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),

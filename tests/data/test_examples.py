@@ -77,7 +77,7 @@ def test_short_histories_train_first_and_are_tested_next_and_validated_last():
 
 
 def test_a_log_that_leaves_nothing_to_validate_on_says_what_to_do():
-    with pytest.raises(DataError, match=r'nothing to validate on \(histories of at most 3 .*data.split=users'):
+    with pytest.raises(DataError, match=r'nothing to validate on: histories have at most 3 .*data.split=users'):
         ex.valid_examples(dataset([[1, 2, 3], [4, 5, 6]]))
 
 

@@ -1,5 +1,6 @@
 """Preparation against a brute-force oracle in plain Python, and literal logs."""
 import collections
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from ssd4rec_jax.errors import DataError
 
 
 def make_log(rows: list[tuple], time_type=np.int64) -> Interactions:
-    users, items, times = zip(*rows)
+    users, items, times = zip(*rows, strict=True)
     ids = np.int64 if isinstance(users[0], int) else object
     return Interactions(np.array(users, ids), np.array(items, ids), np.array(times, time_type), 'a log')
 
@@ -44,7 +45,7 @@ def random_rows(seed: int, as_text: bool) -> list[tuple]:
     users = np.minimum(rng.geometric(0.04, n), 60) - 1
     items = np.minimum(rng.geometric(0.05, n), 50) - 1
     times = 1_649_433_600_000 + rng.integers(0, 40, n) * 30_000
-    rows = list(zip(users.tolist(), items.tolist(), times.tolist()))
+    rows = list(zip(users.tolist(), items.tolist(), times.tolist(), strict=True))
     return [(f'u{u}', f'i{i}', t) for u, i, t in rows] if as_text else rows
 
 
@@ -61,7 +62,7 @@ def test_preparation_equals_the_oracle(seed, k, block_rows, as_text, precision):
     assert dataset.item_ids.tolist() == items
     assert dataset.items.dtype == np.int32 and dataset.offsets.dtype == np.int64
     assert dataset.num_interactions == sum(map(len, histories.values()))
-    for user, start, stop in zip(dataset.user_ids.tolist(), dataset.offsets, dataset.offsets[1:]):
+    for user, start, stop in zip(dataset.user_ids.tolist(), dataset.offsets[:-1], dataset.offsets[1:], strict=True):
         assert dataset.item_ids[dataset.items[start:stop] - 1].tolist() == histories[user]
 
 
@@ -73,6 +74,15 @@ def test_float32_times_change_the_order():
     assert rounded.items.tolist() == [1, 2, 3, 4]  # all four round to one time, so file order stays
 
 
+
+
+@pytest.mark.parametrize('times', [[3, 0, 1], [1_600_000_003, 0, 1_600_000_001], [2**40, 5, 2**33], [-7, 2**62, 0]])
+@pytest.mark.parametrize('unit', ['', 's'])
+def test_times_are_kept_in_order_and_exactly(times, unit):
+    log = dataclasses.replace(make_log([(1, k, time) for k, time in enumerate(times)]), time_unit=unit)
+    dataset = build_sequences(log, DataConfig(min_interactions=1), name='x')
+    assert dataset.times.dtype == np.int64 and dataset.times.tolist() == sorted(times) and dataset.time_unit == unit
+    assert dataset.item_ids[dataset.items - 1].tolist() == [times.index(time) for time in sorted(times)]
 
 
 def test_fractional_times_order_exactly():

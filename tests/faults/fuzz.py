@@ -21,7 +21,7 @@ from ssd4rec_jax.files import parse_json
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.metrics_log import MetricsLog
-from ssd4rec_jax.run.saved_run import SavedRun, load_run, read_config, write_config
+from ssd4rec_jax.run.saved_run import SavedRun, load_run, read_config
 from tests.faults.inside import TINY, call, write_log
 
 BASE = to_dict(RunConfig('interactions'))

@@ -66,8 +66,8 @@ def row_blocks(
         body = len(rest.rstrip(b'\r\n'))
         if last:
             text, held_back = rest[:body] + b'\n' * (body > 0), b''
-        else:  # blank lines that may be the text's last ones wait
-            end = body + 1 if body else 0
+        else:  # Blank lines that may be the text's last ones wait, and a CR that an LF may follow.
+            end = body + (body > 0 and rest[body:body + 1] == b'\n')
             text, held_back = rest[:end], rest[end:]
         wait = not last and len(rest) <= max(LONGEST_ROW, block_bytes)
         block, used = _split(text, separator, quoted, first_line, last, wait)

@@ -1,0 +1,512 @@
+"""What was answered wrongly, lost or stuck once: one test for each, the commands called inside this process."""
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd4rec_jax.commands import output
+from ssd4rec_jax.commands.terminal import Terminal
+from ssd4rec_jax.data.dataset import open_dataset
+from ssd4rec_jax.data.packing import choose_step_shape
+from ssd4rec_jax.data.raw_file import RawFile
+from ssd4rec_jax.errors import ConfigError, DataError, UserError
+from ssd4rec_jax.parallel import out_of_memory
+from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.run import folder as run_folder
+from ssd4rec_jax.run.checkpoints import Checkpoints
+from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.train import launch
+from ssd4rec_jax.train.stop_signals import StopSignals
+from tests.faults.inside import TINY, Done, call, write_log
+from tests.tiny import TRAIN, Notes, trainer_in
+
+EVALUATE = 'evaluate', '--workdir=run'
+RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A folder with a log and `run`, a finished run."""
+    root = tmp_path_factory.mktemp('finished') / 'root'
+    root.mkdir()
+    write_log(root / 'log.csv')
+    done = call('train', *TINY, folder=root)
+    assert done.code == 0, done
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path):
+    """A copy of it; data that the copy's config names lies in the copy too."""
+    shutil.copytree(finished, tmp_path / 'root')
+    config = tmp_path / 'root/run/config.json'
+    config.write_text(config.read_text().replace(str(finished), str(tmp_path / 'root')))
+    return tmp_path / 'root'
+
+
+@pytest.fixture
+def from_checkpoints(root):
+    """The same without the saved model, so that the checkpoints answer."""
+    shutil.rmtree(root / 'run/model')
+    return root
+
+
+def refused(done: Done, *texts: str) -> None:
+    assert done.code == 1 and not done.is_traceback and done.err.count('error: ') == 1, done
+    for text in texts:
+        assert text in done.err
+
+
+def result(root: Path) -> dict:
+    whole = json.loads((root / 'run/result.json').read_text())
+    return {key: whole[key] for key in RESULT}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
+
+
+def newest_step(root: Path) -> int:
+    return Checkpoints(root / 'run/checkpoints').steps()[-1]
+
+
+# ---- silent wrong answers
+
+
+@pytest.mark.parametrize('section, key, value', [
+    ('model', 'beta', 0.0), ('data', 'max_history', 2), ('model', 'norm_embedding', False),
+    ('model', 'backward_order', 'aligned'), ('model', 'dtype', 'bfloat16'),
+])
+def test_what_answers_is_the_config_of_the_weights(from_checkpoints, section, key, value):
+    expected = call(*EVALUATE, folder=from_checkpoints)
+    config = json.loads((from_checkpoints / 'run/config.json').read_text())
+    assert config[section][key] != value
+    config[section][key] = value
+    (from_checkpoints / 'run/config.json').write_text(json.dumps(config))
+    done = call(*EVALUATE, folder=from_checkpoints)
+    assert expected.code == 0 and (done.code, done.out) == (0, expected.out)
+    assert 'is not the config that the newest checkpoint was trained with' in done.err and f'{section}.{key}' in done.err
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def test_adoption_that_is_killed_before_its_first_checkpoint_changes_nothing(root, monkeypatch):
+    before, expected = contents(root / 'run'), call(*EVALUATE, folder=root).out
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, 'save', killed)
+        with pytest.raises(Killed):
+            call('train', *TINY, '--set=model.beta=0.0', '--set=train.max_epochs=3', '--adopt_config', folder=root)
+    after = contents(root / 'run')
+    assert {name for name in before if before[name] != after.get(name)} == {'metrics.jsonl'}, 'which is derived'
+    assert call(*EVALUATE, folder=root).out == expected
+    done = call('train', *TINY, '--set=model.beta=0.0', '--set=train.max_epochs=3', '--adopt_config', folder=root)
+    assert done.code == 0, done
+    evaluated = json.loads(call(*EVALUATE, folder=root).out)
+    assert evaluated['best_epoch'] == 3 == result(root)['best_epoch'], 'an epoch of the config before is not its best'
+    assert {key: evaluated[key] for key in result(root)['test']} == result(root)['test']
+
+
+def test_a_finished_run_adopts_no_config_that_it_does_not_train_with(root):
+    before = contents(root / 'run')
+    refused(
+        call('train', *TINY, '--set=model.beta=0.0', '--adopt_config', folder=root),
+        'has trained all of its 2 epochs', 'go on with --set=train.max_epochs=3 or more, and --adopt_config',
+    )
+    assert contents(root / 'run') == before
+    done = call('train', *TINY, '--set=model.beta=0.0', '--set=train.max_epochs=3', '--adopt_config', folder=root)
+    assert done.code == 0 and result(root)['epochs'] == 3
+    assert any(name.startswith('result.json.old') for name in os.listdir(root / 'run')), 'the old result is kept'
+
+
+def test_a_finished_run_adopts_a_setting_of_the_log_at_once(root):
+    expected = result(root)
+    done = call('train', *TINY, '--set=train.log_every=7', '--adopt_config', folder=root)
+    assert done.code == 0 and result(root) == expected
+    assert call('train', *TINY, '--set=train.log_every=7', folder=root).code == 0
+    assert json.loads((root / 'run/config.json').read_text())['train']['log_every'] == 7
+
+
+def test_what_was_seen_before_max_history_is_excluded_too(tmp_path):
+    write_log(tmp_path / 'log.csv', items=30)
+    assert call('train', *TINY, '--set=data.max_history=2', '--set=train.max_epochs=1', folder=tmp_path).code == 0
+    seen = {line.split(',')[1] for line in (tmp_path / 'log.csv').read_text().splitlines() if line.startswith('3,')}
+    done = call('recommend', '--workdir=run', '--users=3', '--k=30', '--exclude_seen', folder=tmp_path)
+    items = [line.split('\t')[2] for line in done.out.splitlines() if line.startswith('3\t')]
+    assert done.code == 0 and len(items) == 30 - len(seen) and not seen & set(items)
+
+
+@pytest.mark.parametrize('old, new', [('"HR@10": 0.', '"HR@10": 0.0'), ('"best_epoch"', '"best_epoc"'), ('"seal"', '"sea1"')])
+def test_a_changed_result_is_computed_again(root, old, new):
+    expected, table = result(root), call('train', *TINY, folder=root).out.split('\n', 1)[1]
+    text = (root / 'run/result.json').read_text()
+    assert old in text
+    (root / 'run/result.json').write_text(text.replace(old, new, 1))
+    done = call('train', *TINY, folder=root)
+    assert done.code == 0 and 'result.json is damaged' in done.err and result(root) == expected
+    assert table.split(' parameters, ')[0] in done.out
+    assert (root / 'run/result.json.damaged').exists()
+
+
+def test_a_result_without_a_checksum_is_believed_if_it_is_whole(root):
+    written = json.loads((root / 'run/result.json').read_text())
+    written = {key: value for key, value in written.items() if key in run_folder._UNSEALED_KEYS}  # as versions wrote it then
+    for odd, damaged in (({}, False), ({'test': {}}, True), ({'epochs': 'two'}, True), ({'best_epoch': True}, True)):
+        (root / 'run/result.json').write_text(json.dumps({**written, **odd}))
+        assert (RunFolder(root / 'run').read_result() is None) == damaged
+
+
+def test_a_bad_line_of_the_log_stops_no_resume(root):
+    log = root / 'run/metrics.jsonl'
+    expected = result(root)
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b''.join([*lines[:2], b'{"step": "two"}\n', b'\xff\x00\n', b'[]\n', *lines[2:]]))
+    damaged = log.read_bytes()
+    (root / 'run/result.json').unlink()
+    done = call('train', *TINY, folder=root)
+    assert done.code == 0 and 'metrics.jsonl:3 is not a record' in done.err and '3 damaged lines' in done.err
+    assert result(root) == expected and (root / 'run/metrics.jsonl.damaged').read_bytes() == damaged
+    assert len(log.read_bytes().splitlines()) == len(lines)
+
+
+def test_a_downloaded_log_must_give_the_official_counts(tmp_path):
+    folder = tmp_path / 'data/amazon-beauty'
+    folder.mkdir(parents=True)
+    rows = [f'A{u},B{i},5.0,{1_369_500_000 + 86_400 * i}' for u in range(8) for i in range(8)]
+    (folder / 'ratings_Beauty.csv').write_text('\n'.join(rows) + '\n')
+    arguments = 'prepare', '--dataset=amazon-beauty'
+    refused(call(*arguments, folder=tmp_path), '8 users, 8 items and 64 interactions', '22,363, 12,101 and 198,502')
+    assert call(*arguments, '--data_dir=data/amazon-beauty', folder=tmp_path).code == 0, "a log of one's own"
+
+
+# ---- lost or stuck
+
+
+class Breaks(Reporter):
+    """Fails at a step, as a terminal that is gone once did."""
+
+    def __init__(self, step: int):
+        self.left = step
+
+    def step(self, loss, targets_per_second):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError('the reporter breaks')
+
+
+def test_leaving_the_loop_waits_for_the_checkpoint_under_way(tmp_path, monkeypatch):
+    complete = Checkpoints._complete
+
+    def slowly(self, *args):
+        time.sleep(0.5)
+        complete(self, *args)
+
+    monkeypatch.setattr(Checkpoints, '_complete', slowly)
+    trainer = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, checkpoint_seconds=1e-6), reporter=Breaks(3))
+    with pytest.raises(RuntimeError, match='the reporter breaks'):
+        trainer.run()
+    assert not list((tmp_path / 'checkpoints').glob('.partial*')) and newest_step_of(tmp_path) >= 1
+
+
+def newest_step_of(path: Path) -> int:
+    return max(int(p.name) for p in (path / 'checkpoints').iterdir() if p.name.isdigit())
+
+
+class Failing(io.StringIO):
+    """A stream that fails after some writes."""
+
+    encoding = 'ascii'  # type: ignore[assignment]
+
+    def __init__(self, error: OSError, after: int):
+        super().__init__()
+        self.error, self.left = error, after
+
+    def write(self, text):
+        text.encode('ascii')
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+def test_a_terminal_that_is_narrow_or_gone_ends_no_training(monkeypatch):
+    stream = Failing(BrokenPipeError(), after=2)
+    monkeypatch.setattr(sys, 'stdout', stream)
+    terminal = Terminal()
+    terminal.note('XLA compiles …')
+    with terminal.compiling('é'):
+        terminal.epoch(1, 0, 3)
+        terminal.step(1.0, 2.0)
+    terminal.result({
+        'dataset': 'd', 'best_epoch': 1, 'epochs': 2, 'test': dict.fromkeys(('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20'), 0.5),
+        'parameters': 1, 'train_seconds': 1.0, 'targets/s': 1.0, 'tokens/s': 1.0, 'packing_fill': 1.0, 'backend': 'cpu',
+    })
+    assert 'XLA compiles ?' in stream.getvalue()
+
+
+@pytest.mark.parametrize('error, kind, message', [
+    (BrokenPipeError(), output.StdoutClosed, None), (OSError(28, 'No space left on device'), UserError, 'No space left'),
+])
+def test_an_answer_that_cannot_be_delivered_is_no_success(monkeypatch, error, kind, message):
+    monkeypatch.setattr(sys, 'stdout', Failing(error, after=0))
+    with pytest.raises(kind, match=message):
+        output.write_stdout('answer\n')
+    monkeypatch.setattr(sys, 'stdout', Failing(error, after=9))
+    with pytest.raises(UserError, match=r'cannot show \\xe9: set PYTHONIOENCODING=utf-8'):
+        output.write_stdout('é\n')
+    monkeypatch.setattr(sys, 'stdout', None)
+    with pytest.raises(UserError, match='stdout is closed'):
+        output.write_stdout('answer\n')
+
+
+@pytest.mark.parametrize('redirection, code, said', [
+    ('| true', 141, ''), ('> /dev/full', 1, 'error: the answer cannot be written to stdout'), ('>&-', 1, 'stdout is closed'),
+])
+def test_prepare_ends_quietly_and_not_with_0(finished, redirection, code, said):
+    """The command itself, whose interpreter must not complain when it ends either."""
+    command = f'"{sys.executable}" -m experiments.prepare --dataset=interactions --data_dir=log.csv --output=out; echo $? >&2'
+    if redirection == '| true':
+        script = f'( sleep 0; {command} ) | true'
+    else:
+        script = f'( {command} ) {redirection}'
+    env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
+    done = subprocess.run(['bash', '-c', script], cwd=finished, env=env, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if 'since 1970' not in line]
+    assert lines[-1] == str(code) and len(lines) == 1 + bool(said) and said in lines[0], done.stderr
+
+
+def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
+    write_log(tmp_path / 'log.csv')
+    env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2]), 'PYTHONIOENCODING': 'latin-1'}
+    command = f'"{sys.executable}" -m experiments.train {" ".join(TINY)}; echo $? >&2'
+    done = subprocess.run(['bash', '-c', f'( {command} ) | head -3'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == '0' and 'Traceback' not in done.stderr, done.stderr
+    assert result(tmp_path)['epochs'] == 2
+
+
+def test_memory_that_cannot_be_had_is_foretold(tmp_path, monkeypatch):
+    write_log(tmp_path / 'log.csv')
+    monkeypatch.setattr(out_of_memory, '_available_bytes', lambda: 30_000)
+    refused(call('train', *TINY, folder=tmp_path), 'out of memory in the train step', 'can be had here', 'model.hidden_size')
+
+
+def test_an_address_space_limit_counts(monkeypatch):
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (1 << 20, 1 << 20))
+    assert out_of_memory._available_bytes() == 0, 'this process holds more already'
+    monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert (out_of_memory._available_bytes() or 0) > 1 << 20
+
+
+def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(tmp_path):
+    first = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3))
+    scores = iter([0.5, 0.2, 0.3, 0.1])
+    first._ranker.metrics = lambda *_: {f'{m}@{k}': 0.0 for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)} | {'NDCG@10': next(scores, 0.0)}
+    assert first.run() is not None
+    steps = first.session.checkpoints.steps()
+    assert len(steps) == 3
+    (tmp_path / 'checkpoints' / str(steps[0]) / 'meta.json').write_text('{}')
+    del first
+    said = Notes()
+    again = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3), reporter=said)
+    assert any(f'best epoch, 1 (step {steps[0]}), are lost: epoch 3 (step {steps[2]})' in note for note in said.notes)
+    stopping = again.session.progress.stopping
+    assert (stopping.best, stopping.best_epoch, stopping.best_step, stopping.worse) == (0.3, 3, steps[2], 0)
+    assert (tmp_path / 'checkpoints' / f'{steps[0]}.damaged').exists()
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_closed_terminal_saves_unless_it_was_to_be_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop = StopSignals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.requested() and stop.exit_code == 128 + signal.SIGHUP
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopSignals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.requested()
+
+
+def test_a_run_is_held_until_it_lies_aside(root, monkeypatch):
+    held, rename = [], Path.rename
+
+    def checked(self, target):
+        if self == root / 'run':
+            with open(self / '.lock') as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, 'rename', checked)
+    launch._move_aside(root / 'run', Reporter())
+    assert held == [root / 'run.1'] and not (root / 'run').exists()
+
+
+def test_a_lock_of_a_folder_that_was_just_set_aside_holds_nothing(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def overtaken(file, how):
+        flock(file, how)
+        (tmp_path / 'run').rename(tmp_path / 'run.1')
+
+    monkeypatch.setattr(fcntl, 'flock', overtaken)
+    with pytest.raises(UserError, match='another process'):
+        RunFolder(tmp_path / 'run').lock()
+
+
+# ---- remedies
+
+
+@pytest.mark.parametrize('how', ['deleted', 'moved'])
+def test_its_training_command_again_prepares_what_is_gone(from_checkpoints, how):
+    root, recommend = from_checkpoints, ('recommend', '--workdir=run', '--users=1', '--k=1')
+    expected = call(*recommend, folder=root)
+    if how == 'deleted':
+        shutil.rmtree(root / 'data')
+    else:
+        root.rename(root.with_name('elsewhere'))
+        root = root.with_name('elsewhere')
+    refused(call(*recommend, folder=root), 'run its training command again, which prepares it')
+    done = call('train', *TINY, folder=root)
+    assert done.code == 0 and 'is prepared again' in done.out
+    assert call(*recommend, folder=root).out == expected.out
+
+
+def test_a_best_checkpoint_that_is_lost_is_found_anew_by_the_same_command(from_checkpoints):
+    root = from_checkpoints
+    for step in Checkpoints(root / 'run/checkpoints').steps()[:-1]:
+        shutil.rmtree(root / 'run/checkpoints' / str(step))
+    done = call(*EVALUATE, folder=root)
+    assert done.code in (0, 1) and not done.is_traceback
+    assert call('train', *TINY, folder=root).code == 0
+
+
+def test_all_checkpoints_damaged_and_the_remedy_of_the_message(from_checkpoints):
+    root = from_checkpoints
+    (root / 'run/result.json').unlink()
+    for meta in root.glob('run/checkpoints/*/meta.json'):
+        meta.write_text('{}')
+    refused(call('train', *TINY, folder=root), 'start the training anew with --restart')
+    assert call('train', *TINY, '--restart', folder=root).code == 0
+    assert (root / 'run.1/checkpoints').exists() and result(root)['epochs'] == 2
+
+
+# ---- tracebacks from input
+
+
+@pytest.mark.parametrize('kind', [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_tar_member_that_is_no_file(tmp_path, kind):
+    with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as archive:
+        odd = tarfile.TarInfo('folder/log.csv')
+        odd.type, odd.linkname = kind, 'elsewhere'
+        archive.addfile(odd)
+    with pytest.raises(DataError, match='holds no folder/log.csv'), RawFile(tmp_path / 'a.tar.gz', 'folder/log.csv').open():
+        pass
+
+
+@pytest.mark.parametrize('offset, value, message', [(6, b'\x01', 'password|encrypted'), (8, b'\x63', 'compression')])
+def test_a_zip_that_python_cannot_unpack(tmp_path, offset, value, message):
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.writestr('ml/log.csv', 'a,b\n')
+    content = bytearray((tmp_path / 'a.zip').read_bytes())
+    central = content.index(b'PK\x01\x02')
+    content[offset:offset + 1] = value
+    content[central + offset + 2:central + offset + 3] = value
+    (tmp_path / 'a.zip').write_bytes(content)
+    with pytest.raises(DataError, match=message), RawFile(tmp_path / 'a.zip', 'ml/log.csv').open():
+        pass
+
+
+@pytest.mark.parametrize('odd', ['{"sha256": 5}', '[]', '5', '{"format_version": 1, "sha256": {}}', '[' * 100_000, '\xff'])
+def test_an_odd_description_of_prepared_data_is_damage(root, odd):
+    file, = root.glob('data/interactions/prepared-*/dataset.json')
+    file.write_text(odd, encoding='latin-1')
+    assert open_dataset(file.parent) is None
+    description = '{"format_version": 2, "name": "x", "fingerprint": "f", "sha256": 5}'
+    file.write_text(description)
+    assert open_dataset(file.parent) is None
+
+
+@pytest.mark.parametrize('odd', [
+    '[]', '5', 'null', '{}', '{"model": [], "data": {}, "train": {}, "dataset": "x"}', '[' * 100_000,
+    '{"dataset": "x", "model": {"beta": 1e999}, "data": {}, "train": {}}',
+    '{"dataset": "x", "model": {"name": {}}, "data": {}, "train": {}}',
+    '{"dataset": "x", "model": {}, "data": {}, "train": {"loss": []}}',
+    '{"dataset": "x", "model": {}, "data": {}, "train": {}, "prepared": 5}',
+])
+def test_an_odd_config_is_refused_by_name(from_checkpoints, odd):
+    (from_checkpoints / 'run/config.json').write_text(odd)
+    refused(call(*EVALUATE, folder=from_checkpoints), 'config.json')
+    refused(call('train', *TINY, folder=from_checkpoints), 'config.json')
+
+
+# ---- output
+
+
+def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
+    odd = ['a\tb', 'x\n3\t1\tforged\t9.9', '\x1b[2Jred', '=HYPERLINK("http://a")', '-5', '@cmd', 'back\\slash', '+1.5', '-x']
+    shown = [output.shown_id(text) for text in odd]
+    assert shown == [
+        'a\\tb', 'x\\n3\\t1\\tforged\\t9.9', '\\x1b[2Jred', '\\x3dHYPERLINK("http://a")', '-5', '\\x40cmd', 'back\\\\slash',
+        '+1.5', '\\x2dx',
+    ]
+    rng = np.random.default_rng(0)
+    lines = ['user_id,item_id,timestamp']
+    for user in range(30):
+        for t, item in enumerate(rng.integers(0, len(odd) - 2, 8)):
+            name = odd[item].replace('"', '""')
+            lines.append(f'u{user},"{name}",{1_600_000_000 + t}')
+    (tmp_path / 'log.csv').write_text('\n'.join(lines) + '\n')
+    assert call('train', *TINY, '--set=train.max_epochs=1', folder=tmp_path).code == 0
+    done = call('recommend', '--workdir=run', '--users=u1', '--k=20', folder=tmp_path)
+    assert done.code == 0 and '\x1b' not in done.out
+    rows = [line.split('\t') for line in done.out.splitlines()]
+    assert all(len(row) >= 4 and row[0] == 'u1' for row in rows) and {row[2] for row in rows} <= set(shown)
+    done = call('recommend', '--workdir=run', '--history=none\x1b[2J', folder=tmp_path)
+    assert done.code and '\x1b' not in done.err
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    output.complain('error: no such user: a\nerror: forged \x1b[2J\r\u2028')
+    assert capsys.readouterr().err == 'error: no such user: a\\nerror: forged \\x1b[2J\\r\\u2028\n'
+
+
+def test_a_link_is_followed_and_not_replaced(tmp_path):
+    write_log(tmp_path / 'log.csv')
+    write_log(tmp_path / 'other.csv', seed=1)
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'out').symlink_to(tmp_path / 'disk/out')
+    for log in ('log.csv', 'log.csv', 'other.csv'):
+        assert call('prepare', '--dataset=interactions', f'--data_dir={log}', '--output=out', folder=tmp_path).code == 0
+        assert (tmp_path / 'out').is_symlink() and (tmp_path / 'disk/out/dataset.json').exists()
+
+
+def test_more_rows_than_histories_are_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError, match='rows_per_step=100000000 is more than the 240 histories'):
+        choose_step_shape(np.ones(240, np.int64), targets_per_step=64, tokens_per_row=64, rows=100_000_000)
+    write_log(tmp_path / 'log.csv')
+    refused(call('train', *TINY, '--set=data.rows_per_step=100000000', folder=tmp_path), 'data.rows_per_step=100000000')

@@ -1,0 +1,71 @@
+"""The four harnesses in the small form that CI affords; `python -m tests.faults --hours=N` runs the large one."""
+import shutil
+
+import pytest
+
+from tests.faults.corruption import Corruptions
+from tests.faults.fuzz import Fuzz
+from tests.faults.matrix import SCENARIOS, Matrix
+from tests.faults.pairs import Pairs
+
+compiled = pytest.mark.skipif(shutil.which('cc') is None, reason='no C compiler builds the shim')
+PREPARE = next(scenario for scenario in SCENARIOS if scenario.name == 'prepare')
+
+
+@pytest.fixture(scope='module')
+def matrix(tmp_path_factory):
+    matrix = Matrix(tmp_path_factory.mktemp('matrix'))
+    yield matrix
+    matrix.close()
+
+
+@compiled
+def test_a_few_kills_and_failing_disks(matrix):
+    matrix.disturb(PREPARE, 'kill', 9)
+    for how in ('ENOSPC', 'EIO', 'short'):
+        matrix.disturb(PREPARE, how, 4)
+    matrix.sample(kills=2, errors=3)
+    assert matrix.problems == [] and matrix.counts['kills'] == 3 and matrix.counts['injected errors'] >= 4
+
+
+@compiled
+@pytest.mark.slow
+def test_more_kills_and_failing_disks(matrix):
+    matrix.sample(kills=20, errors=25, seed=1)
+    assert matrix.problems == []
+
+
+@pytest.fixture(scope='module')
+def corruptions(tmp_path_factory):
+    return Corruptions(tmp_path_factory.mktemp('corruptions'))
+
+
+@pytest.mark.parametrize('count, seed', [(60, 0), pytest.param(300, 1, marks=pytest.mark.slow)])
+def test_damage_is_noticed_or_harmless(corruptions, count, seed):
+    corruptions.sample(count, seed)
+    assert corruptions.problems == []
+    assert corruptions.counts['noticed with an error'] and corruptions.counts['noticed and mended or passed over']
+
+
+@pytest.fixture(scope='module')
+def fuzz(tmp_path_factory):
+    return Fuzz(tmp_path_factory.mktemp('fuzz'))
+
+
+@pytest.mark.parametrize('kind, count', [('configs', 1500), ('folders', 300), ('flags', 60)])
+def test_fuzzed_inputs_are_as_the_plain_model_or_refused(fuzz, kind, count):
+    getattr(fuzz, kind)(count)
+    assert fuzz.problems == []
+
+
+def test_three_preparers_of_two_logs_in_one_folder(tmp_path):
+    pairs = Pairs(tmp_path)
+    pairs.preparers(15)
+    assert pairs.problems == [] and pairs.counts['preparations side by side'] == 45
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_workdir(tmp_path):
+    pairs = Pairs(tmp_path)
+    pairs.trainings(0)
+    assert pairs.problems == []
