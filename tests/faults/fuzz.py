@@ -368,7 +368,9 @@ class Fuzz:
 
             @classmethod
             def load(cls, path: str | Path, *, model_shards: int = 1) -> Recommender:
-                return once if path == 'run' and model_shards == 1 else Recommender.load(folder / path, model_shards=model_shards)
+                if path == 'run' and model_shards == 1:
+                    return once
+                return Recommender.load(folder / path, model_shards=model_shards)
 
         recommend.Recommender = LoadsOnce  # type: ignore[misc]
         try:

@@ -263,7 +263,7 @@ def test_a_terminal_that_is_narrow_or_gone_ends_no_training(monkeypatch):
         'dataset': 'd', 'best_epoch': 1, 'epochs': 2,
         'test': dict.fromkeys(('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20'), 0.5),
         'parameters': 1, 'train_seconds': 1.0, 'targets/s': 1.0, 'tokens/s': 1.0, 'packing_fill': 1.0, 'backend': 'cpu',
-    })
+    }, 'ssd4rec')
     assert 'XLA compiles ?' in stream.getvalue()
 
 
