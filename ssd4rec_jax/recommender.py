@@ -262,9 +262,9 @@ class Recommender:
         """How the held-out items of a split rank: a frame with the columns seen, metric, value, low, high.
 
         split: 'test' or 'valid'. k: the list lengths that HR, NDCG and MRR are taken at. seen: 'in' ranks what a
-        history holds along with the rest, as published tables do; 'out' leaves it out, and a target that is in the history
-        counts as not found; 'both' gives both. low and high bound the 95% bootstrap interval over users. lists: also
-        coverage, Gini index, novelty and tail share of the lists, without an interval.
+        history holds along with the rest, as published tables do; 'out' leaves it out, and a target that is in the
+        history counts as not found; 'both' gives both. low and high bound the 95% bootstrap interval over users.
+        lists: also coverage, Gini index, novelty and tail share of the lists, without an interval.
         """
         saved = self._saved
         for name, value, known in (('split', split, SPLITS), ('seen', seen, ('in', 'out', 'both'))):

@@ -38,7 +38,7 @@ def tune_allocator() -> None:
 def _can_have_huge_pages() -> bool:
     """Whether malloc knows the setting (glibc 2.35) and the kernel heeds it."""
     try:
-        name, version = os.confstr('CS_GNU_LIBC_VERSION').split()
+        name, version = (os.confstr('CS_GNU_LIBC_VERSION') or '').split()
         return tuple(map(int, version.split('.'))) >= (2, 35) and '[never]' not in _HUGE_PAGES.read_text()
     except (OSError, ValueError, AttributeError):  # no glibc, or a kernel without huge pages
         return False

@@ -3,6 +3,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable
+from logging import LogRecord
 
 from absl import app, flags, logging
 
@@ -69,7 +70,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
 class _OneLine(logging.PythonFormatter):
     """absl's format, in which nothing that a message quotes can forge a line."""
 
-    def format(self, record):
+    def format(self, record: LogRecord) -> str:
         record.msg, record.args = one_line(record.getMessage()), None
         return super().format(record)
 

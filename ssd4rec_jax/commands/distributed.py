@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
 import jax
 from absl import flags
@@ -50,18 +51,19 @@ def join() -> None:
             'give all of --coordinator_address, --num_processes and --process_id, or none of them on a TPU pod or '
             f'SLURM; given: {", ".join(flags_given)}'
         )
-    if flags_given and not 0 <= _PROCESS_ID.value < _NUM_PROCESSES.value:
-        raise ConfigError(f'--process_id={_PROCESS_ID.value} must be from 0 to {_NUM_PROCESSES.value - 1}')
-    if flags_given and not re.fullmatch(r'.+:\d+', _COORDINATOR.value):
-        raise ConfigError(f'--coordinator_address={_COORDINATOR.value} must be HOST:PORT')
+    coordinator, processes, process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if process is not None and processes is not None and not 0 <= process < processes:
+        raise ConfigError(f'--process_id={process} must be from 0 to {processes - 1}')
+    if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
+        raise ConfigError(f'--coordinator_address={coordinator} must be HOST:PORT')
     # JAX itself aborts with a core's dump when its own time is over, so that a sentence has to come before that.
     patience = threading.Timer(_CONNECT_SECONDS.value, _give_up)
     patience.daemon = True
     patience.start()
     try:
         jax.distributed.initialize(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-            initialization_timeout=2 * _CONNECT_SECONDS.value + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator, processes, process, initialization_timeout=2 * _CONNECT_SECONDS.value + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(f'--distributed: {str(error).strip().splitlines()[0][:300]}. {_ADVICE}') from error
@@ -79,7 +81,7 @@ def _give_up() -> None:
 
 
 @contextlib.contextmanager
-def failing_together():
+def failing_together() -> Iterator[None]:
     """End this process at once if its part of a run of several fails, so that the others notice and end as well.
 
     An ordinary exit would first wait for the others, who wait for this one.

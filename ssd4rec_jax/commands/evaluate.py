@@ -79,8 +79,7 @@ def main() -> int:
         console = Console(highlight=False)
         with console.capture() as shown:
             for seen, evaluation in found.items():
-                for table in _tables(seen, evaluation, cutoffs, by):
-                    console.print(table)
+                console.print(*_shown(seen, evaluation, cutoffs, by), sep='\n')
         write_stdout(shown.get())
     return 0
 
@@ -112,32 +111,36 @@ def _report(evaluation: Evaluation, cutoffs: tuple[int, ...], by: list[str]) -> 
     }
 
 
-def _tables(seen: str, evaluation: Evaluation, cutoffs: tuple[int, ...], by: list[str]) -> list[Table]:
-    title = f'{_SPLIT.value}, {len(evaluation.ranks):,} held-out items, seen items ' + (
-        'ranked too' if seen == 'in' else f'left out: {evaluation.seen_targets:.1%} of them were seen and are not found'
+def _shown(seen: str, evaluation: Evaluation, cutoffs: tuple[int, ...], by: list[str]) -> list[str | Table]:
+    """Sentences, and the table that each of them is about."""
+    about = f'{len(evaluation.ranks):,} held-out items ({_SPLIT.value}), ranked among ' + (
+        'all items:' if seen == 'in' else
+        f'the items that the user has not seen; {evaluation.seen_targets:.1%} of the held-out ones were seen and count '
+        'as not found:'
     )
-    overall = _table(title, ['metric', 'value', '95% interval'])
+    overall = _table(['metric', 'value', '95% interval'])
     for metric, value, low, high in evaluation.metrics(cutoffs).iter_rows():
         overall.add_row(metric, f'{value:.4f}', f'{low:.4f} to {high:.4f}')
     lists = evaluation.list_metrics(cutoffs)
     kinds = list(dict.fromkeys(name.split('@')[0] for name in lists))
-    shown = _table('the lists, seen items ' + ('in' if seen == 'in' else 'out'), ['length', *kinds])
+    shown = _table(['length', *kinds])
     for k in cutoffs:
         shown.add_row(str(k), *(f'{lists[f"{kind}@{k}"]:.4f}' for kind in kinds))
-    return [overall, shown, *(_grouped_table(name, evaluation.grouped(name, cutoffs)) for name in by)]
+    groups = [part for name in by for part in (f'By {name}:', _grouped_table(evaluation.grouped(name, cutoffs)))]
+    return [about, overall, 'The lists that users are shown:', shown, *groups]
 
 
-def _grouped_table(name: str, frame: pl.DataFrame) -> Table:
+def _grouped_table(frame: pl.DataFrame) -> Table:
     groups = frame.partition_by('from', 'to', maintain_order=True)
     heads = [f'{g["from"][0]:,} to {g["to"][0]:,}\n{g["users"][0]:,} users' for g in groups]
-    table = _table(f'by {name}', ['metric', *heads])
+    table = _table(['metric', *heads])
     for row, metric in enumerate(groups[0]['metric']):
         table.add_row(metric, *(f'{group["value"][row]:.4f}' for group in groups))
     return table
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title)
+def _table(columns: list[str]) -> Table:
+    table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, justify='right' if number else 'left')
     return table

@@ -2,8 +2,9 @@
 
     ssd4rec parity --golden=tests/golden/ssd4rec_2layer.npz
 
-Values and all gradients are compared, in float64. Prints max|a - b| / max|b| for the readout, the scores, the loss and each gradient; exit code 1 if one is above
---tolerance, or if a quantity that is exactly zero there is not exactly zero here.
+Values and all gradients are compared, in float64. Prints max|a - b| / max|b| for the readout, the scores, the loss and
+each gradient; exit code 1 if one is above --tolerance, or if a quantity that is exactly zero there is not exactly zero
+here.
 """
 import zipfile
 from pathlib import Path

@@ -6,7 +6,7 @@
     ssd4rec train --workdir=RUN               # goes on with the run in it
     ssd4rec train --workdir=RUN --set=train.max_epochs=+10   # ten epochs more
     ssd4rec train --dataset=kuairand --distributed   # on every host of a pod
-    ssd4rec train --dataset=kuairand --final=RUN --workdir=LIVE   # on everything, for RUN's best epochs
+    ssd4rec train --dataset=kuairand --final=RUN   # on all data, as long as RUN
 
 The same command again goes on where the run stopped, or prints its table if it is finished.
 """

@@ -101,7 +101,8 @@ def choose_step_shape(
     mean, longest = float(lengths.mean()), int(lengths.max())
     if rows > max(len(lengths), row_multiple):
         raise ConfigError(
-            f'data.rows_per_step={rows} is more than the {len(lengths):,} histories that there are to train on: lower it'
+            f'data.rows_per_step={rows} is more than the {len(lengths):,} histories that there are to train on: '
+            'lower it'
         )
     targets_each = mean if every_prefix else 1.0
     histories = targets_per_step / targets_each

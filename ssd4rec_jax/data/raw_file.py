@@ -67,7 +67,8 @@ class RawFile:
         whole = stack.enter_context(_decompressed(self.path, kind))
         if not self.member:
             return whole, whole
-        tar = stack.enter_context(tarfile.open(fileobj=whole, mode='r|', bufsize=1 << 20))
+        # The caller's stack closes it.
+        tar = stack.enter_context(tarfile.open(fileobj=whole, mode='r|', bufsize=1 << 20))  # noqa: SIM115
         for info in tar:
             # A folder, link or device of that name holds no rows.
             if self._is_member(info.name) and info.isreg() and (member := tar.extractfile(info)) is not None:

@@ -41,7 +41,7 @@ class RunFolder:
         file = self.path / '.lock'
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(file, 'w')
+            self._lock = open(file, 'w')  # noqa: SIM115  # stays open, as the lock lasts as long as the file is
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             moved = not file.exists() or not os.path.samestat(file.stat(), os.fstat(self._lock.fileno()))
         except BlockingIOError as error:

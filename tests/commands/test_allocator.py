@@ -1,4 +1,5 @@
 """A command's malloc asks for huge pages, by one replacement of the process; nothing else is replaced."""
+import contextlib
 import subprocess
 import sys
 
@@ -34,10 +35,8 @@ def machine(monkeypatch, tmp_path):
 
         monkeypatch.setattr(allocator.os, 'execv', replace)
         monkeypatch.setattr(allocator, '_keep_freed_memory', lambda: done.update(keeps=True))
-        try:
+        with contextlib.suppress(SystemExit):
             allocator.tune_allocator()
-        except SystemExit:
-            pass
         return done
 
     return has
@@ -77,7 +76,8 @@ def test_the_setting_reaches_a_command_and_its_arguments_stay(monkeypatch):
         pytest.skip('no glibc 2.35, or a kernel without huge pages')
     monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
     shown = subprocess.run(
-        [sys.executable, '-i', '-m', 'ssd4rec_jax.commands.devices', '--flag', 'a b'], text=True, capture_output=True, check=True,
+        [sys.executable, '-i', '-m', 'ssd4rec_jax.commands.devices', '--flag', 'a b'],
+        text=True, capture_output=True, check=True,
         input='print([os.environ["GLIBC_TUNABLES"], *sys.argv[1:]])\n',
     )
     assert shown.stdout.strip() == str([HUGE, '--flag', 'a b'])

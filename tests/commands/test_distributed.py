@@ -226,7 +226,10 @@ def test_a_process_that_meets_nobody_says_where_it_looked(root, number):
 @pytest.mark.parametrize('flags, message', [
     (['--process_id=1'], '--process_id needs --distributed'),
     (['--distributed', '--num_processes=2'], 'give all of --coordinator_address, --num_processes and --process_id'),
-    (['--distributed', '--num_processes=2', '--process_id=2', '--coordinator_address=a:1'], '--process_id=2 must be from 0 to 1'),
+    (
+        ['--distributed', '--num_processes=2', '--process_id=2', '--coordinator_address=a:1'],
+        '--process_id=2 must be from 0 to 1',
+    ),
     (
         ['--distributed', '--num_processes=2', '--process_id=1', '--coordinator_address=a'],
         '--coordinator_address=a must be HOST:PORT',

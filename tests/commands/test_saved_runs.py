@@ -98,7 +98,9 @@ def test_evaluate_during_training_ranks_with_the_best_epoch_so_far(root):
 
 @pytest.mark.parametrize('exclude_seen', [False, True])
 def test_recommend_gives_original_ids_in_the_order_of_their_scores(root, scores, exclude_seen):
-    done = command('recommend', '--workdir=done', '--users=103, 100', '--k=4', *['--exclude_seen'] * exclude_seen, cwd=root)
+    done = command(
+        'recommend', '--workdir=done', '--users=103, 100', '--k=4', *['--exclude_seen'] * exclude_seen, cwd=root
+    )
     expected = []
     for user in (3, 0):
         own = scores[user].copy()
@@ -121,7 +123,10 @@ def test_a_history_gives_what_its_user_gets_and_k_ends_with_the_catalogue(root):
 
 
 @pytest.mark.parametrize('name, flags, texts', [
-    ('evaluate', ['--workdir=nothing'], ['--workdir=nothing holds neither a training run (config.json) nor a saved model (model.json)']),
+    (
+        'evaluate', ['--workdir=nothing'],
+        ['--workdir=nothing holds neither a training run (config.json) nor a saved model (model.json)'],
+    ),
 ])
 def test_what_cannot_be_answered_is_refused_in_a_sentence(root, name, flags, texts):
     refused(command(name, *flags, cwd=root), *texts)
@@ -138,7 +143,9 @@ def test_flags_that_cannot_be_used(root, name, flags, text):
     assert done.returncode not in (0, None) and text in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('prepared, text', [('gone', 'is no longer in'), ('other', 'is not what its config.json names')])
+@pytest.mark.parametrize('prepared, text', [
+    ('gone', 'is no longer in'), ('other', 'is not what its config.json names'),
+])
 def test_data_that_is_gone_or_another_is_refused(root, prepared, text):
     save_dataset(tiny_dataset(seed=5), root / 'other')
     copy = root / f'copy-{prepared}'

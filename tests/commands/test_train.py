@@ -62,7 +62,9 @@ def root(tmp_path_factory):
 
 def test_another_config_is_refused_and_changes_nothing(root):
     before = contents(root / 'run')
-    done = train(root, *TINY, '--data_dir=log0.csv', '--workdir=run', '--set=train.max_epochs=2', '--set=model.beta=0.7')
+    done = train(
+        root, *TINY, '--data_dir=log0.csv', '--workdir=run', '--set=train.max_epochs=2', '--set=model.beta=0.7'
+    )
     refused(done, 'model.beta: 0.1 there, 0.7 here', 'train.max_epochs: 1 there, 2 here', '--restart', '--adopt_config')
     assert contents(root / 'run') == before
 
@@ -115,7 +117,8 @@ def test_adopt_config_goes_on_and_restart_sets_aside(root):
 
 def test_a_workdir_alone_goes_on_and_a_finished_run_trains_some_epochs_more(root):
     done = train(root, '--workdir=run')
-    assert done.returncode == 0 and done.stdout.startswith(f'workdir: {root / "run"}\n') and 'is finished' in done.stdout
+    assert done.returncode == 0
+    assert done.stdout.startswith(f'workdir: {root / "run"}\n') and 'is finished' in done.stdout
     done = train(root, '--workdir=run', '--set=train.max_epochs=+1')
     assert done.returncode == 0, done.stderr
     assert json.loads((root / 'run/result.json').read_text())['epochs'] == 2
@@ -155,9 +158,11 @@ def test_the_default_run_beats_popularity_threefold_and_the_transition_table(tmp
     MemoryError('std::bad_alloc'),
 ])
 def test_out_of_memory_names_the_key_to_lower(error):
-    with pytest.raises(TrainingError, match='out of memory in the train step: lower train.targets_per_step') as raised:
-        with explain_out_of_memory('the train step'):
-            raise error
+    with (
+        pytest.raises(TrainingError, match='out of memory in the train step: lower train.targets_per_step') as raised,
+        explain_out_of_memory('the train step'),
+    ):
+        raise error
     assert str(error).splitlines()[0] in str(raised.value) and 'second line' not in str(raised.value)
 
 

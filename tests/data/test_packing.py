@@ -202,7 +202,7 @@ def rows_by_the_rule(lengths, tokens, segments) -> list[list[int]]:
 def test_rows_are_those_of_the_rule_written_on_lists(shape, seed):
     lengths = random_index(seed).lengths
     plan = plan_epoch(lengths, shape, seed=0, epoch=0, shuffle=False)
-    rows = [plan.order[a:b].tolist() for a, b in zip(plan.row_starts[:-1], plan.row_starts[1:])]
+    rows = [plan.order[a:b].tolist() for a, b in zip(plan.row_starts[:-1], plan.row_starts[1:], strict=True)]
     expected = rows_by_the_rule(lengths.tolist(), shape.tokens, shape.segments)
     assert rows == expected + [[]] * (-len(expected) % shape.rows)
 

@@ -91,7 +91,7 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
 def test_shares_of_the_processes_concatenate_to_the_global_steps(epoch, processes):
     shares = [list(step_loader(*epoch, rows=rows)) for rows in np.split(np.arange(4), processes)]
     for whole, *parts in zip(built(epoch), *shares, strict=True):
-        assert_same([PackedBatch(*map(np.concatenate, zip(*parts)))], [whole])
+        assert_same([PackedBatch(*map(np.concatenate, zip(*parts, strict=True)))], [whole])
 
 
 def test_processes_may_resume_on_another_process_count(epoch):

@@ -25,7 +25,8 @@ def test_it_depends_on_its_fields_alone():
 
 
 def histories_of(dataset) -> list[list[int]]:
-    return [dataset.items[start:stop].tolist() for start, stop in zip(dataset.offsets, dataset.offsets[1:])]
+    bounds = zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)
+    return [dataset.items[start:stop].tolist() for start, stop in bounds]
 
 
 def successors(histories) -> np.ndarray:

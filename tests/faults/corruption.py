@@ -13,7 +13,10 @@ KINDS = 'byte', 'truncation', 'deletion', 'emptying', 'swapped keys', 'swapped f
 EVALUATE = 'evaluate', '--workdir=run'
 PREPARE = 'prepare', '--dataset=interactions', '--data_dir=log.csv', '--output=out'
 # Words by which a command tells that it met damage, or that it answers with less than there was.
-_NOTICED = 'damaged', 'is not what was written', 'is not the config', 'is gone', 'are lost', 'not a record', 'again', 'rebuilt'
+_NOTICED = (
+    'damaged', 'is not what was written', 'is not the config', 'is gone', 'are lost', 'not a record', 'again',
+    'rebuilt',
+)
 
 
 class Corruptions:
@@ -64,7 +67,8 @@ class Corruptions:
         folder = self.root / 'finished'
         places = folder / 'run', folder / 'data', folder / 'out'
         return sorted(
-            str(path.relative_to(folder)) for place in places for path in place.rglob('*') if path.is_file() and path.name != '.lock'
+            str(path.relative_to(folder)) for place in places for path in place.rglob('*')
+            if path.is_file() and path.name != '.lock'
         )
 
     def one(self, rng: random.Random, file: str, kind: str) -> None:
@@ -154,7 +158,10 @@ def damage(rng: random.Random, folder: Path, file: str, kind: str, files: list[s
     elif kind == 'swapped keys':
         path.write_bytes(swap_keys(rng, content))
     elif kind == 'swapped files':
-        others = [name for name in files if name != file and name.split('/')[0] == file.split('/')[0] and (folder / name).exists()]
+        others = [
+            name for name in files
+            if name != file and name.split('/')[0] == file.split('/')[0] and (folder / name).exists()
+        ]
         other = folder / rng.choice(others)
         theirs = other.read_bytes()
         path.write_bytes(theirs)

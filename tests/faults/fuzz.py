@@ -1,4 +1,7 @@
-"""Fuzzing of configs, run folders and flags: what is accepted equals a plain Python model, each refusal is our own error."""
+"""Fuzzing of configs, run folders and flags.
+
+What is accepted equals a plain Python model, and each refusal is our own error.
+"""
 import dataclasses
 import json
 import math
@@ -29,14 +32,16 @@ from tests.faults.inside import TINY, call, write_log
 BASE = to_dict(RunConfig('interactions'))
 AT_LEAST_ONE = {
     'model': ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'),
-    'train': ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'), 'data': ('min_interactions', 'split_last'),
+    'train': ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'),
+    'data': ('min_interactions', 'split_last'),
 }
 NOT_NEGATIVE = {
     'data': ('max_history', 'rows_per_step', 'min_user_interactions', 'min_item_interactions'),
     'train': ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'),
 }
 ONE_OF = {
-    ('model', 'backward_order'): ('reversed', 'aligned'), ('model', 'dtype'): ('auto', 'float32', 'bfloat16', 'float64'),
+    ('model', 'backward_order'): ('reversed', 'aligned'),
+    ('model', 'dtype'): ('auto', 'float32', 'bfloat16', 'float64'),
     ('model', 'table_dtype'): ('float32', 'bfloat16'), ('data', 'timestamp_precision'): ('exact', 'float32'),
     ('train', 'objective'): ('auto', 'prefix', 'one_pass'), ('train', 'optimizer'): ('adam', 'adamw'),
     ('train', 'schedule'): ('constant', 'warmup_cosine'), ('train', 'loss'): ('auto', 'full', 'sampled'),
@@ -44,12 +49,18 @@ ONE_OF = {
 }
 # Settings that later versions add may have rules of their own, which the model does not know: they stay as they are.
 KNOWN = {
-    'model': {*AT_LEAST_ONE['model'], 'name', 'beta', 'dropout_prob', 'norm_embedding', 'backward_order', 'dtype', 'table_dtype', 'ssd_implementation'},
+    'model': {
+        *AT_LEAST_ONE['model'], 'name', 'beta', 'dropout_prob', 'norm_embedding', 'backward_order', 'dtype',
+        'table_dtype', 'ssd_implementation',
+    },
     'data': {
         *AT_LEAST_ONE['data'], *NOT_NEGATIVE['data'], 'mask_ratio', 'tokens_per_row', 'timestamp_precision', 'split',
         'split_valid_time', 'split_test_time', 'split_share',
     },
-    'train': {*AT_LEAST_ONE['train'], *NOT_NEGATIVE['train'], 'objective', 'loss', 'table_learning_rate', 'learning_rate', 'optimizer', 'schedule', 'checkpoint_seconds'},
+    'train': {
+        *AT_LEAST_ONE['train'], *NOT_NEGATIVE['train'], 'objective', 'loss', 'table_learning_rate', 'learning_rate',
+        'optimizer', 'schedule', 'checkpoint_seconds',
+    },
 }
 KEYS = [(section, key) for section in KNOWN for key in sorted(KNOWN[section])]
 
@@ -92,7 +103,11 @@ SCALARS = st.one_of(
     st.integers(-3, 40), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(),
     st.sampled_from(sorted({name for names in ONE_OF.values() for name in names})), st.text(max_size=5),
 )
-ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @st.composite
@@ -121,7 +136,8 @@ def stored_configs(draw: Any) -> Any:
 def overrides(draw: Any) -> list[str]:
     """Texts as --set takes them."""
     texts = st.one_of(
-        SCALARS.map(str), st.sampled_from(['true', 'false', 'TRUE', '1_0', ' 5 ', '1e3', 'nan', 'inf', '-inf', '0x10', '']),
+        SCALARS.map(str),
+        st.sampled_from(['true', 'false', 'TRUE', '1_0', ' 5 ', '1e3', 'nan', 'inf', '-inf', '0x10', '']),
         st.text(max_size=6),
     )
     known = draw(st.lists(st.tuples(st.sampled_from(KEYS), texts), max_size=3))
@@ -156,10 +172,13 @@ class Fuzz:
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
 
-    def _run(self, name: str, count: int, strategy: st.SearchStrategy, check: Callable[[Any], str | None], start: int) -> None:
+    def _run(
+        self, name: str, count: int, strategy: st.SearchStrategy, check: Callable[[Any], str | None], start: int
+    ) -> None:
         @seed(start)
         @settings(
-            max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+            max_examples=count, deadline=None, database=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
         )
         @given(strategy)
         def one(value: Any) -> None:
@@ -218,7 +237,10 @@ class Fuzz:
 
         def edited(path: Path) -> st.SearchStrategy:
             size = len(sound[path])
-            bytes_ = st.one_of(st.binary(max_size=4), st.sampled_from([b'', b'0', b'"', b'{', b'}', b'[]', b'null', b'1e999', b'\n', b'NaN']))
+            bytes_ = st.one_of(
+                st.binary(max_size=4),
+                st.sampled_from([b'', b'0', b'"', b'{', b'}', b'[]', b'null', b'1e999', b'\n', b'NaN']),
+            )
             edit = st.tuples(st.integers(0, size), st.integers(0, 30), bytes_)
             return st.tuples(st.just(path), st.lists(edit, min_size=1, max_size=3))
 
@@ -246,15 +268,20 @@ class Fuzz:
                 return None if found in (newest, older) else f'believed: {found}'
             if path == data / 'dataset.json':
                 opened = open_dataset(data)
-                same = opened is None or dataclasses.asdict(opened).keys() == dataclasses.asdict(description).keys() and (
+                if opened is None:
+                    return None
+                same = dataclasses.asdict(opened).keys() == dataclasses.asdict(description).keys() and (
                     opened.name, opened.fingerprint) == (description.name, description.fingerprint)
-                return None if same and (opened is None or np.array_equal(opened.items, description.items)) else 'believed'
+                return None if same and np.array_equal(opened.items, description.items) else 'believed'
             if path == run.metrics:
                 records = MetricsLog(path).read()
                 expected = [_record(line) for line in path.read_bytes().split(b'\n')[:-1]]
                 return None if records == [record for record in expected if record is not None] else 'other records'
             config = read_config(run)
-            return None if config is None or is_valid({k: v for k, v in json.loads(path.read_bytes()).items() if k != 'prepared'}) else 'accepted'
+            if config is None:
+                return None
+            settings_ = {k: v for k, v in json.loads(path.read_bytes()).items() if k != 'prepared'}
+            return None if is_valid(settings_) else 'accepted'
 
         for number, path in enumerate(sound):
             self._run(f'{path.name}', count // len(sound), edited(path), check, start + number)
@@ -268,7 +295,11 @@ class Fuzz:
         assert call('train', *TINY, folder=folder).code == 0
         saved = load_run(folder / 'run')
         top = TopItems(saved.network, saved.mesh, saved.params)
-        users = {str(u): saved.dataset.items[saved.dataset.offsets[k]:saved.dataset.offsets[k + 1]] for k, u in enumerate(saved.dataset.user_ids.tolist())}
+        offsets = saved.dataset.offsets
+        users = {
+            str(u): saved.dataset.items[offsets[k]:offsets[k + 1]]
+            for k, u in enumerate(saved.dataset.user_ids.tolist())
+        }
         items = {str(i): k + 1 for k, i in enumerate(saved.dataset.item_ids.tolist())}
         names = {number: item for item, number in items.items()}
         known: dict[tuple[int, ...], dict[int, float]] = {}
@@ -280,7 +311,9 @@ class Fuzz:
                 known[tuple(history)] = dict(zip(map(int, ranked[0]), map(float, values[0]), strict=True))
             return known[tuple(history)]
 
-        ids = st.lists(st.sampled_from([*users, *users, *users, '', 'x', '999', ' 1 ', '-1', '=2', '\t', 'é']), max_size=4)
+        ids = st.lists(
+            st.sampled_from([*users, *users, *users, '', 'x', '999', ' 1 ', '-1', '=2', '\t', 'é']), max_size=4
+        )
         drawn = st.fixed_dictionaries({}, optional={
             'users': ids, 'k': st.one_of(st.integers(-2, 30), st.sampled_from(['', 'x', '1.5', 10**9, 10**30])),
             'exclude_seen': st.booleans(), 'model_shards': st.sampled_from([1, 1, 1, 0, -1, 'a']),
@@ -335,7 +368,9 @@ class Fuzz:
 
             @classmethod
             def load(cls, path: str | Path, *, model_shards: int = 1) -> Recommender:
-                return once if path == 'run' and model_shards == 1 else Recommender.load(folder / path, model_shards=model_shards)
+                if path == 'run' and model_shards == 1:
+                    return once
+                return Recommender.load(folder / path, model_shards=model_shards)
 
         recommend.Recommender = LoadsOnce  # type: ignore[misc]
         try:

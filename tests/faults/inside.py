@@ -1,4 +1,4 @@
-"""The commands called inside one process, with their flags, exit code and output; and a run small enough for hundreds."""
+"""The commands called inside one process, with flags, exit code and output; and a run small enough for hundreds."""
 import contextlib
 import dataclasses
 import gc
@@ -17,9 +17,9 @@ from absl import flags
 from ssd4rec_jax.commands import cli
 
 TINY = (
-    '--dataset=interactions', '--data_dir=log.csv', '--workdir=run', '--set=model.hidden_size=8', '--set=model.d_state=4',
-    '--set=model.headdim=4', '--set=model.num_layers=1', '--set=train.log_every=1', '--set=train.max_epochs=2',
-    '--set=train.targets_per_step=64', '--set=train.checkpoint_seconds=1e-6',
+    '--dataset=interactions', '--data_dir=log.csv', '--workdir=run', '--set=model.hidden_size=8',
+    '--set=model.d_state=4', '--set=model.headdim=4', '--set=model.num_layers=1', '--set=train.log_every=1',
+    '--set=train.max_epochs=2', '--set=train.targets_per_step=64', '--set=train.checkpoint_seconds=1e-6',
 )
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -78,7 +78,10 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
 def write_log(path: Path, seed: int = 0, users: int = 40, items: int = 12) -> None:
     """A log of users with nine interactions each."""
     rng = np.random.default_rng(seed)
-    rows = [f'{u},{i},{1_600_000_000 + 600 * t + u}' for u in range(users) for t, i in enumerate(rng.integers(0, items, 9))]
+    rows = [
+        f'{u},{i},{1_600_000_000 + 600 * t + u}'
+        for u in range(users) for t, i in enumerate(rng.integers(0, items, 9))
+    ]
     path.write_text('\n'.join(['user_id,item_id,timestamp', *rows]) + '\n')
 
 

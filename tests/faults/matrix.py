@@ -1,7 +1,7 @@
 """The fault matrix: commands that are killed or meet a failing disk at one file operation, then run again.
 
-Whatever happens, the answer after the second run equals that of a run that was never disturbed; a command that fails says
-so in one sentence.
+Whatever happens, the answer after the second run equals that of a run that was never disturbed; a command that fails
+says so in one sentence.
 """
 import dataclasses
 import json
@@ -43,7 +43,9 @@ class Worker:
         }
         self._process: subprocess.Popen[str] | None = None
 
-    def call(self, command: str, *arguments: str, folder: Path, how: str = 'none', at: int = -1) -> tuple[Done | None, int, bool]:
+    def call(
+        self, command: str, *arguments: str, folder: Path, how: str = 'none', at: int = -1
+    ) -> tuple[Done | None, int, bool]:
         """(how the command ended, None if it was killed; operations counted; whether the fault took place)."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(

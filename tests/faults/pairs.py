@@ -42,8 +42,8 @@ class Pairs:
 
     def _start(self, *command: str, folder: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, *command], cwd=folder or self.root, env=self._environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [sys.executable, *command], cwd=folder or self.root, env=self._environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
 
     def preparers(self, rounds: int, name: str = 'shared') -> None:
@@ -67,7 +67,7 @@ class Pairs:
                     self._problem('silent wrong answers', f'preparing {log}: {answer} instead of {expected[log]}')
 
     def trainings(self, number: int) -> None:
-        """Two trainings of one workdir, and an evaluation beside them: one trains, the other refuses, none is disturbed."""
+        """Two trainings of one workdir with an evaluation beside: one trains, the other refuses, none is disturbed."""
         folder = self.root / f'trainings{number}'
         folder.mkdir()
         write_log(folder / 'log.csv')
@@ -86,7 +86,10 @@ class Pairs:
         again = self._start('-m', 'experiments.evaluate', '--workdir=run', folder=folder)
         out, err = again.communicate()
         result = json.loads((folder / 'run/result.json').read_text())
-        if not finished or again.returncode or any(json.loads(out)[key] != value for key, value in result['test'].items()):
+        if (
+            not finished or again.returncode
+            or any(json.loads(out)[key] != value for key, value in result['test'].items())
+        ):
             self._problem('silent wrong answers', f'{out} {err[-1000:]}')
 
     def _problem(self, kind: str, text: str) -> None:

@@ -98,7 +98,8 @@ def test_what_answers_is_the_config_of_the_weights(from_checkpoints, section, ke
     (from_checkpoints / 'run/config.json').write_text(json.dumps(config))
     done = call(*EVALUATE, folder=from_checkpoints)
     assert expected.code == 0 and (done.code, done.out) == (0, expected.out)
-    assert 'is not the config that the newest checkpoint was trained with' in done.err and f'{section}.{key}' in done.err
+    assert 'is not the config that the newest checkpoint was trained with' in done.err
+    assert f'{section}.{key}' in done.err
 
 
 class Killed(BaseException):
@@ -154,7 +155,9 @@ def test_what_was_seen_before_max_history_is_excluded_too(tmp_path):
     assert done.code == 0 and len(items) == 30 - len(seen) and not seen & set(items)
 
 
-@pytest.mark.parametrize('old, new', [('"HR@10": 0.', '"HR@10": 0.0'), ('"best_epoch"', '"best_epoc"'), ('"seal"', '"sea1"')])
+@pytest.mark.parametrize('old, new', [
+    ('"HR@10": 0.', '"HR@10": 0.0'), ('"best_epoch"', '"best_epoc"'), ('"seal"', '"sea1"'),
+])
 def test_a_changed_result_is_computed_again(root, old, new):
     expected, table = result(root), call('train', *TINY, folder=root).out.split('\n', 1)[1]
     text = (root / 'run/result.json').read_text()
@@ -168,7 +171,8 @@ def test_a_changed_result_is_computed_again(root, old, new):
 
 def test_a_result_without_a_checksum_is_believed_if_it_is_whole(root):
     written = json.loads((root / 'run/result.json').read_text())
-    written = {key: value for key, value in written.items() if key in run_folder._UNSEALED_KEYS}  # as versions wrote it then
+    # As versions wrote it then.
+    written = {key: value for key, value in written.items() if key in run_folder._UNSEALED_KEYS}
     for odd, damaged in (({}, False), ({'test': {}}, True), ({'epochs': 'two'}, True), ({'best_epoch': True}, True)):
         (root / 'run/result.json').write_text(json.dumps({**written, **odd}))
         assert (RunFolder(root / 'run').read_result() is None) == damaged
@@ -256,14 +260,16 @@ def test_a_terminal_that_is_narrow_or_gone_ends_no_training(monkeypatch):
         terminal.epoch(1, 0, 3)
         terminal.step(1.0, 2.0)
     terminal.result({
-        'dataset': 'd', 'best_epoch': 1, 'epochs': 2, 'test': dict.fromkeys(('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20'), 0.5),
+        'dataset': 'd', 'best_epoch': 1, 'epochs': 2,
+        'test': dict.fromkeys(('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20'), 0.5),
         'parameters': 1, 'train_seconds': 1.0, 'targets/s': 1.0, 'tokens/s': 1.0, 'packing_fill': 1.0, 'backend': 'cpu',
-    })
+    }, 'ssd4rec')
     assert 'XLA compiles ?' in stream.getvalue()
 
 
 @pytest.mark.parametrize('error, kind, message', [
-    (BrokenPipeError(), output.StdoutClosed, None), (OSError(28, 'No space left on device'), UserError, 'No space left'),
+    (BrokenPipeError(), output.StdoutClosed, None),
+    (OSError(28, 'No space left on device'), UserError, 'No space left'),
 ])
 def test_an_answer_that_cannot_be_delivered_is_no_success(monkeypatch, error, kind, message):
     monkeypatch.setattr(sys, 'stdout', Failing(error, after=0))
@@ -278,15 +284,15 @@ def test_an_answer_that_cannot_be_delivered_is_no_success(monkeypatch, error, ki
 
 
 @pytest.mark.parametrize('redirection, code, said', [
-    ('| true', 141, ''), ('> /dev/full', 1, 'error: the answer cannot be written to stdout'), ('>&-', 1, 'stdout is closed'),
+    ('| true', 141, ''),
+    ('> /dev/full', 1, 'error: the answer cannot be written to stdout'),
+    ('>&-', 1, 'stdout is closed'),
 ])
 def test_prepare_ends_quietly_and_not_with_0(finished, redirection, code, said):
     """The command itself, whose interpreter must not complain when it ends either."""
-    command = f'"{sys.executable}" -m experiments.prepare --dataset=interactions --data_dir=log.csv --output=out; echo $? >&2'
-    if redirection == '| true':
-        script = f'( sleep 0; {command} ) | true'
-    else:
-        script = f'( {command} ) {redirection}'
+    arguments = '--dataset=interactions --data_dir=log.csv --output=out'
+    command = f'"{sys.executable}" -m experiments.prepare {arguments}; echo $? >&2'
+    script = f'( sleep 0; {command} ) | true' if redirection == '| true' else f'( {command} ) {redirection}'
     env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
     done = subprocess.run(['bash', '-c', script], cwd=finished, env=env, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if 'since 1970' not in line]
@@ -297,7 +303,9 @@ def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
     write_log(tmp_path / 'log.csv')
     env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2]), 'PYTHONIOENCODING': 'latin-1'}
     command = f'"{sys.executable}" -m experiments.train {" ".join(TINY)}; echo $? >&2'
-    done = subprocess.run(['bash', '-c', f'( {command} ) | head -3'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        ['bash', '-c', f'( {command} ) | head -3'], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.stderr.splitlines()[-1] == '0' and 'Traceback' not in done.stderr, done.stderr
     assert result(tmp_path)['epochs'] == 2
 
@@ -305,7 +313,9 @@ def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
 def test_memory_that_cannot_be_had_is_foretold(tmp_path, monkeypatch):
     write_log(tmp_path / 'log.csv')
     monkeypatch.setattr(out_of_memory, '_available_bytes', lambda: 30_000)
-    refused(call('train', *TINY, folder=tmp_path), 'out of memory in the train step', 'can be had here', 'model.hidden_size')
+    refused(
+        call('train', *TINY, folder=tmp_path), 'out of memory in the train step', 'can be had here', 'model.hidden_size'
+    )
 
 
 def test_an_address_space_limit_counts(monkeypatch):
@@ -318,7 +328,8 @@ def test_an_address_space_limit_counts(monkeypatch):
 def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(tmp_path):
     first = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3))
     scores = iter([0.5, 0.2, 0.3, 0.1])
-    first._ranker.metrics = lambda *_: {f'{m}@{k}': 0.0 for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)} | {'NDCG@10': next(scores, 0.0)}
+    zeros = {f'{m}@{k}': 0.0 for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)}
+    first._ranker.metrics = lambda *_: zeros | {'NDCG@10': next(scores, 0.0)}
     assert first.run() is not None
     steps = first.session.checkpoints.steps()
     assert len(steps) == 3
@@ -424,7 +435,8 @@ def test_a_tar_member_that_is_no_file(tmp_path, kind):
         odd = tarfile.TarInfo('folder/log.csv')
         odd.type, odd.linkname = kind, 'elsewhere'
         archive.addfile(odd)
-    with pytest.raises(DataError, match='holds no folder/log.csv'), RawFile(tmp_path / 'a.tar.gz', 'folder/log.csv').open():
+    raw = RawFile(tmp_path / 'a.tar.gz', 'folder/log.csv')
+    with pytest.raises(DataError, match='holds no folder/log.csv'), raw.open():
         pass
 
 
@@ -441,7 +453,9 @@ def test_a_zip_that_python_cannot_unpack(tmp_path, offset, value, message):
         pass
 
 
-@pytest.mark.parametrize('odd', ['{"sha256": 5}', '[]', '5', '{"format_version": 1, "sha256": {}}', '[' * 100_000, '\xff'])
+@pytest.mark.parametrize('odd', [
+    '{"sha256": 5}', '[]', '5', '{"format_version": 1, "sha256": {}}', '[' * 100_000, '\xff',
+])
 def test_an_odd_description_of_prepared_data_is_damage(root, odd):
     file, = root.glob('data/interactions/prepared-*/dataset.json')
     file.write_text(odd, encoding='latin-1')
@@ -468,11 +482,14 @@ def test_an_odd_config_is_refused_by_name(from_checkpoints, odd):
 
 
 def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
-    odd = ['a\tb', 'x\n3\t1\tforged\t9.9', '\x1b[2Jred', '=HYPERLINK("http://a")', '-5', '@cmd', 'back\\slash', '+1.5', '-x']
+    odd = [
+        'a\tb', 'x\n3\t1\tforged\t9.9', '\x1b[2Jred', '=HYPERLINK("http://a")', '-5', '@cmd', 'back\\slash', '+1.5',
+        '-x',
+    ]
     shown = [output.shown_id(text) for text in odd]
     assert shown == [
-        'a\\tb', 'x\\n3\\t1\\tforged\\t9.9', '\\x1b[2Jred', '\\x3dHYPERLINK("http://a")', '-5', '\\x40cmd', 'back\\\\slash',
-        '+1.5', '\\x2dx',
+        'a\\tb', 'x\\n3\\t1\\tforged\\t9.9', '\\x1b[2Jred', '\\x3dHYPERLINK("http://a")', '-5', '\\x40cmd',
+        'back\\\\slash', '+1.5', '\\x2dx',
     ]
     rng = np.random.default_rng(0)
     lines = ['user_id,item_id,timestamp']

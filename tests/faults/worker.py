@@ -35,7 +35,8 @@ def main() -> None:
         done = call(job['command'], *job['arguments'], folder=Path(job['folder']))
         count, hit = shim.fault_count(), shim.fault_hit()
         shim.fault_arm(ctypes.c_long(-1), 0, 0, 0, 0)
-        print(json.dumps({'code': done.code, 'out': done.out, 'err': done.err, 'count': count, 'hit': hit}), file=answers, flush=True)
+        answer = {'code': done.code, 'out': done.out, 'err': done.err, 'count': count, 'hit': hit}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == '__main__':

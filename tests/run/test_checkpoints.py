@@ -42,7 +42,7 @@ def state_of(seed, width=3):
 
 def assert_bitwise(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
@@ -187,7 +187,8 @@ def test_an_item_table_comes_back_with_another_padding(tmp_path, shards):
         mesh = jax.make_mesh((8 // shards, shards), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
         padded = np.zeros((-(-21 // shards) * shards, 3), np.float32)
         padded[:21] = values
-        return {'item_embedding': jax.device_put(padded, NamedSharding(mesh, PartitionSpec('model'))), 'step': jnp.int32(7)}
+        by_row = NamedSharding(mesh, PartitionSpec('model'))
+        return {'item_embedding': jax.device_put(padded, by_row), 'step': jnp.int32(7)}
 
     values = np.random.default_rng(0).standard_normal((21, 3)).astype(np.float32)
     checkpoints = Checkpoints(tmp_path, rows=21)
@@ -246,7 +247,7 @@ def test_a_flipped_byte_in_any_file_is_noticed(two, tmp_path, caplog):
     for path in there:
         size = path.stat().st_size
         for position in {0, size - 1, int(rng.integers(size))}:
-            def damage(checkpoint):
+            def damage(checkpoint, path=path, position=position):
                 flip(checkpoint / path.relative_to(two / '2'), position, int(rng.integers(8)))
                 return path.name
             assert_falls_back(two, tmp_path, caplog, damage)
@@ -268,7 +269,7 @@ def test_any_byte_of_the_manifest_is_noticed(two, tmp_path):
 @pytest.mark.parametrize('how', ['truncated', 'emptied', 'missing', 'extra'])
 def test_other_damage_to_any_file_is_noticed(two, tmp_path, caplog, how):
     for path in files(two / '2'):
-        def damage(checkpoint):
+        def damage(checkpoint, path=path):
             victim = checkpoint / path.relative_to(two / '2')
             if how == 'truncated':
                 victim.write_bytes(victim.read_bytes()[:-1])
@@ -371,7 +372,7 @@ def test_close_waits_for_the_checkpoint_under_way(tmp_path):
             raise OSError('the error')
         finally:
             checkpoints.close()
-    ''', tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ''', tmp_path), capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.count('Traceback') == 1 and 'OSError: the error' in result.stderr
     assert names(tmp_path) == ['1']
     assert Checkpoints(tmp_path).restore_latest({'w': jnp.zeros((1024, 1024))}).step == 1
@@ -481,7 +482,7 @@ def test_a_disk_that_takes_no_more(tmp_path):
             report.append([message, sorted(p.name for p in folder.iterdir()), sound])
         checkpoints.save(2, {'w': noise}, {'best_step': 2})
         print(json.dumps([report, checkpoints.restore_latest({'w': noise}).step]))
-    ''', tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ''', tmp_path), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report, last = json.loads(result.stdout)
     for message, left, sound in report:

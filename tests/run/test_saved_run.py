@@ -22,9 +22,9 @@ CONFIG = RunConfig('interactions', MODEL, dataclasses.replace(DATA, rows_per_ste
 
 @pytest.fixture(scope='module', params=[1, 2, 3, 4])
 def saved_on(request, tmp_path_factory):
-    """(folder of a run with one evaluated checkpoint, its parameters whole), written by as many devices as share the table.
+    """(folder of a run with one evaluated checkpoint, its parameters whole).
 
-    The table has 31 rows, which 2, 3 and 4 devices hold with padding.
+    It is written by as many devices as share the table, whose 31 rows 2, 3 and 4 devices hold with padding.
     """
     root, shards = tmp_path_factory.mktemp('saved'), request.param
     save_dataset(tiny_dataset(), root / 'prepared')
