@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, rows, message):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--dataset=ml-100k', '--data_dri=x'], "Unknown command line flag 'data_dri'"),
+    (['--dataset=ml-100k', '--data_dri=x'], "there is no flag --data_dri; did you mean 'data_dir'?"),
     (['--dataset=ml-100'], "'ml-100k'"),
     (['--set=data.timestamp_precison=float32'], "'data.timestamp_precision'"),
     (['--set=data.timestamp_precision=float16'], "data.timestamp_precision='float16' must be one of exact, float32"),
