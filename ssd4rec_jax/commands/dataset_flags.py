@@ -41,6 +41,9 @@ _ENCODING = flags.DEFINE_string('encoding', None, f'Of the text, {_ONE_S_OWN}, s
 _TIME_FORMAT = flags.DEFINE_string(
     'time_format', None, f'Of dates that are not ISO 8601, {_ONE_S_OWN}, as strptime writes it: "%d/%m/%Y %H:%M".'
 )
+_FEATURES = flags.DEFINE_list(
+    'features', [], f'Further columns that are kept beside the events, {_ONE_S_OWN}, for networks that read them.'
+)
 _BAD_ROWS = flags.DEFINE_enum(
     'bad_rows', 'refuse', ['refuse', 'skip'],
     'Rows that cannot be used: refuse the log at the first one, or skip them, count them and list them in a file.',
@@ -82,7 +85,7 @@ def _options() -> TableOptions:
     return TableOptions(
         user=_USER_COLUMN.value, item=_ITEM_COLUMN.value, time=_TIME_COLUMN.value, separator=_SEPARATOR.value,
         quote=_QUOTE.value, columns=tuple(name.strip() for name in _COLUMNS.value), encoding=_ENCODING.value,
-        time_format=_TIME_FORMAT.value,
+        time_format=_TIME_FORMAT.value, features=tuple(name.strip() for name in _FEATURES.value),
     )
 
 

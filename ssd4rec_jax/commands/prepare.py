@@ -10,21 +10,18 @@ What was guessed of a log goes to stderr too.
 import json
 import sys
 
-from absl import flags
-
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.output import write_stdout
+from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
 from ssd4rec_jax.presets import default_config
 
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; data/NAME/prepared-FINGERPRINT if not given.')
-
 
 def main() -> int:
-    dataset, _ = prepared_dataset(overridden(default_config(DATASET.value)), _OUTPUT.value)
+    dataset, _ = prepared_dataset(overridden(default_config(DATASET.value)), OUTPUT.value)
     for note in dataset.report.get('notes', []):
         print(note, file=sys.stderr)
     said = describe(dataset)

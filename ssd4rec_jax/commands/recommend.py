@@ -35,6 +35,7 @@ from ssd4rec_jax.commands.id_lists import HOW, histories_in_file, ids_in_file, i
 from ssd4rec_jax.commands.k_flag import list_length
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.output import complain, shown_id, write_stdout
+from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import UserError
@@ -51,7 +52,6 @@ _HISTORIES = flags.DEFINE_string('histories', None, "JSON lines file with a hist
 _EXCLUDE_SEEN = flags.DEFINE_bool('exclude_seen', False, 'Leave out items of the history.')
 _EXCLUDE = flags.DEFINE_string('exclude', None, 'Items to leave out for everybody: ids or a file of ids.')
 _ONLY = flags.DEFINE_string('only', None, 'Items to choose from: ids or a file of ids.')
-_OUTPUT = flags.DEFINE_string('output', None, 'File to write: .parquet, .csv or .jsonl. If not given, stdout.')
 
 
 class _Asked(NamedTuple):
@@ -64,7 +64,7 @@ class _Asked(NamedTuple):
 
 def main() -> int:
     workdir = required_workdir()
-    path = check_table_file('--output', _OUTPUT.value) if _OUTPUT.value else None
+    path = check_table_file('--output', OUTPUT.value) if OUTPUT.value else None
     asked, total = _asked()
     k = list_length(10)
     exclude = ids_or_file('--exclude', _EXCLUDE.value) if _EXCLUDE.value else []

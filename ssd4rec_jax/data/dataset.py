@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import DataError
@@ -26,6 +28,7 @@ _READ_VERSIONS = 1, FORMAT_VERSION
 _ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times')
 _IDS = ('user_ids', 'item_ids')
 _DESCRIPTION = 'dataset.json'
+_FEATURE = re.compile(r'feature-\d+\.(values|offsets|bytes)\.npy')
 # Ids of text are two arrays (TextIds).
 _FILES = {
     _DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS), *(f'{ids}.{part}.npy' for ids in _IDS for part in TEXT_ARRAYS)
@@ -44,6 +47,7 @@ class SequenceDataset:
     times: int64 [interactions], when each one was; None where an older version prepared the data.
     time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
     split: what is held out; None is leave-one-out (`held_out`). It is not stored: settings decide it.
+    features: {name: one value for each interaction} of the columns that were asked to be kept.
     report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
@@ -57,6 +61,7 @@ class SequenceDataset:
     time_unit: str = ''
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     split: Split | None = None
+    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
 
     @property
     def num_users(self) -> int:
@@ -111,6 +116,8 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
             'time_unit': dataset.time_unit, 'report': dataset.report, 'sha256': checksums,
         }
+        if dataset.features:
+            description['features'] = list(dataset.features)
         text = json.dumps(seal(description), indent=1) + '\n'
         write_synced(partial / _DESCRIPTION, lambda out: out.write(text.encode()))
         with _locked(path.parent):
@@ -146,14 +153,16 @@ def open_dataset(path: Path) -> SequenceDataset | None:
             return None
         arrays: dict[str, Any] = {
             file.removesuffix('.npy'): _open_array(path / file, checksum)
-            for file, checksum in description['sha256'].items() if file in _FILES
+            for file, checksum in description['sha256'].items() if _is_ours(file)
         }
         ids: dict[str, Any] = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
             *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
         ) for name in _IDS}
+        features = {name: _feature(number, arrays) for number, name in enumerate(description.get('features', []))}
         return SequenceDataset(
             name=description['name'], fingerprint=description['fingerprint'],
-            time_unit=description.get('time_unit', ''), report=description.get('report', {}), **ids, **arrays,
+            time_unit=description.get('time_unit', ''), report=description.get('report', {}), features=features,
+            **ids, **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
@@ -169,7 +178,24 @@ def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
             arrays |= {f'{name}.{part}': getattr(ids, part) for part in TEXT_ARRAYS}
         else:
             arrays[name] = ids
+    for number, feature in enumerate(dataset.features.values()):
+        arrays[f'feature-{number}.values'] = feature.values
+        if feature.categories is not None:
+            arrays |= {f'feature-{number}.{part}': getattr(feature.categories, part) for part in TEXT_ARRAYS}
     return arrays if dataset.times is None else {**arrays, 'times': dataset.times}
+
+
+def _feature(number: int, arrays: dict[str, Any]) -> Feature:
+    """The feature of that number, whose arrays are taken out of `arrays`."""
+    values, texts = (
+        [arrays.pop(f'feature-{number}.{part}', None) for part in parts] for parts in (('values',), TEXT_ARRAYS)
+    )
+    return Feature(values[0], None if texts[0] is None else TextIds(*texts))
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a file of that name is part of a prepared data set."""
+    return file in _FILES or _FEATURE.fullmatch(file) is not None
 
 
 def _save_array(array: np.ndarray, out: BinaryIO) -> None:
@@ -195,7 +221,7 @@ def _open_array(path: Path, checksum: str) -> np.ndarray:
 def refuse_foreign_folder(path: Path) -> None:
     """DataError if replacing `path` would delete anything that is not a file of a prepared data set."""
     if path.is_dir():
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _FILES)
+        foreign = sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name))
     else:
         foreign = [path.name] if path.exists() else []
     if foreign:

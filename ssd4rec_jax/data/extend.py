@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.features import followed_by
 from ssd4rec_jax.data.ids import positions
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.times import as_stored
@@ -35,13 +36,21 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
     all_users = np.concatenate([np.repeat(np.arange(dataset.num_users), dataset.lengths), users])
     all_times = np.concatenate([there, times])
     order = np.lexsort((all_times, all_users))  # stable: old rows come before new ones of the same time
+    if lacking := [name for name in dataset.features if name not in more.features]:
+        raise DataError(
+            f'{more.source}: has no feature {lacking[0]}, which the log has: read it with the same --features'
+        )
+    features = {
+        name: followed_by(feature, more.features[name], name).at(order) for name, feature in dataset.features.items()
+    }
     digest = hashlib.sha256(dataset.fingerprint.encode())
-    for array in (users, items, times):
+    for array in (users, items, times, *(feature.values for feature in features.values())):
         digest.update(np.ascontiguousarray(array).tobytes())
     return dataclasses.replace(
         dataset, items=np.concatenate([dataset.items, items + 1])[order].astype(np.int32), times=all_times[order],
         offsets=np.concatenate([[0], np.cumsum(np.bincount(all_users, minlength=len(user_ids)))]),
         user_ids=user_ids, item_ids=item_ids, fingerprint=digest.hexdigest(), split=None,
+        features=features,
     )
 
 

@@ -3,6 +3,7 @@ import dataclasses
 
 import numpy as np
 
+from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.tables.batch import BadRow
 
 
@@ -18,6 +19,7 @@ class Interactions:
     bad_rows: rows that were left out, in file order.
     order_unsure: a file without a header that may have the item first.
     notes: what was guessed of the log and what looks odd in it, as sentences.
+    features: {name: one value a row} of the columns that are kept beside the events.
     """
 
     users: np.ndarray
@@ -28,6 +30,7 @@ class Interactions:
     bad_rows: tuple[BadRow, ...] = ()
     order_unsure: bool = False
     notes: tuple[str, ...] = ()
+    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.times)

@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 
 from ssd4rec_jax.data import ids
+from ssd4rec_jax.data.features import as_feature
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.tables.batch import BadRow, Batch
+from ssd4rec_jax.data.tables.formats import FEATURE
 from ssd4rec_jax.data.times import TimeColumn
 from ssd4rec_jax.errors import ConfigError, DataError
 
@@ -38,7 +40,8 @@ REFUSE = BadRowPolicy()  # the log at its first bad row
 class LogBuilder:
     """Collects the rows of one log.
 
-    columns: {'user', 'item', 'time': name}, for messages; 'time' '' takes the order of the rows.
+    columns: {'user', 'item', 'time', and FEATURE + name for each feature: column}, for messages; 'time' '' takes the
+      order of the rows.
     source: the file or files. integers: the format says that ids are integers. order_unsure: as in Interactions.
     """
 
@@ -50,7 +53,7 @@ class LogBuilder:
         self.order_unsure = order_unsure
         self.rows, self.bad = 0, list[BadRow]()
         self._time = TimeColumn(columns['time'], source, time_format) if columns['time'] else None
-        self._parts: dict[str, list[pl.Series]] = {'user': [], 'item': [], 'time': []}
+        self._parts: dict[str, list[pl.Series]] = {role: [] for role in columns}
 
     def add_all(self, batches: Iterable[Batch]) -> int:
         """Add the rows of some batches; the number of all rows, the bad ones included."""
@@ -61,7 +64,8 @@ class LogBuilder:
 
     def _add(self, batch: Batch) -> None:
         frame, place = batch.frame, batch.place
-        for role, name in self.columns.items():
+        for role in ('user', 'item', 'time'):
+            name = self.columns[role]
             if name and (frame[role].dtype.is_nested() or frame[role].dtype in (pl.Boolean, pl.Object)):
                 raise DataError(f'{self.source}: column {name} holds {frame[role].dtype}, no {role}s')
         read = {role: ids.canonical(frame[role], integers=self.integers) for role in ('user', 'item')}
@@ -71,6 +75,7 @@ class LogBuilder:
             read['time'] = pl.int_range(self.rows, self.rows + len(frame), eager=True)
         self.rows += len(frame) + len(batch.broken)
         missing = {role: column.null_count() > 0 for role, column in read.items()}
+        read |= {role: frame[role] for role in self.columns if role.startswith(FEATURE)}
         bad = list(batch.broken)
         if any(missing.values()):
             use = pl.Series(np.ones(len(frame), bool))
@@ -83,8 +88,9 @@ class LogBuilder:
         if len(read['user']):
             # What was text because of a bad row may be integers now.
             for role in ('user', 'item'):
-                self._parts[role].append(ids.narrow(ids.canonical(read[role])))
-            self._parts['time'].append(read['time'])
+                self._parts[role].append(ids.narrow(ids.canonical(read.pop(role))))
+            for role, column in read.items():
+                self._parts[role].append(column)
 
     def _bad_row(self, batch: Batch, row: int, read: dict[str, pl.Series]) -> BadRow:
         values = batch.frame.row(row, named=True)
@@ -133,10 +139,15 @@ class LogBuilder:
         time_parts.clear()
         if is_float and np.all(times == np.floor(times)):
             times = times.astype(np.int64)
+        features = {
+            (name := role.removeprefix(FEATURE)): as_feature(self._parts.pop(role), name, self.source)
+            for role in list(self._parts) if role.startswith(FEATURE)
+        }
         return Interactions(
             users=ids.joined(self._parts.pop('user')), items=ids.joined(self._parts.pop('item')), times=times,
             source=self.source, time_unit=self._time.unit() if self._time else '', bad_rows=tuple(self.bad),
             order_unsure=self.order_unsure, notes=tuple(notes),
+            features=features,
         )
 
     def time_note(self) -> str:

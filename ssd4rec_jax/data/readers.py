@@ -9,7 +9,7 @@ from ssd4rec_jax.data.log import REFUSE, BadRowPolicy, LogBuilder
 from ssd4rec_jax.data.raw_file import RawFile
 from ssd4rec_jax.data.tables.batch import Batch
 from ssd4rec_jax.data.tables.dialect import SAMPLE_BYTES, recognise
-from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions
+from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions, columns_read
 from ssd4rec_jax.data.tables.frames import as_polars, column_names, frame_batches
 from ssd4rec_jax.data.tables.json_lines import json_batches
 from ssd4rec_jax.data.tables.names import chosen
@@ -69,7 +69,9 @@ def _opened(file: RawFile, format: Format) -> tuple[Format, dict[str, str], Iter
     sample = first_text(file, format.encoding or '', SAMPLE_BYTES)
     if sample.lstrip().startswith('{'):
         columns, notes = chosen(_keys(sample), format, str(file))
-        lines = JsonLinesFormat(**columns, time_format=format.time_format or '')
+        lines = JsonLinesFormat(
+            columns['user'], columns['item'], columns['time'], format.time_format or '', format.features
+        )
         return lines, columns, json_batches(file, lines), notes
     if sample.lstrip().startswith('['):
         raise DataError(f'{file}: is one JSON array: write one object a line (jq -c ".[]" does)')
@@ -82,7 +84,7 @@ def _opened(file: RawFile, format: Format) -> tuple[Format, dict[str, str], Iter
 
 
 def _columns(format: TableFormat | JsonLinesFormat) -> dict[str, str]:
-    return {'user': format.user, 'item': format.item, 'time': format.time}
+    return {'time': '', **columns_read(format)}
 
 
 def _keys(sample: str) -> list[str]:

@@ -4,6 +4,7 @@ Of KuaiRand-27K's 322 million rows no temporary may have 8 bytes a row beside th
 gathers or counts does so in blocks.
 """
 import collections
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def build_sequences(
     """
     source, rows = log.source, len(log)
     times, time_unit, notes, bad = log.times, log.time_unit, list(log.notes), log.bad_rows
-    order_unsure = log.order_unsure
+    order_unsure, features = log.order_unsure, log.features
     times, epoch = _since(times)
     users, user_vocabulary = _codes(log.users)
     items, item_vocabulary = _codes(log.items)
@@ -55,17 +56,23 @@ def build_sequences(
         )
     if not core.kept.all():
         users, items, times = users[core.kept], items[core.kept], times[core.kept]
+        features = {name: feature.at(core.kept) for name, feature in features.items()}
     else:
         users, items = users.copy(), items.copy()  # they are renumbered in place
     kept_users = _number_by_first_appearance(users, block_rows)
     kept_items = _number_by_first_appearance(items, block_rows)
     offsets = np.concatenate([[0], np.cumsum(_counts(users, block_rows))])
-    histories = _histories(users, items, times, epoch, offsets, config.timestamp_precision, block_rows)
-    del users, items, times
-    in_order = histories.times
+    beside = [times, *(feature.values for feature in features.values())]
+    histories = _histories(users, items, beside, epoch, offsets, config.timestamp_precision, block_rows)
+    del users, items, times, beside
+    in_order, *values = histories.beside
     stored, unit = as_stored(in_order + epoch if in_order.dtype == np.uint32 else in_order, time_unit)
     return SequenceDataset(
         name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
+        features={
+            name: dataclasses.replace(feature, values=in_order)
+            for (name, feature), in_order in zip(features.items(), values, strict=True)
+        },
         user_ids=stored_ids(user_vocabulary[kept_users]), item_ids=stored_ids(item_vocabulary[kept_items]),
         report={
             'rows': rows + len(bad), 'bad_rows': len(bad),
@@ -155,30 +162,33 @@ def _since(times: np.ndarray) -> tuple[np.ndarray, np.int64]:
 class _Histories(NamedTuple):
     """items: int32 [rows], counted from 1, users one after another, each in time order, ties in file order.
 
-    times: [rows], theirs, as they were given. repeats: rows whose user had the same item before.
+    beside: arrays [rows] that were given beside the items, in the same order. repeats: rows whose user had the same
+      item before.
     """
 
     items: np.ndarray
-    times: np.ndarray
+    beside: list[np.ndarray]
     repeats: int
 
 
 def _histories(
-    users: np.ndarray, items: np.ndarray, times: np.ndarray, epoch: np.int64, offsets: np.ndarray, precision: str,
-    block_rows: int,
+    users: np.ndarray, items: np.ndarray, beside: list[np.ndarray], epoch: np.int64, offsets: np.ndarray,
+    precision: str, block_rows: int,
 ) -> _Histories:
-    histories, in_order = np.empty(len(items), np.int32), np.empty_like(times)
+    """beside: the times, which decide the order, and any other arrays with a value a row."""
+    histories, in_order = np.empty(len(items), np.int32), [np.empty_like(array) for array in beside]
     repeats = first = 0
     while first < len(offsets) - 1:  # the next users who have at most block_rows rows, or one who has more
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + block_rows, side='right')) - 1)
         rows = np.flatnonzero((users >= first) & (users < last))
         repeats += _repeats(users[rows], items[rows])
-        keys = times[rows]
+        keys = beside[0][rows]
         if precision == 'float32':
             keys = (keys + epoch).astype(np.float32)
         order = rows[np.lexsort((keys, users[rows]))]  # stable: equal times stay in file order
         histories[offsets[first]:offsets[last]] = items[order] + 1
-        in_order[offsets[first]:offsets[last]] = times[order]
+        for ordered, array in zip(in_order, beside, strict=True):
+            ordered[offsets[first]:offsets[last]] = array[order]
         first = last
     return _Histories(histories, in_order, repeats)
 

@@ -37,11 +37,17 @@ class FileSource:
         how = repr(([file.member for file in self.files], self.format))
         # Official data keeps the fingerprint that it had before bad rows could be skipped.
         how += f' {self.policy}' if self.policy.skip else ''
+        how += _kept_beside(self.format)
         return hashlib.sha256(f'{digest} {how}'.encode()).hexdigest()
 
     def read(self) -> Interactions:
         """The raw log; DataError names what is wrong and where."""
         return read_interactions(self.files, self.format, self.policy)
+
+
+def _kept_beside(format: Format) -> str:
+    """What the features add to a fingerprint, which stays as it was where there are none."""
+    return f' features {format.features}' if format.features else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,8 @@ class FrameSource:
 
     def content_hash(self) -> str:
         """sha256 hex over the frame's values and how they are read."""
-        return hashlib.sha256(f'{hash_frame(self.frame)} {self.options} {self.policy}'.encode()).hexdigest()
+        how = f'{self.options} {self.policy}{_kept_beside(self.options)}'
+        return hashlib.sha256(f'{hash_frame(self.frame)} {how}'.encode()).hexdigest()
 
     def read(self) -> Interactions:
         """The raw log; DataError names what is wrong and where."""

@@ -91,7 +91,9 @@ def test_tables_fit_80_columns(model, monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
     shown = ask(model, '--k=5,10,20', '--seen=both', '--by=history_length,item_popularity')
     assert max(map(len, shown.splitlines())) <= 80
-    for text in ('HR@5', '95% interval', 'coverage', 'gini', 'novelty', 'tail', 'By history_length:', 'count as not found'):
+    for text in (
+        'HR@5', '95% interval', 'coverage', 'gini', 'novelty', 'tail', 'By history_length:', 'count as not found',
+    ):
         assert text in shown
 
 

@@ -2,6 +2,7 @@
 import datetime
 import gzip
 import io
+import itertools
 import json
 import tarfile
 import zipfile
@@ -74,8 +75,8 @@ def json_lines(rows: str) -> str:
 
 @pytest.mark.parametrize('name, content', [
     ('log.CSV', HEADER + ROWS),
-    ('log.csv', gzip.compress((HEADER + ROWS).encode())),  # gzip without its ending
-    ('log', gzip.compress((HEADER + ROWS).encode())),
+    ('log.csv', gzip.compress((HEADER + ROWS).encode(), mtime=0)),  # gzip without its ending
+    ('log', gzip.compress((HEADER + ROWS).encode(), mtime=0)),
     ('log.csv.gz', HEADER + ROWS),  # a plain file with gzip's ending
     ('log.csv.gz', zipped(HEADER + ROWS)),
     ('log.zip', zipped(HEADER + ROWS)),
@@ -94,9 +95,9 @@ def json_lines(rows: str) -> str:
     ('log.parquet', parquet(ROWS)),
     ('log.csv', parquet(ROWS)),
     ('log.json', json_lines(ROWS)),
-    ('log.json.gz', gzip.compress(json_lines(ROWS).encode())),
+    ('log.json.gz', gzip.compress(json_lines(ROWS).encode(), mtime=0)),
     ('log.csv', HEADER + ROWS + '\n\r\n\n'),
-])
+], ids=itertools.count())
 def test_content_tells_what_a_file_is(tmp_path, name, content):
     log = read(write(tmp_path / name, content))
     assert columns(log) == (USERS, ITEMS, TIMES) and log.time_unit == 's'
@@ -127,7 +128,7 @@ def test_a_folder_and_a_pattern_are_one_log_in_order_of_names(tmp_path):
     (zipped('x', 'a.csv', 'b.csv'), r'a zip archive of 2 files \(a.csv, b.csv ...\): unpack it'),
     (zipped('x', 'xl/workbook.xml'), 'an Excel workbook: save the sheet as csv'),
     ('[{"user_id": 1}]', 'one JSON array: write one object a line'),
-    (gzip.compress(parquet(ROWS)), 'a compressed Parquet file: decompress it'),
+    (gzip.compress(parquet(ROWS), mtime=0), 'a compressed Parquet file: decompress it'),
     (tarred(HEADER + ROWS), 'a tar archive: unpack it'),
     (b'\x00\x01\x02\x03' * 9, 'no text and no Parquet file'),
     ((HEADER + ROWS).encode('utf-16-le'), 'UTF-16 without a byte order mark: name it with --encoding=utf-16-le'),
@@ -136,7 +137,7 @@ def test_a_folder_and_a_pattern_are_one_log_in_order_of_names(tmp_path):
     ('', 'is empty'),
     (HEADER, 'holds no rows'),
     ('sep=;', 'holds no rows'),
-])
+], ids=itertools.count())
 def test_what_cannot_be_read_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / 'log.csv', content))

@@ -40,7 +40,7 @@ def corruptions(tmp_path_factory):
     return Corruptions(tmp_path_factory.mktemp('corruptions'))
 
 
-@pytest.mark.parametrize('count, seed', [(60, 0), pytest.param(300, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('count, seed', [(60, 0), pytest.param(240, 1, marks=pytest.mark.slow)])
 def test_damage_is_noticed_or_harmless(corruptions, count, seed):
     corruptions.sample(count, seed)
     assert corruptions.problems == []

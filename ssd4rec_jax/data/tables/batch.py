@@ -20,7 +20,8 @@ class BadRow(NamedTuple):
 class Batch(NamedTuple):
     """Rows in file order.
 
-    frame: columns 'user', 'item' and, unless the order of the rows is the order in time, 'time', of any type.
+    frame: columns 'user', 'item' and, unless the order of the rows is the order in time, 'time', of any type; and
+      FEATURE + name for each column that is kept beside the events.
     place: row number in `frame` -> where the row stands, as in BadRow.
     text: row number in `frame` -> the row as it stands in the file.
     broken: rows that are not in `frame`, since they cannot be split into fields.

@@ -38,7 +38,7 @@ def recognise(sample: str, options: TableOptions, file: object) -> tuple[TableFo
     format = TableFormat(
         separator, columns['user'], columns['item'], columns['time'], columns=options.columns, quoted=quoted,
         encoding=options.encoding or '', skipped_lines=skipped, time_format=options.time_format or '',
-        order_unsure=bool(options.columns),
+        order_unsure=bool(options.columns), features=tuple(map(plain_name, options.features)),
     )
     return format, notes
 

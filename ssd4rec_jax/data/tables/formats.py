@@ -1,6 +1,14 @@
 """What may be known of a table before it is read."""
 import dataclasses
 
+FEATURE = '+'  # stands before the name of a column that is kept beside the events
+
+
+def columns_read(format: 'TableFormat | JsonLinesFormat') -> dict[str, str]:
+    """{'user', 'item', 'time', and FEATURE + name for each feature: column}, without 'time' where there are none."""
+    roles = {role: name for role in ('user', 'item', 'time') if (name := getattr(format, role))}
+    return roles | {FEATURE + name: name for name in format.features}
+
 
 @dataclasses.dataclass(frozen=True)
 class TableFormat:
@@ -16,6 +24,7 @@ class TableFormat:
     skipped_lines: before the header, such as Excel's 'sep=;'.
     time_format: of dates that are not ISO 8601, as strptime writes it.
     order_unsure: files without a header are about that have the item first, so that fewer users than items are told of.
+    features: names of the columns to keep beside the events.
     """
 
     separator: str
@@ -30,16 +39,21 @@ class TableFormat:
     skipped_lines: int = dataclasses.field(default=0, repr=False)
     time_format: str = dataclasses.field(default='', repr=False)
     order_unsure: bool = dataclasses.field(default=False, repr=False)
+    features: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class JsonLinesFormat:
-    """One JSON object a line; user, item and time are its keys; time is '' where the lines stand in order of time."""
+    """One JSON object a line; user, item, time and features are its keys.
+
+    time is '' where the lines stand in order of time.
+    """
 
     user: str
     item: str
     time: str
     time_format: str = dataclasses.field(default='', repr=False)
+    features: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +64,7 @@ class TableOptions:
     separator: one character, one twice ('::'), or 'space' for runs of blanks.
     quote: '"', or 'none' where quotes mean nothing.
     columns: of a file without a header line.
-    encoding, time_format: as in TableFormat.
+    encoding, time_format, features: as in TableFormat.
     """
 
     user: str | None = None
@@ -61,6 +75,8 @@ class TableOptions:
     columns: tuple[str, ...] = ()
     encoding: str | None = None
     time_format: str | None = None
+    # No part of the representation, by which frames and files were fingerprinted before there were features.
+    features: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 GUESS = TableOptions()  # everything is found out

@@ -12,13 +12,13 @@ import polars as pl
 from ssd4rec_jax.data.raw_file import BLOCK_BYTES, RawFile
 from ssd4rec_jax.data.tables.batch import BadRow, Batch
 from ssd4rec_jax.data.tables.encoding import as_utf8, blocks_of_lines
-from ssd4rec_jax.data.tables.formats import JsonLinesFormat
+from ssd4rec_jax.data.tables.formats import FEATURE, JsonLinesFormat, columns_read
 from ssd4rec_jax.errors import DataError
 
 
 def json_batches(file: RawFile, format: JsonLinesFormat, block_bytes: int = BLOCK_BYTES) -> Iterator[Batch]:
     """All rows of a file; DataError where it is damaged or empty."""
-    keys = {role: key for role in ('user', 'item', 'time') if (key := getattr(format, role))}
+    keys = columns_read(format)
     first_line, empty = 1, True
     for block in blocks_of_lines(as_utf8(file.chunks(), '', file), block_bytes):
         lines = block.rstrip(b'\r\n').split(b'\n') if block.strip(b'\r\n') else []
@@ -39,7 +39,8 @@ def _parsed(file: RawFile, keys: dict[str, str], block: bytes, lines: list[bytes
             continue
         # What is no id, such as a list or true, comes as its text, and blank lines do not come at all.
         odd = any(frame[role].str.contains(r'^([\[{]|true$|false$)').any() for role in ('user', 'item'))
-        if len(frame) == len(lines) and not odd and not frame.null_count().sum_horizontal()[0]:
+        needed = frame.select(role for role in keys if not role.startswith(FEATURE))
+        if len(frame) == len(lines) and not odd and not needed.null_count().sum_horizontal()[0]:
             return Batch(
                 frame, lambda row: f'{file}:{first_line + row}', lambda row: lines[row].decode(errors='replace'), []
             )
@@ -72,11 +73,13 @@ def _record(line: bytes, keys: dict[str, str]) -> dict[str, str | None] | tuple[
     if not isinstance(record, dict):
         return 'not JSON', 'not a JSON object'
     for role, key in keys.items():
+        if role.startswith(FEATURE):  # a value may be missing
+            continue
         if key not in record:
             return 'missing key', f'no key {key!r}; found {", ".join(record)}'
         if role != 'time' and isinstance(record[key], (list, dict, bool)):
             return 'no id', f'{key} is {json.dumps(record[key])[:80]}, not a text or an integer'
-    return {role: _value(record[key]) for role, key in keys.items()}
+    return {role: _value(record.get(key)) for role, key in keys.items()}
 
 
 def _value(value: object) -> str | None:

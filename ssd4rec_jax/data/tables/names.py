@@ -2,7 +2,7 @@
 import difflib
 import re
 
-from ssd4rec_jax.data.tables.formats import TableOptions
+from ssd4rec_jax.data.tables.formats import FEATURE, TableOptions
 from ssd4rec_jax.errors import DataError
 
 # In order of preference; compared without case, underscores, blanks, and RecBole's types.
@@ -25,7 +25,7 @@ USUAL = {
     ),
 }
 _RECBOLE_TYPE = re.compile(r':(token|float)(_seq)?$')
-_FLAGS = {'user': '--user_column', 'item': '--item_column', 'time': '--time_column'}
+_FLAGS = {'user': '--user_column', 'item': '--item_column', 'time': '--time_column', FEATURE: '--features'}
 WITHOUT_TIMES = 'none'
 
 
@@ -45,7 +45,7 @@ def guessed(columns: list[str], role: str) -> str | None:
 
 
 def chosen(columns: list[str], options: TableOptions, where: str) -> tuple[dict[str, str], list[str]]:
-    """({'user', 'item', 'time': column}, what was guessed, as sentences).
+    """({'user', 'item', 'time', and FEATURE + name for each feature: column}, what was guessed, as sentences).
 
     'time' is '' where the order of the rows is taken. where: the file, for messages. DataError where a column that was
     named is not there, where one is there twice, or where none can be guessed.
@@ -66,6 +66,10 @@ def chosen(columns: list[str], options: TableOptions, where: str) -> tuple[dict[
             notes.append(f'{where}: {role}s are read from column {name!r} ({_FLAGS[role]} names another)')
     if len({*found.values()}) < 3:
         raise DataError(f'{where}: users, items and times need a column each: {found} are named')
+    for name in map(plain_name, options.features):
+        if columns.count(name) != 1:
+            raise DataError(_wrong(columns, FEATURE, name, where))
+        found[FEATURE + name] = name
     return found, notes
 
 

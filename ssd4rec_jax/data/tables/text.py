@@ -8,12 +8,10 @@ import polars as pl
 from ssd4rec_jax.data.raw_file import BLOCK_BYTES, RawFile
 from ssd4rec_jax.data.tables.batch import BadRow, Batch
 from ssd4rec_jax.data.tables.encoding import as_utf8
-from ssd4rec_jax.data.tables.formats import TableFormat
+from ssd4rec_jax.data.tables.formats import TableFormat, columns_read
 from ssd4rec_jax.data.tables.names import plain_name
 from ssd4rec_jax.data.tables.rows import RowBlock, fields_of, row_blocks
 from ssd4rec_jax.errors import DataError
-
-ROLES = 'user', 'item', 'time'
 
 
 def text_batches(file: RawFile, format: TableFormat, block_bytes: int = BLOCK_BYTES) -> Iterator[Batch]:
@@ -47,9 +45,8 @@ def _header(file: RawFile, format: TableFormat, block: RowBlock) -> tuple[str, .
         raise DataError(f'{file}:{block.broken[0].line}: the header cannot be read: {block.broken[0].reason}')
     first = block.data[:block.data.index(b'\n')]
     columns = tuple(map(plain_name, fields_of(first, block.separator, block.newline)))
-    for role in ROLES:
-        name = getattr(format, role)
-        if name and columns.count(name) != 1:
+    for role, name in columns_read(format).items():
+        if columns.count(name) != 1:
             found = 'no' if name not in columns else 'more than one'
             raise DataError(
                 f'{file}:{block.lines[0]}: {found} column {name!r} in the header; found {", ".join(columns)}: for a '
@@ -126,7 +123,7 @@ def _not_utf8(data: bytes, ends: np.ndarray) -> Iterator[tuple[int, str]]:
 
 def _frame(format: TableFormat, columns: tuple[str, ...], block: RowBlock, integers: bool) -> tuple[pl.DataFrame, bool]:
     """The columns to read, integers as such where possible, and whether that was possible."""
-    wanted = {role: columns.index(getattr(format, role)) for role in ROLES if getattr(format, role)}
+    wanted = {role: columns.index(name) for role, name in columns_read(format).items()}
     if not len(block.lines):
         return pl.DataFrame({role: pl.Series([], dtype=pl.String) for role in wanted}), integers
     names = [str(k) for k in range(len(columns))]
