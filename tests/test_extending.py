@@ -124,7 +124,7 @@ def test_the_loss_of_ones_own_is_what_its_formula_says_and_refuses_a_split_table
 
 def test_names_that_nobody_registered_are_refused():
     config = presets.default_config('ml-100k')
-    said = r"model.name=meen is unknown; did you mean '.*'\? Known: ssd4rec.*--plug=MODULE"
+    said = r'model.name=meen is unknown\. Known: ssd4rec.*--plug=MODULE'  # nothing is near
     with pytest.raises(ConfigError, match=said):
         apply_overrides(config, ['model.name=meen'])
     with pytest.raises(ConfigError, match=r"train.loss=ful is unknown; did you mean 'full'"):

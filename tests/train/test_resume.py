@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_last_good_checkpoint
 
 
 @pytest.mark.parametrize('flags,named', [
-    (['--datasett=x'], 'Did you mean: dataset'),
+    (['--datasett=x'], "did you mean 'dataset'?"),
     (['--set=model.num_layer=1'], "did you mean 'model.num_layers'"),
     (['--set=model.num_layers=two'], "model.num_layers takes a whole number, not 'two'"),
     (['--set=model.headdim=7'], 'model.headdim=7'),
