@@ -159,7 +159,7 @@ def test_what_was_seen_before_max_history_is_excluded_too(tmp_path):
     ('"HR@10": 0.', '"HR@10": 0.0'), ('"best_epoch"', '"best_epoc"'), ('"seal"', '"sea1"'),
 ])
 def test_a_changed_result_is_computed_again(root, old, new):
-    expected, table = result(root), call('train', *TINY, folder=root).out.split('\n', 2)[2]
+    expected, table = result(root), call('train', *TINY, folder=root).out.split('is finished:\n', 1)[1]
     text = (root / 'run/result.json').read_text()
     assert old in text
     (root / 'run/result.json').write_text(text.replace(old, new, 1))
