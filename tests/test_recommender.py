@@ -253,7 +253,7 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     (lambda _: Recommender().fit(ring_log(), user='buyer'), "buyer.*user, item, time"),
     (lambda _: Recommender().fit([1, 2]), 'frame'),
     (lambda _: Recommender('nothing').fit(ring_log()), 'nothing is unknown'),
-    (lambda _: Recommender(settings={'model.layers': 1}).fit(ring_log()), "did you mean 'model.num_layers'"),
+    (lambda _: Recommender(settings={'model.layers': 1}).fit(ring_log()), "it is called 'model.num_layers' here"),
 ])
 def test_what_cannot_be_done_is_said_in_a_sentence(fitted, call, said):
     with pytest.raises(UserError, match=said) as error:
