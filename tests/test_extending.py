@@ -18,6 +18,8 @@ from ssd4rec_jax.data import sources
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model import networks
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows
+from ssd4rec_jax.rank.evaluation import Evaluator
+from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.train import losses
 from ssd4rec_jax.train.program import TrainProgram
 from tests.packed import pack
@@ -47,7 +49,7 @@ def modules(tmp_path, monkeypatch):
 
 
 def test_each_example_is_short():
-    assert set(EXAMPLES) == {'mean_network', 'smoothed_loss', 'steam_dataset'}
+    assert set(EXAMPLES) == {'mean_network', 'priced_network', 'smoothed_loss', 'steam_dataset'}
     assert all(len(code.splitlines()) < 40 for code in EXAMPLES.values())
 
 
@@ -83,6 +85,44 @@ def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(m
     assert {k: v for k, v in json.loads(evaluated.stdout).items() if '@' in k} == pytest.approx(result['test'])
     without = command(modules, 'evaluate', '--workdir=run')
     assert without.returncode == 1 and 'is unknown' in without.stderr and '--plug=MODULE' in without.stderr
+
+
+def test_a_network_reads_the_features_of_the_events(modules):
+    """The readouts of a run of commands are those of the formula, by hand from the log's own prices."""
+    rng = np.random.default_rng(0)
+    rows = [(f'p{p}', f'g{rng.integers(9)}', 100 * p + t, [3.5, ''][t % 4 == 3]) for p in range(20) for t in range(8)]
+    lines = [','.join(map(str, row)) for row in [('user', 'item', 'time', 'price'), *rows]]
+    (modules / 'plays.csv').write_text('\n'.join(lines) + '\n')
+    network = '--plug=priced_network', '--set=model.name=priced', '--set=model.hidden_size=4'
+    log = '--dataset=interactions', f'--data_dir={modules}/plays.csv', '--set=train.max_epochs=1', '--workdir=run'
+    done = command(modules, 'train', *network, *log)
+    assert done.returncode == 1 and 'the network reads the feature price and the prepared data has none' in done.stderr
+    done = command(modules, 'train', *network, *log, '--features=price')
+    assert done.returncode == 0, done.stderr
+    evaluated = command(modules, 'evaluate', '--plug=priced_network', '--workdir=run')
+    assert evaluated.returncode == 0, evaluated.stderr
+    result = json.loads((modules / 'run/result.json').read_text())
+    assert {k: v for k, v in json.loads(evaluated.stdout).items() if '@' in k} == pytest.approx(result['test'])
+    importlib.import_module('priced_network')
+    saved = load_run(modules / 'run')
+    params = jax.tree.map(np.asarray, saved.params)
+    ranks = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, 'test').evaluate(
+        saved.params, longest_list=3, seen_out=False
+    )
+    for user in range(20):
+        own = rows[8 * user:8 * user + 8]
+        numbers = [saved.dataset.item_ids.tolist().index(item) + 1 for _, item, _, _ in own]
+        seen = [
+            params['item_embedding'][n] + (params['price_embedding'][1] if price == '' else
+                                           np.log1p(price) * params['price_embedding'][0])
+            for n, (*_, price) in zip(numbers[:-1], own, strict=False)
+        ]
+        scores = np.mean(seen, axis=0) @ params['item_embedding'][1:].T
+        at = saved.dataset.user_ids.tolist().index(f'p{user}')
+        assert ranks.lists[at].tolist() == (np.argsort(-scores, kind='stable')[:3] + 1).tolist()
+        assert ranks.ranks[at] == 1 + (scores > scores[numbers[-1] - 1]).sum()
+    refused = command(modules, 'recommend', '--plug=priced_network', '--workdir=run', '--history=g1,g2')
+    assert refused.returncode == 1 and 'these histories have only items' in refused.stderr
 
 
 @pytest.mark.parametrize('loss', ['full', 'sampled'])

@@ -31,6 +31,11 @@ def loss_settings(name: str) -> type:
     return NoSettings if name == 'auto' else _named('train.loss', name, LOSS_SETTINGS)
 
 
+def features_read(settings: Any) -> tuple[str, ...]:
+    """The event features that a network reads: its settings name them in the field `features`, separated by commas."""
+    return tuple(name.strip() for name in getattr(settings, 'features', '').split(',') if name.strip())
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the known word that a misspelt one resembles, or a full stop where none does."""
     close = difflib.get_close_matches(word, list(known), n=1)

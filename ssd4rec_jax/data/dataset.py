@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +16,10 @@ import numpy as np
 from absl import logging
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.features import Feature
+from ssd4rec_jax.data.features import Feature, feature_arrays, features_of
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
-from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.errors import ConfigError, DataError
 from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
 
 FORMAT_VERSION = 2
@@ -95,6 +95,17 @@ def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
     return dataclasses.replace(dataset, split=split)
 
 
+def with_features(dataset: SequenceDataset, names: Iterable[str]) -> SequenceDataset:
+    """The data set with these of its features alone; ConfigError where it lacks one."""
+    for name in names:
+        if name not in dataset.features:
+            raise ConfigError(
+                f'the network reads the feature {name} and the prepared data has '
+                f'{", ".join(dataset.features) or "none"}: name its column with --features={name}'
+            )
+    return dataclasses.replace(dataset, features={name: dataset.features[name] for name in names})
+
+
 def save_dataset(dataset: SequenceDataset, path: Path) -> None:
     """Write to a folder beside `path` and rename it there: `path` is never half-written.
 
@@ -158,7 +169,7 @@ def open_dataset(path: Path) -> SequenceDataset | None:
         ids: dict[str, Any] = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
             *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
         ) for name in _IDS}
-        features = {name: _feature(number, arrays) for number, name in enumerate(description.get('features', []))}
+        features = features_of(description.get('features', []), arrays)
         return SequenceDataset(
             name=description['name'], fingerprint=description['fingerprint'],
             time_unit=description.get('time_unit', ''), report=description.get('report', {}), features=features,
@@ -178,19 +189,8 @@ def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
             arrays |= {f'{name}.{part}': getattr(ids, part) for part in TEXT_ARRAYS}
         else:
             arrays[name] = ids
-    for number, feature in enumerate(dataset.features.values()):
-        arrays[f'feature-{number}.values'] = feature.values
-        if feature.categories is not None:
-            arrays |= {f'feature-{number}.{part}': getattr(feature.categories, part) for part in TEXT_ARRAYS}
+    arrays |= feature_arrays(dataset.features)
     return arrays if dataset.times is None else {**arrays, 'times': dataset.times}
-
-
-def _feature(number: int, arrays: dict[str, Any]) -> Feature:
-    """The feature of that number, whose arrays are taken out of `arrays`."""
-    values, texts = (
-        [arrays.pop(f'feature-{number}.{part}', None) for part in parts] for parts in (('values',), TEXT_ARRAYS)
-    )
-    return Feature(values[0], None if texts[0] is None else TextIds(*texts))
 
 
 def _is_ours(file: str) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.errors import DataError
 
 
@@ -17,6 +18,7 @@ class ExampleIndex:
       [len(items)] after each item: every prefix of a history has its own.
     cut: histories that max_history shortened.
     missed: bool [examples], targets that count as not found whatever they score; None where there is none.
+    features: {name: one value for each of `items`} that the network reads.
     """
 
     items: np.ndarray
@@ -26,6 +28,7 @@ class ExampleIndex:
     cut: int
     every_prefix: bool = False
     missed: np.ndarray | None = None
+    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -70,7 +73,7 @@ def train_histories(dataset: SequenceDataset) -> ExampleIndex:
     items = np.asarray(dataset.items)
     return ExampleIndex(
         items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
-        every_prefix=True,
+        every_prefix=True, features=dataset.features,
     )
 
 
@@ -129,5 +132,5 @@ def _index(
     items = np.asarray(dataset.items)  # a plain view of a memory map, which gathers faster
     return ExampleIndex(
         items=items, start=newest, stop=stop, target=items[stop],
-        cut=int(np.count_nonzero(newest > start)),
+        cut=int(np.count_nonzero(newest > start)), features=dataset.features,
     )

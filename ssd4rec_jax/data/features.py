@@ -1,11 +1,12 @@
 """Columns of a log that are kept beside its events: integers, floats, or categories as codes with a vocabulary."""
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from ssd4rec_jax.data import ids
-from ssd4rec_jax.data.vocabulary import TextIds
+from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds
 from ssd4rec_jax.errors import DataError
 
 _INTEGER = r'^(0|-?[1-9][0-9]{0,17})$'
@@ -56,6 +57,25 @@ def as_feature(parts: list[pl.Series], name: str, source: str) -> Feature:
     known = texts.drop_nulls().unique(maintain_order=True)
     codes = texts.cast(pl.Enum(known)).to_physical().cast(pl.Int32) + 1
     return Feature(codes.fill_null(0).to_numpy(), TextIds.of(known.to_list()))
+
+
+def feature_arrays(features: dict[str, Feature]) -> dict[str, np.ndarray]:
+    """All arrays of some features, named by the features' numbers, since a column may be called anything."""
+    arrays = {}
+    for number, feature in enumerate(features.values()):
+        arrays[f'feature-{number}.values'] = feature.values
+        if feature.categories is not None:
+            arrays |= {f'feature-{number}.{part}': getattr(feature.categories, part) for part in TEXT_ARRAYS}
+    return arrays
+
+
+def features_of(names: Sequence[str], arrays: dict[str, np.ndarray]) -> dict[str, Feature]:
+    """The inverse of feature_arrays, which takes what it reads out of `arrays`; KeyError where one is missing."""
+    found = {}
+    for number, name in enumerate(names):
+        texts = [arrays.pop(key) for part in TEXT_ARRAYS if (key := f'feature-{number}.{part}') in arrays]
+        found[name] = Feature(arrays.pop(f'feature-{number}.values'), TextIds(*texts) if texts else None)
+    return found
 
 
 def followed_by(there: Feature, more: Feature, name: str) -> Feature:

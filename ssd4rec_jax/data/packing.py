@@ -31,6 +31,8 @@ class PackedBatch(NamedTuple):
     slot is empty.
     targets: int32, 0 where there is none: [rows, segments], one a history, or with every_prefix
     [rows, tokens], one a token.
+    features: {name: float32 [rows, tokens]} of the event features that the network reads, 0 in
+    padding; None where it reads none.
     """
 
     # NumPy arrays on the host; JAX arrays, or their shapes, within a compiled step.
@@ -40,6 +42,7 @@ class PackedBatch(NamedTuple):
     lengths: Any
     targets: Any
     example_ids: Any
+    features: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +216,11 @@ def build_step(
     else:
         targets = np.where(real, examples.target[ids], 0).astype(np.int32)
 
+    features = {}
+    for name, feature in examples.features.items():
+        features[name] = feature.numbers(source).reshape(n, shape.tokens)
+        features[name][padding] = 0
+
     return PackedBatch(
         items=items,
         segment_ids=segment_ids,
@@ -220,6 +228,7 @@ def build_step(
         lengths=lengths.astype(np.int32),
         targets=targets,
         example_ids=np.where(real, ids, -1).astype(np.int32),
+        features=features or None,
     )
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ssd4rec_jax.data.packing import PackedBatch
+from ssd4rec_jax.errors import ConfigError
 
 
 class Layout(NamedTuple):
@@ -19,6 +20,7 @@ class Layout(NamedTuple):
     starts, ends: int32 [rows, segments], the index in the row of each history's first and last token; 0 in empty slots.
     lengths: int32 [rows, segments], the number of tokens of each history; 0 in empty slots.
     example: int32 [rows, tokens], the example that a token belongs to; arbitrary in padding.
+    features: {name: float32 [rows, tokens]} of the event features that the network reads; None where it reads none.
     """
 
     segment_ids: jax.Array
@@ -30,6 +32,17 @@ class Layout(NamedTuple):
     ends: jax.Array
     lengths: jax.Array
     example: jax.Array
+    features: dict[str, jax.Array] | None = None
+
+    def feature(self, name: str) -> jax.Array:
+        """float32 [rows, tokens], an event feature: a number, NaN where it is missing, or a category's code, 0 where it
+        is missing; 0 in padding. ConfigError where the histories have no such feature."""
+        if self.features is None or name not in self.features:
+            raise ConfigError(
+                f'the network reads the feature {name}, and these histories have only items: histories of prepared '
+                "data have the features that the network's setting `features` names"
+            )
+        return self.features[name]
 
     @classmethod
     def of(cls, batch: PackedBatch) -> 'Layout':
@@ -52,6 +65,7 @@ class Layout(NamedTuple):
             ends=jnp.maximum(batch.starts + batch.lengths - 1, 0),
             lengths=batch.lengths,
             example=example,
+            features=batch.features,
         )
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 from jax.sharding import Mesh
 
+from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import ExampleIndex, test_examples, valid_examples
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.rank.baselines import training_counts
@@ -62,6 +63,7 @@ class Evaluator:
     """Evaluates one model on one split, as often as is asked."""
 
     def __init__(self, config: RunConfig, dataset: SequenceDataset, network: Network, mesh: Mesh, split: str):
+        dataset = with_features(dataset, features_read(config.model))
         self._max_history, self._dataset = config.data.max_history, dataset
         self.examples = _EXAMPLES[split](dataset, max_history=self._max_history)
         self._whole = _EXAMPLES[split](dataset)
@@ -78,11 +80,12 @@ class Evaluator:
         What a user has seen is all of the history before the target, also what max_history cuts off.
         """
         whole = self._whole
-        histories = [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]
-        exclude = histories if seen_out else None
+        exclude = None
+        if seen_out:
+            exclude = [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]
         ranks = self.ranker.ranks(params, self.examples, exclude=exclude)
         top = TopItems(self._network, self._mesh, params, max_history=self._max_history)
-        lists, scores = top(histories, k=longest_list, exclude=exclude)
+        lists, scores = top(self.examples, k=longest_list, exclude=exclude)
         return Evaluation(
             self.examples, np.searchsorted(self._dataset.offsets, whole.stop, side='right') - 1, ranks,
             np.where(np.isfinite(scores), lists, 0), training_counts(self._dataset),

@@ -39,14 +39,15 @@ class TopItems:
         self._prepared = self._scorer.prepare(params, tokens=np.iinfo(np.int64).max)
 
     def __call__(
-        self, histories: Sequence[np.ndarray], *, k: int, exclude: Sequence[np.ndarray] | None = None,
+        self, histories: Sequence[np.ndarray] | ExampleIndex, *, k: int, exclude: Sequence[np.ndarray] | None = None,
         allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items int32 [histories, k] and their scores float32 [histories, k].
 
         The best item comes first; equal scores are ordered by lower id. histories: integer arrays of item ids
-        (1, 2, ...), none of them empty. k is cut to the size of the catalogue. exclude: for each history, the ids of
-        items that get the score -inf and so come last. allowed: bool [items + 1]; items that are not allowed get the
+        (1, 2, ...), none of them empty, or those of prepared data as the network reads them, with its features. k is
+        cut to the size of the catalogue. exclude: for each history, the ids of items that get the score -inf and so
+        come last. allowed: bool [items + 1]; items that are not allowed get the
         score -inf for all histories. Raises TrainingError where a score is not finite.
         """
         k = min(k, self.network.num_items)
@@ -62,7 +63,9 @@ class TopItems:
         examples = self._examples(histories)
         return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))
 
-    def _examples(self, histories: Sequence[np.ndarray]) -> ExampleIndex:
+    def _examples(self, histories: Sequence[np.ndarray] | ExampleIndex) -> ExampleIndex:
+        if isinstance(histories, ExampleIndex):
+            return histories
         read = [h[-self.max_history:] if self.max_history else h for h in histories]
         lengths = np.asarray([len(h) for h in read], np.int64)
         stop = np.cumsum(lengths)

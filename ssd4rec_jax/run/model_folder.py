@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset, with_split
+from ssd4rec_jax.data.features import feature_arrays, features_of
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.files import first_line, free_space, sync_folder
@@ -81,7 +82,7 @@ def save_model(
         description = {
             'format_version': FORMAT_VERSION, 'config': to_dict(config), 'step': step, 'best_epoch': best_epoch,
             'fingerprint': dataset.fingerprint, 'time_unit': dataset.time_unit,
-            'users': dataset.num_users, 'items': dataset.num_items,
+            'users': dataset.num_users, 'items': dataset.num_items, 'features': list(dataset.features),
             'versions': {
                 'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
                 'numpy': np.__version__,
@@ -96,7 +97,7 @@ def save_model(
         items.write_parquet(partial / 'items.parquet')
         if histories:
             vocabulary |= _id_arrays('user_ids', users)
-            arrays = {'items': dataset.items, 'offsets': dataset.offsets}
+            arrays = {'items': dataset.items, 'offsets': dataset.offsets, **feature_arrays(dataset.features)}
             arrays |= {} if dataset.times is None else {'times': dataset.times}
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
             events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
@@ -139,6 +140,7 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
             offsets=arrays.get('offsets', np.zeros(1, np.int64)), times=arrays.get('times'),
             user_ids=_ids('user_ids', vocabulary) if arrays else TextIds.of([]), item_ids=_ids('item_ids', vocabulary),
             fingerprint=description['fingerprint'], time_unit=description['time_unit'],
+            features=features_of(description.get('features', []), arrays) if arrays else {},
         )
         dataset = with_split(dataset, config.data) if arrays else dataset
         network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)

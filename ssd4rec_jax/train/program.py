@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pallas_kernels.target import tracing_for
+from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
@@ -80,9 +81,11 @@ class TrainProgram:
             raise ConfigError(f'data.rows_per_step={shape.rows} must be a multiple of the {self.mesh.size} devices')
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=by_rows(self.mesh))
         by_token, by_segment = spec((shape.rows, shape.tokens)), spec((shape.rows, shape.segments))
+        values = jax.ShapeDtypeStruct(by_token.shape, jnp.float32, sharding=by_rows(self.mesh))
         batch = PackedBatch(
             items=by_token, segment_ids=by_token, starts=by_segment, lengths=by_segment,
             targets=by_token if self.objective.every_prefix else by_segment, example_ids=by_segment,
+            features=dict.fromkeys(features_read(self.config.model), values) or None,
         )
         number = jax.ShapeDtypeStruct((), jnp.uint32)
         held = jax.ShapeDtypeStruct((self.network.shard(self.mesh).padded,), jnp.float32, sharding=by_item(self.mesh))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, flat
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
@@ -51,7 +52,8 @@ class Trainer:
         stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
         initial: dict | None = None,
     ):
-        self.config, self.dataset, self.folder = config, dataset, folder
+        self.config, self.folder = config, folder
+        self.dataset = with_features(dataset, features_read(config.model))
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
         self.stop_requested, self.on_saved, self.initial = stop_requested, on_saved, initial

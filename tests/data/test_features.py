@@ -6,15 +6,17 @@ import polars as pl
 import pytest
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.dataset import open_dataset, save_dataset
+from ssd4rec_jax.data.dataset import open_dataset, save_dataset, with_features
+from ssd4rec_jax.data.examples import test_examples as held_out_tests
 from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.features import as_feature
+from ssd4rec_jax.data.packing import StepShape, build_step, plan_epoch
 from ssd4rec_jax.data.prepare import prepare
 from ssd4rec_jax.data.readers import read_frame
 from ssd4rec_jax.data.sequences import build_sequences
 from ssd4rec_jax.data.sources import FrameSource, find_source
 from ssd4rec_jax.data.tables.formats import TableOptions
-from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.errors import ConfigError, DataError
 
 OPTIONS = TableOptions(features=('price', 'category', 'stock'))
 # User a's rows are out of order; item z is rare, so that its row is dropped.
@@ -135,3 +137,20 @@ def test_more_rows_bring_their_features_and_new_categories_new_codes(tmp_path):
         extended(dataset, read_frame(more))
     with pytest.raises(DataError, match='the feature stock has values of another kind'):
         extended(dataset, read_frame(more.with_columns(stock=pl.lit('many')), OPTIONS))
+
+
+def test_packed_rows_carry_the_values_of_their_tokens(tmp_path):
+    dataset, _ = prepare(
+        find_source('interactions', write_csv(tmp_path), options=OPTIONS), DataConfig(min_interactions=2),
+        tmp_path / 'prepared',
+    )
+    index = held_out_tests(with_features(dataset, ['price', 'category']))
+    plan = plan_epoch(index.lengths, StepShape(1, 8, 4), seed=0, epoch=0, shuffle=False)
+    batch = build_step(index, plan, 0)
+    assert batch.items[0].tolist() == [2, 1, 0, 0, 0, 0, 0, 0]  # user b has two interactions, which train
+    np.testing.assert_array_equal(batch.features['price'][0], [np.nan, 4, 0, 0, 0, 0, 0, 0])
+    assert batch.features['category'][0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert batch.features['price'].dtype == np.float32 and set(batch.features) == {'price', 'category'}
+    assert build_step(held_out_tests(with_features(dataset, [])), plan, 0).features is None
+    with pytest.raises(ConfigError, match='reads the feature colour and the prepared data has price, category, stock'):
+        with_features(dataset, ['colour'])

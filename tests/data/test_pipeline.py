@@ -1,4 +1,5 @@
 """The loader: order, shares of processes, exact resume at every step."""
+import jax
 import numpy as np
 import pytest
 from absl import logging
@@ -47,7 +48,7 @@ def test_loader_gives_the_plans_steps_in_order_as_packed_batches_of_arrays(epoch
     assert_same(batches, built(epoch))
     for batch in batches:
         assert type(batch) is PackedBatch
-        assert all(type(a) is np.ndarray and a.dtype == np.int32 for a in batch)
+        assert all(type(a) is np.ndarray and a.dtype == np.int32 for a in jax.tree.leaves(batch))
 
 
 def test_loader_starts_at_any_step(epoch):
@@ -91,7 +92,7 @@ def test_a_state_restores_into_an_iterator_in_the_middle_with_other_threads(epoc
 def test_shares_of_the_processes_concatenate_to_the_global_steps(epoch, processes):
     shares = [list(step_loader(*epoch, rows=rows)) for rows in np.split(np.arange(4), processes)]
     for whole, *parts in zip(built(epoch), *shares, strict=True):
-        assert_same([PackedBatch(*map(np.concatenate, zip(*parts, strict=True)))], [whole])
+        assert_same([jax.tree.map(lambda *part: np.concatenate(part), *parts)], [whole])
 
 
 def test_processes_may_resume_on_another_process_count(epoch):
