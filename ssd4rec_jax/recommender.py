@@ -22,7 +22,6 @@ from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars
 from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import UserError
-from ssd4rec_jax.frames import in_library, library_of
 from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
@@ -33,6 +32,8 @@ from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
+from ssd4rec_jax.show.frames import in_library, library_of
+from ssd4rec_jax.show.terminal import shown_progress
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
 
@@ -76,8 +77,9 @@ class Recommender:
 
         data: a frame of polars or pandas, a pyarrow table, or the path of a log in any form that `ssd4rec train` reads.
         user, item, time: names of the columns; found by their usual names where they are not given, time='none' takes
-        the order of the rows. workdir: the folder of the run; a temporary one where it is not given. Ctrl-C stops after
-        the step that runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
+        the order of the rows. workdir: the folder of the run; a temporary one where it is not given. reporter: hears of
+        the run; a progress bar in a terminal or a notebook where it is not given. Ctrl-C stops after the step that
+        runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
         """
         self._library = library_of(data)
         options = TableOptions(user=user, item=item, time=time)
@@ -89,7 +91,7 @@ class Recommender:
             raise UserError('the frame holds no rows: give the whole log')
         folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
         config, dataset, prepared, why = self._configured(source, folder)
-        (reporter := reporter or Reporter()).note(why)
+        (reporter := reporter or shown_progress()).note(why)
         self._train(config, dataset, prepared, folder, Launch(), reporter)
         return self
 
@@ -124,7 +126,7 @@ class Recommender:
             table_learning_rate=UPDATE_RATE * train.table_learning_rate,
             learning_rate=UPDATE_RATE * train.learning_rate,
         ))
-        self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or Reporter())
+        self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or shown_progress())
         return self
 
     def _train(

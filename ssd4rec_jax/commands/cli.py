@@ -8,8 +8,8 @@ from logging import LogRecord
 from absl import app, flags, logging
 
 from ssd4rec_jax.commands.help import help_text, unknown_flag
-from ssd4rec_jax.commands.output import StdoutClosed, complain, one_line, write_stdout
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.show.output import StdoutClosed, complain, one_line, write_stdout
 
 PLUGS = flags.DEFINE_multi_string(
     'plug', [],

@@ -12,8 +12,8 @@ import jax
 from absl import flags
 from orbax.checkpoint import multihost
 
-from ssd4rec_jax.commands.output import complain
 from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.show.output import complain
 
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Run as one of several processes. TPU pods, SLURM and MPI tell JAX the rest; elsewhere the '

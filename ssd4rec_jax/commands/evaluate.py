@@ -24,7 +24,6 @@ from rich.table import Table
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.k_flag import K, list_lengths
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.output import write_stdout
 from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import ConfigError, UserError
@@ -32,6 +31,7 @@ from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.rank.evaluation import GROUPINGS, SPLITS, Evaluation, Evaluator
 from ssd4rec_jax.rank.metrics import CUTOFFS
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
+from ssd4rec_jax.show.output import write_stdout
 
 SEEN = {'in': ('in',), 'out': ('out',), 'both': ('in', 'out')}
 _RANK = {'in': 'rank', 'out': 'rank_seen_out'}  # the column of a table of users

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssd4rec_jax.commands.output import one_line
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.show.output import one_line
 
 STDIN = '-'
 HOW = (

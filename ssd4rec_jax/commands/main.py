@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import sys
 
-from ssd4rec_jax.commands.output import complain, write_stdout
+from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
 COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'parity'

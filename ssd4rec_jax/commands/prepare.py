@@ -13,11 +13,11 @@ import sys
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
-from ssd4rec_jax.commands.output import write_stdout
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
 from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.show.output import write_stdout
 
 
 def main() -> int:

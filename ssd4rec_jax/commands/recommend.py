@@ -34,13 +34,13 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.id_lists import HOW, histories_in_file, ids_in_file, ids_of, ids_or_file
 from ssd4rec_jax.commands.k_flag import list_length
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.output import complain, shown_id, write_stdout
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.recommender import Recommender
+from ssd4rec_jax.show.output import complain, shown_id, write_stdout
 
 UNKNOWN_IDS = 3  # the exit code
 EVERYBODY = 'all'

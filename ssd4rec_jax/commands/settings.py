@@ -10,9 +10,9 @@ import textwrap
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET
-from ssd4rec_jax.commands.output import write_stdout
 from ssd4rec_jax.config.run import described
 from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.show.output import write_stdout
 
 
 def main() -> int:

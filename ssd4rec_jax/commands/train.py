@@ -22,10 +22,10 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR
 from ssd4rec_jax.commands.entered_run import EnteredRun, entered_run, workdir_of_run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
-from ssd4rec_jax.commands.terminal import Terminal
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals

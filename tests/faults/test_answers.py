@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd4rec_jax.commands import output
-from ssd4rec_jax.commands.terminal import Terminal
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.data.packing import choose_step_shape
 from ssd4rec_jax.data.raw_file import RawFile
@@ -28,6 +26,8 @@ from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run import folder as run_folder
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.show import output
+from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train import launch
 from ssd4rec_jax.train.stop_signals import StopSignals
 from tests.faults.inside import TINY, Done, call, write_log

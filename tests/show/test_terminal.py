@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ssd4rec_jax.commands.terminal import METRICS, Terminal
+from ssd4rec_jax.show.terminal import METRICS, Terminal
 
 
 class Clock:

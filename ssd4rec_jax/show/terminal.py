@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ssd4rec_jax.commands.output import Lenient, one_line
 from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.show.output import Lenient, one_line
 
 METRICS = ('HR@10', 'NDCG@10', 'MRR@10', 'HR@20', 'NDCG@20', 'MRR@20')
 _NAMES = {'ssd4rec': 'SSD4Rec'}  # of networks, where they are written otherwise than in a setting
@@ -177,3 +177,9 @@ class _Pace:
 
 def _clock_time(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def shown_progress() -> Reporter:
+    """A Terminal where a person looks on, at a terminal or in a notebook; elsewhere a reporter that says nothing."""
+    console = Console()
+    return Terminal() if console.is_terminal or console.is_jupyter else Reporter()
