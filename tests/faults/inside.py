@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from absl.testing import flagsaver
 
 from ssd4rec_jax.commands import cli
 
@@ -42,8 +43,6 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
     """ssd4rec_jax.commands.COMMAND as the command line calls it, in this process and in a folder."""
     main = importlib.import_module(f'ssd4rec_jax.commands.{command}').main
     parsed = flags.FLAGS
-    for flag in parsed:
-        parsed[flag].unparse()
     out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     warnings = logging.StreamHandler(err)
@@ -54,7 +53,10 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
         gc.collect()  # the lock of a run goes with its last reference
     try:
         os.chdir(folder)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        # Other tests of this process find the flags as they were.
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            for flag in parsed:
+                parsed[flag].unparse()
             try:
                 parsed([command, *arguments])
                 code = cli.exit_code(main)
