@@ -12,9 +12,10 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.log import BadRowPolicy
 from ssd4rec_jax.data.prepare import prepare
 from ssd4rec_jax.data.sources import OFFICIAL, FileSource, find_source
+from ssd4rec_jax.data.split_files import split_files
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
-from ssd4rec_jax.errors import DataError
+from ssd4rec_jax.errors import ConfigError, DataError
 from ssd4rec_jax.presets import DATASETS
 
 DATASET = flags.DEFINE_string('dataset', 'synthetic', f'One of {", ".join(DATASETS)}.')
@@ -24,6 +25,12 @@ DATA_DIR = flags.DEFINE_string(
     'log itself: a file, a folder of files or a pattern. If not given, data/NAME, where the official file is '
     'downloaded to.',
 )
+_SPLIT_FILES = {
+    part: flags.DEFINE_string(
+        f'{part}_file', None, f'With --set=data.split=files, the file to {does} with; else found in --data_dir.'
+    )
+    for part, does in {'train': 'train', 'valid': 'validate', 'test': 'test'}.items()
+}
 _ONE_S_OWN = 'for --dataset=interactions'
 _USER_COLUMN = flags.DEFINE_string('user_column', None, f'Column of user ids, {_ONE_S_OWN}.')
 _ITEM_COLUMN = flags.DEFINE_string('item_column', None, f'Column of item ids, {_ONE_S_OWN}.')
@@ -58,7 +65,7 @@ def prepared_dataset(config: RunConfig, output: str | None = None) -> tuple[Sequ
 
     The flags say where its log lies and how it is read.
     """
-    dataset, prepared = prepare(_source(config.dataset), config.data, Path(output) if output else None)
+    dataset, prepared = prepare(_source(config), config.data, Path(output) if output else None)
     _check_counts(config, dataset)
     return dataset, prepared
 
@@ -89,7 +96,7 @@ def _options() -> TableOptions:
     )
 
 
-def _source(name: str) -> FileSource | SyntheticSource:
+def _source(config: RunConfig) -> FileSource | SyntheticSource:
     bar = ProgressBar(
         TextColumn('download'), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
@@ -101,8 +108,15 @@ def _source(name: str) -> FileSource | SyntheticSource:
         bar.update(task, completed=here, total=total)
 
     policy = BadRowPolicy(skip=_BAD_ROWS.value == 'skip', max_share=_MAX_BAD_SHARE.value)
+    named = {part: flag.value for part, flag in _SPLIT_FILES.items()}
+    if config.data.split == 'files':
+        if config.dataset != 'interactions':
+            raise ConfigError(f'data.split=files reads --dataset=interactions alone, not {config.dataset}')
+        return split_files(DATA_DIR.value, named, options=_options(), policy=policy)
+    if any(named.values()):
+        raise ConfigError('--train_file, --valid_file and --test_file are read with --set=data.split=files')
     try:
-        return find_source(name, DATA_DIR.value, options=_options(), policy=policy, progress=progress)
+        return find_source(config.dataset, DATA_DIR.value, options=_options(), policy=policy, progress=progress)
     finally:
         if bar.live.is_started:
             bar.stop()

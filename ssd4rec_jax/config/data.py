@@ -4,7 +4,7 @@ import dataclasses
 from ssd4rec_jax.errors import ConfigError
 
 TIMESTAMP_PRECISIONS = ('exact', 'float32')
-SPLITS = ('leave_one_out', 'last_n', 'time', 'users', 'none')
+SPLITS = ('leave_one_out', 'last_n', 'time', 'users', 'files', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class DataConfig:
       does.
     min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
     split: which interactions are held out, one of SPLITS (ssd4rec_jax.data.splits).
+      With 'files' the log's own files say it (--train_file, --valid_file, --test_file).
     split_last: with 'last_n', how many of each user are tested, and as many validated.
     split_valid_time, split_test_time: with 'time', where validation and test begin, as ISO dates or numbers in the
       log's unit; '' cuts after 80% and 90% of the interactions.

@@ -25,7 +25,7 @@ from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folde
 FORMAT_VERSION = 2
 # Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
 _READ_VERSIONS = 1, FORMAT_VERSION
-_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times')
+_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times', 'parts')
 _IDS = ('user_ids', 'item_ids')
 _DESCRIPTION = 'dataset.json'
 _FEATURE = re.compile(r'feature-\d+\.(values|offsets|bytes)\.npy')
@@ -48,6 +48,7 @@ class SequenceDataset:
     time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
     split: what is held out; None is leave-one-out (`held_out`). It is not stored: settings decide it.
     features: {name: one value for each interaction} of the columns that were asked to be kept.
+    parts: int8 [interactions], the place in PARTS of what the log's files say of each; None where they say nothing.
     report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
@@ -62,6 +63,7 @@ class SequenceDataset:
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     split: Split | None = None
     features: dict[str, Feature] = dataclasses.field(default_factory=dict)
+    parts: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -91,7 +93,7 @@ def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
     """The data set with what data.split holds out; DataError where the log does not allow it."""
     if config.split == 'leave_one_out':
         return dataclasses.replace(dataset, split=None)
-    split = make_split(np.asarray(dataset.offsets), dataset.times, dataset.time_unit, config)
+    split = make_split(np.asarray(dataset.offsets), dataset.times, dataset.time_unit, config, dataset.parts)
     return dataclasses.replace(dataset, split=split)
 
 
@@ -190,7 +192,8 @@ def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
         else:
             arrays[name] = ids
     arrays |= feature_arrays(dataset.features)
-    return arrays if dataset.times is None else {**arrays, 'times': dataset.times}
+    optional = {'times': dataset.times, 'parts': dataset.parts}
+    return arrays | {name: array for name, array in optional.items() if array is not None}
 
 
 def _is_ours(file: str) -> bool:

@@ -19,6 +19,8 @@ class Interactions:
     bad_rows: rows that were left out, in file order.
     order_unsure: a file without a header that may have the item first.
     notes: what was guessed of the log and what looks odd in it, as sentences.
+    parts: int8 [rows], the place in ssd4rec_jax.data.splits.PARTS of what the row's file is for; None where files are
+      not for different ends.
     features: {name: one value a row} of the columns that are kept beside the events.
     """
 
@@ -30,6 +32,7 @@ class Interactions:
     bad_rows: tuple[BadRow, ...] = ()
     order_unsure: bool = False
     notes: tuple[str, ...] = ()
+    parts: np.ndarray | None = None
     features: dict[str, Feature] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from ssd4rec_jax.data import ids
 from ssd4rec_jax.data.features import as_feature
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.tables.batch import BadRow, Batch
-from ssd4rec_jax.data.tables.formats import FEATURE
+from ssd4rec_jax.data.tables.formats import FEATURE, PART
 from ssd4rec_jax.data.times import TimeColumn
 from ssd4rec_jax.errors import ConfigError, DataError
 
@@ -75,7 +75,7 @@ class LogBuilder:
             read['time'] = pl.int_range(self.rows, self.rows + len(frame), eager=True)
         self.rows += len(frame) + len(batch.broken)
         missing = {role: column.null_count() > 0 for role, column in read.items()}
-        read |= {role: frame[role] for role in self.columns if role.startswith(FEATURE)}
+        read |= {role: frame[role] for role in frame.columns if role.startswith(FEATURE) or role == PART}
         bad = list(batch.broken)
         if any(missing.values()):
             use = pl.Series(np.ones(len(frame), bool))
@@ -90,7 +90,7 @@ class LogBuilder:
             for role in ('user', 'item'):
                 self._parts[role].append(ids.narrow(ids.canonical(read.pop(role))))
             for role, column in read.items():
-                self._parts[role].append(column)
+                self._parts.setdefault(role, []).append(column)
 
     def _bad_row(self, batch: Batch, row: int, read: dict[str, pl.Series]) -> BadRow:
         values = batch.frame.row(row, named=True)
@@ -147,7 +147,7 @@ class LogBuilder:
             users=ids.joined(self._parts.pop('user')), items=ids.joined(self._parts.pop('item')), times=times,
             source=self.source, time_unit=self._time.unit() if self._time else '', bad_rows=tuple(self.bad),
             order_unsure=self.order_unsure, notes=tuple(notes),
-            features=features,
+            features=features, parts=pl.concat(self._parts.pop(PART)).to_numpy() if PART in self._parts else None,
         )
 
     def time_note(self) -> str:

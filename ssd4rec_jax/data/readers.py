@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator
 
 import polars as pl
 
+from ssd4rec_jax.data.history_lists import HistoryLists
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.log import REFUSE, BadRowPolicy, LogBuilder
 from ssd4rec_jax.data.raw_file import RawFile
+from ssd4rec_jax.data.splits import PARTS
 from ssd4rec_jax.data.tables.batch import Batch
 from ssd4rec_jax.data.tables.dialect import SAMPLE_BYTES, recognise
-from ssd4rec_jax.data.tables.formats import GUESS, JsonLinesFormat, TableFormat, TableOptions, columns_read
+from ssd4rec_jax.data.tables.formats import GUESS, PART, JsonLinesFormat, TableFormat, TableOptions, columns_read
 from ssd4rec_jax.data.tables.frames import as_polars, column_names, frame_batches
 from ssd4rec_jax.data.tables.json_lines import json_batches
 from ssd4rec_jax.data.tables.names import chosen
@@ -20,15 +22,16 @@ Format = TableFormat | JsonLinesFormat | TableOptions
 
 
 def read_interactions(
-    files: tuple[RawFile, ...], format: Format, policy: BadRowPolicy = REFUSE
+    files: tuple[RawFile, ...], format: Format, policy: BadRowPolicy = REFUSE, parts: tuple[str, ...] = ()
 ) -> Interactions:
     """All rows of the files, one file after another, duplicates kept.
 
     format: how the files are written; with TableOptions it is found out from each file.
+    parts: what each file is for, one of splits.PARTS; () where they are not for different ends.
     DataError names what is wrong and where.
     """
-    builder, notes = None, []
-    for file in files:
+    builder, notes, lists = None, [], HistoryLists()
+    for file, part in zip(files, parts or [''] * len(files), strict=True):
         known, columns, batches, said = _opened(file, format)
         notes += [note for note in said if note not in notes]
         if builder is None:
@@ -38,10 +41,18 @@ def read_interactions(
                 order_unsure=isinstance(known, TableFormat) and known.order_unsure,
             )
         builder.columns = columns
-        if not builder.add_all(batches):
+        if isinstance(known, TableFormat) and known.list:
+            batches = (lists.expanded(batch, part) for batch in batches)
+        elif part:
+            batches = _of_part(batches, part)
+        before = lists.rows
+        # A file of lists may have rows that only repeat what others say.
+        if not builder.add_all(batches) + lists.rows - before:
             raise DataError(f'{file}: holds no rows: give the whole log')
     if builder is None:
         raise DataError('no file is named')
+    if lists.repeated:
+        notes.append(f'warning: {lists.repeated:,} rows of held-out files say only what was read before: left out')
     return builder.finish([*notes, builder.time_note()] if isinstance(format, TableOptions) else notes)
 
 
@@ -84,7 +95,13 @@ def _opened(file: RawFile, format: Format) -> tuple[Format, dict[str, str], Iter
 
 
 def _columns(format: TableFormat | JsonLinesFormat) -> dict[str, str]:
-    return {'time': '', **columns_read(format)}
+    return {'time': '', **{role: name for role, name in columns_read(format).items() if role != 'list'}}
+
+
+def _of_part(batches: Iterable[Batch], part: str) -> Iterator[Batch]:
+    """The batches with the column of what their file is for."""
+    for batch in batches:
+        yield batch._replace(frame=batch.frame.with_columns(pl.lit(PARTS.index(part), pl.Int8).alias(PART)))
 
 
 def _keys(sample: str) -> list[str]:

@@ -30,11 +30,12 @@ def build_sequences(
 
     Users with fewer than config.user_core rows and items with fewer than config.item_core are removed until none is
     left; the others get ids in order of first appearance in the rows that remain; a user's rows are ordered by time,
-    ties in file order. DataError if nothing remains. block_rows: handled at a time; the result does not depend on it.
+    ties in file order, and before that by their parts where the log's files say them. DataError if nothing remains.
+    block_rows: handled at a time; the result does not depend on it.
     """
     source, rows = log.source, len(log)
     times, time_unit, notes, bad = log.times, log.time_unit, list(log.notes), log.bad_rows
-    order_unsure, features = log.order_unsure, log.features
+    order_unsure, features, parts = log.order_unsure, log.features, log.parts
     times, epoch = _since(times)
     users, user_vocabulary = _codes(log.users)
     items, item_vocabulary = _codes(log.items)
@@ -57,19 +58,20 @@ def build_sequences(
     if not core.kept.all():
         users, items, times = users[core.kept], items[core.kept], times[core.kept]
         features = {name: feature.at(core.kept) for name, feature in features.items()}
+        parts = None if parts is None else parts[core.kept]
     else:
         users, items = users.copy(), items.copy()  # they are renumbered in place
     kept_users = _number_by_first_appearance(users, block_rows)
     kept_items = _number_by_first_appearance(items, block_rows)
     offsets = np.concatenate([[0], np.cumsum(_counts(users, block_rows))])
     beside = [times, *(feature.values for feature in features.values())]
-    histories = _histories(users, items, beside, epoch, offsets, config.timestamp_precision, block_rows)
+    histories = _histories(users, items, beside, parts, epoch, offsets, config.timestamp_precision, block_rows)
     del users, items, times, beside
     in_order, *values = histories.beside
     stored, unit = as_stored(in_order + epoch if in_order.dtype == np.uint32 else in_order, time_unit)
     return SequenceDataset(
         name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
-        features={
+        parts=histories.parts, features={
             name: dataclasses.replace(feature, values=in_order)
             for (name, feature), in_order in zip(features.items(), values, strict=True)
         },
@@ -169,13 +171,16 @@ class _Histories(NamedTuple):
     items: np.ndarray
     beside: list[np.ndarray]
     repeats: int
+    parts: np.ndarray | None
 
 
 def _histories(
-    users: np.ndarray, items: np.ndarray, beside: list[np.ndarray], epoch: np.int64, offsets: np.ndarray,
-    precision: str, block_rows: int,
+    users: np.ndarray, items: np.ndarray, beside: list[np.ndarray], parts: np.ndarray | None, epoch: np.int64,
+    offsets: np.ndarray, precision: str, block_rows: int,
 ) -> _Histories:
-    """beside: the times, which decide the order, and any other arrays with a value a row."""
+    """beside: the times, which decide the order within a part, and any other arrays with a value a row."""
+    if parts is not None:
+        beside = [*beside, parts]
     histories, in_order = np.empty(len(items), np.int32), [np.empty_like(array) for array in beside]
     repeats = first = 0
     while first < len(offsets) - 1:  # the next users who have at most block_rows rows, or one who has more
@@ -185,12 +190,13 @@ def _histories(
         keys = beside[0][rows]
         if precision == 'float32':
             keys = (keys + epoch).astype(np.float32)
-        order = rows[np.lexsort((keys, users[rows]))]  # stable: equal times stay in file order
+        within = [keys] if parts is None else [keys, parts[rows]]
+        order = rows[np.lexsort((*within, users[rows]))]  # stable: equal times stay in file order
         histories[offsets[first]:offsets[last]] = items[order] + 1
         for ordered, array in zip(in_order, beside, strict=True):
             ordered[offsets[first]:offsets[last]] = array[order]
         first = last
-    return _Histories(histories, in_order, repeats)
+    return _Histories(histories, in_order, repeats, None if parts is None else in_order.pop())
 
 
 def _repeats(users: np.ndarray, items: np.ndarray) -> int:

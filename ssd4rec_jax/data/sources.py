@@ -24,12 +24,14 @@ class FileSource:
     """Raw files of one format, read one after another.
 
     format: how they are written; TableOptions where that is found out.
+    parts: what each file is for, 'train', 'valid' or 'test'; () where that is not said.
     """
 
     name: str
     files: tuple[RawFile, ...]
     format: Format
     policy: BadRowPolicy = REFUSE
+    parts: tuple[str, ...] = ()
 
     def content_hash(self) -> str:
         """sha256 hex over the files as they lie on disk, which members are read and how."""
@@ -37,12 +39,12 @@ class FileSource:
         how = repr(([file.member for file in self.files], self.format))
         # Official data keeps the fingerprint that it had before bad rows could be skipped.
         how += f' {self.policy}' if self.policy.skip else ''
-        how += _kept_beside(self.format)
+        how += _kept_beside(self.format) + (f' parts {self.parts}' if self.parts else '')
         return hashlib.sha256(f'{digest} {how}'.encode()).hexdigest()
 
     def read(self) -> Interactions:
         """The raw log; DataError names what is wrong and where."""
-        return read_interactions(self.files, self.format, self.policy)
+        return read_interactions(self.files, self.format, self.policy, self.parts)
 
 
 def _kept_beside(format: Format) -> str:

@@ -8,6 +8,10 @@ from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.times import from_words, in_words
 from ssd4rec_jax.errors import DataError
 
+# What a log in files says of each interaction, in the order of a user's history; of a context no file says more than
+# that it came before a target.
+PARTS = 'train', 'context', 'valid', 'test'
+
 
 class Targets(NamedTuple):
     """int64 [users] each: of user u the interactions start[u] .. stop[u] - 1 are predicted, each from all before it."""
@@ -69,13 +73,17 @@ def leave_out(offsets: np.ndarray, last: int = 1) -> Split:
     )
 
 
-def make_split(offsets: np.ndarray, times: np.ndarray | None, time_unit: str, config: DataConfig) -> Split:
+def make_split(
+    offsets: np.ndarray, times: np.ndarray | None, time_unit: str, config: DataConfig, parts: np.ndarray | None = None
+) -> Split:
     """The split that data.split names of a log.
 
-    offsets, times, time_unit: as in SequenceDataset. DataError where the log does not allow it.
+    offsets, times, time_unit, parts: as in SequenceDataset. DataError where the log does not allow it.
     """
     if config.split == 'time':
         return _by_time(offsets, times, time_unit, config)
+    if config.split == 'files':
+        return _by_file(offsets, parts)
     if config.split == 'users':
         return _by_user(offsets, config.split_share)
     if config.split == 'none':
@@ -137,4 +145,30 @@ def _by_user(offsets: np.ndarray, share: float) -> Split:
         f'users: {held} users are tested and {held} validated, each by the last interaction, and train nothing; items '
         'that '
         'training never saw count as not found', np.where(role == 0, stop, start), valid, test, unseen_is_missed=True,
+    )
+
+
+def _by_file(offsets: np.ndarray, parts: np.ndarray | None) -> Split:
+    if parts is None:
+        raise DataError(
+            'data.split=files needs a log in three files: name them with --train_file, --valid_file and --test_file, '
+            'or the folder that holds them with --data_dir'
+        )
+    start, stop = offsets[:-1], offsets[1:]
+    # A user's interactions lie in the order of their parts.
+    before = [np.concatenate([[0], np.cumsum(parts < part)]) for part in range(1, len(PARTS))]
+    train_stop, context_stop, valid_stop = (start + count[stop] - count[start] for count in before)
+    # A first interaction has nothing before it to be predicted from.
+    valid = Targets(np.minimum(np.maximum(context_stop, start + 1), valid_stop), valid_stop)
+    test = Targets(np.minimum(np.maximum(valid_stop, start + 1), stop), stop)
+    given = np.bincount(parts, minlength=len(PARTS))[2:]
+    predicted = [int((targets.stop - targets.start).sum()) for targets in (valid, test)]
+    for part, count in zip(PARTS[2:], predicted, strict=True):
+        if not count:
+            raise DataError(f'data.split=files: no row of the {part} file has an earlier one of the same user')
+    lost = int(given.sum()) - sum(predicted)
+    first = f'; {lost} of their rows, with no earlier one of the same user, are not predicted' if lost else ''
+    return Split(
+        f'files: trained, validated and tested on the rows of one file each{first}; items that training never saw '
+        'count as not found', train_stop, valid, test, unseen_is_missed=True,
     )

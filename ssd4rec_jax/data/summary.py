@@ -30,6 +30,7 @@ def describe(dataset: SequenceDataset) -> dict[str, Any]:
         'test_items_sha256': _digest(dataset, split.test),
         'valid_items_sha256': _digest(dataset, split.valid),
         'protocol': split.protocol,
+        **({'unseen_test_share': _unseen_share(dataset)} if split.unseen_is_missed else {}),
         **dataset.report,
         'time_unit': dataset.time_unit,
     }

@@ -98,7 +98,8 @@ def save_model(
         if histories:
             vocabulary |= _id_arrays('user_ids', users)
             arrays = {'items': dataset.items, 'offsets': dataset.offsets, **feature_arrays(dataset.features)}
-            arrays |= {} if dataset.times is None else {'times': dataset.times}
+            optional = {'times': dataset.times, 'parts': dataset.parts}
+            arrays |= {name: array for name, array in optional.items() if array is not None}
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
             events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
             events.write_parquet(partial / 'users.parquet')
@@ -137,7 +138,7 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
         arrays = _arrays(path / HISTORIES) if (path / HISTORIES).exists() else {}
         dataset = SequenceDataset(
             name=config.dataset, items=arrays.get('items', np.zeros(0, np.int32)),
-            offsets=arrays.get('offsets', np.zeros(1, np.int64)), times=arrays.get('times'),
+            offsets=arrays.get('offsets', np.zeros(1, np.int64)), times=arrays.get('times'), parts=arrays.get('parts'),
             user_ids=_ids('user_ids', vocabulary) if arrays else TextIds.of([]), item_ids=_ids('item_ids', vocabulary),
             fingerprint=description['fingerprint'], time_unit=description['time_unit'],
             features=features_of(description.get('features', []), arrays) if arrays else {},

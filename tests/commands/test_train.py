@@ -18,6 +18,7 @@ from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.rank.baselines import transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.train.stop_signals import StopSignals
 
 TINY = [
@@ -136,6 +137,28 @@ def test_checkpoints_without_a_config_are_refused(root):
     (root / 'odd/checkpoints').mkdir(parents=True)
     refused(train(root, *TINY, '--data_dir=log0.csv', '--workdir=odd'), 'holds checkpoints but no config.json')
     assert contents(root / 'odd') == {}
+
+
+def test_three_files_are_trained_validated_and_tested_on_as_they_say(root):
+    rows = (root / 'log0.csv').read_text().splitlines()
+    tested = [*rows[9::9][:-1], '39,999,8']  # an item that training never saw
+    held = {'train': [row for k, row in enumerate(rows[1:]) if k % 9 < 7], 'valid': rows[8::9], 'test': tested}
+    (root / 'parts').mkdir()
+    for part, lines in held.items():
+        (root / f'parts/{part}.csv').write_text('\n'.join([rows[0], *lines]) + '\n')
+    refused(train(root, *TINY, '--train_file=parts/train.csv'), 'are read with --set=data.split=files')
+    files = '--set=data.split=files', '--data_dir=parts', '--workdir=by_files', '--set=train.max_epochs=1'
+    done = train(root, *TINY, *files)
+    assert done.returncode == 0, done.stderr
+    protocol = (
+        'files: trained, validated and tested on the rows of one file each; items that training never saw count as not '
+        'found'
+    )
+    assert f'protocol: {protocol} (2.5% of the test targets)' in done.stderr + done.stdout
+    assert json.loads((root / 'by_files/result.json').read_text())['protocol'] == protocol
+    saved = load_run(root / 'by_files')  # from the folder that travels
+    assert saved.dataset.held_out.protocol == protocol
+    assert np.bincount(saved.dataset.parts).tolist() == [280, 0, 40, 40]
 
 
 def test_a_workdir_that_is_a_file_is_refused(root):

@@ -95,7 +95,7 @@ def test_a_data_set_of_an_older_version_has_no_times_to_split_by():
 
 
 @pytest.mark.parametrize('settings, message', [
-    ({'split': 'random'}, "data.split='random' must be one of leave_one_out, last_n, time, users, none"),
+    ({'split': 'random'}, "data.split='random' must be one of leave_one_out, last_n, time, users, files, none"),
     ({'split_last': 0}, 'data.split_last=0 must be at least 1'),
     ({'split_share': 0.5}, 'data.split_share=0.5 must lie between 0 and 0.5'),
 ])

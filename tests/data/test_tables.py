@@ -203,10 +203,9 @@ def test_columns_named_for_a_file_without_header(tmp_path):
     assert columns(log) == ([1, 1, 2], [7, 3, 7], [0, 1, 2]) and log.time_unit == ''
 
 
-def test_item_lists_of_recbole_are_refused(tmp_path):
+def test_item_lists_of_recbole_are_histories(tmp_path):
     path = write(tmp_path / 'train.inter', 'session_id:token\titem_id_list:token_seq\titem_id:token\ns0\ti1 i2\ti3\n')
-    with pytest.raises(DataError, match='item_id_list:token_seq holds a list of items a row'):
-        read(path, user='session_id')
+    assert columns(read(path, user='session_id')) == (['s0'] * 3, ['i1', 'i2', 'i3'], [0, 1, 2])
 
 
 def test_exchanged_users_and_items_are_warned_of(tmp_path):

@@ -21,7 +21,8 @@ class Batch(NamedTuple):
     """Rows in file order.
 
     frame: columns 'user', 'item' and, unless the order of the rows is the order in time, 'time', of any type; and
-      FEATURE + name for each column that is kept beside the events.
+      FEATURE + name for each column that is kept beside the events; and PART, Int8 (Interactions.parts), where the
+      log's files say what trains.
     place: row number in `frame` -> where the row stands, as in BadRow.
     text: row number in `frame` -> the row as it stands in the file.
     broken: rows that are not in `frame`, since they cannot be split into fields.

@@ -1,5 +1,6 @@
 """The first bytes of a text table → how it is read."""
 import csv
+import dataclasses
 import re
 
 from ssd4rec_jax.data.tables.formats import TableFormat, TableOptions
@@ -11,6 +12,7 @@ SAMPLE_BYTES = 1 << 20
 _CANDIDATES = ('\t', '::', ',', ';', '|', 'space')
 _VALUE = re.compile(r'-?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*|\d{1,2}[/.]\d{1,2}[/.]\d{4}.*')  # no column is called so
 _EXCEL = re.compile(r'sep=(.)')
+_LIST = '_list'
 _SPOKEN = {'tab': '\t', '\\t': '\t', ' ': 'space', 'comma': ',', 'semicolon': ';', 'pipe': '|'}
 
 
@@ -34,11 +36,22 @@ def recognise(sample: str, options: TableOptions, file: object) -> tuple[TableFo
     names = options.columns or tuple(map(plain_name, split_line(lines[0], separator, quoted)))
     if not options.columns:
         _check_header(names, lines, separator, options, f'{file}:{1 + skipped}')
+    lists = _history_lists(lines[0], separator, options, f'{file}:{1 + skipped}')
+    if lists and options.time is None:
+        options = dataclasses.replace(options, time=WITHOUT_TIMES)
     columns, notes = chosen(list(names), options, f'{file}:{1 + skipped}')
+    if lists and columns['item'] + _LIST not in lists:
+        raise DataError(
+            f'{file}:{1 + skipped}: {lists[0]} holds a list of items a row, and none is called '
+            f'{columns["item"]}{_LIST}, which would be the history before the column of items'
+        )
+    if lists:
+        notes.append(f'{file}: each row is a history, {columns["item"]}{_LIST} and then {columns["item"]}')
     format = TableFormat(
         separator, columns['user'], columns['item'], columns['time'], columns=options.columns, quoted=quoted,
         encoding=options.encoding or '', skipped_lines=skipped, time_format=options.time_format or '',
         order_unsure=bool(options.columns), features=tuple(map(plain_name, options.features)),
+        list=columns['item'] + _LIST if lists else '',
     )
     return format, notes
 
@@ -101,17 +114,19 @@ def _quoted(separator: str, sample: str, options: TableOptions) -> bool:
     )
 
 
-def _check_header(names: tuple[str, ...], lines: list[str], separator: str, options: TableOptions, where: str) -> None:
-    """DataError where the first line looks like a row (no column of users or items is known by name, one is a number),
-    or where rows hold whole histories.
-    """
-    fields = map(str.strip, split_line(lines[0], separator, False))
-    if lists := [name for name in fields if name.endswith('_list:token_seq')]:
+def _history_lists(header: str, separator: str, options: TableOptions, where: str) -> list[str]:
+    """The columns of lists in the header of RecBole's benchmark files, whose rows hold whole histories."""
+    fields = [] if options.columns else map(str.strip, split_line(header, separator, False))
+    lists = [plain_name(name) for name in fields if name.endswith(f'{_LIST}:token_seq')]
+    if lists and options.features:
         raise DataError(
-            f'{where}: {lists[0]} holds a list of items a row: such benchmark files of RecBole repeat each history '
-            'once an '
-            "item; read the data set's .inter file, which has one interaction a row"
+            f'{where}: {lists[0]} holds a list of items a row, so that --features has no value for each item'
         )
+    return lists
+
+
+def _check_header(names: tuple[str, ...], lines: list[str], separator: str, options: TableOptions, where: str) -> None:
+    """DataError where the first line looks like a row: no user or item column is known by name, one is a number."""
     known = [guessed(list(names), role) for role in ('user', 'item')]
     named = [name in names for name in (options.user, options.item, options.time) if name and name != WITHOUT_TIMES]
     if all(known) or any(named) or not any(_VALUE.fullmatch(name.strip()) for name in names):

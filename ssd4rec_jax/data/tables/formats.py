@@ -2,11 +2,12 @@
 import dataclasses
 
 FEATURE = '+'  # stands before the name of a column that is kept beside the events
+PART = 'part'
 
 
 def columns_read(format: 'TableFormat | JsonLinesFormat') -> dict[str, str]:
-    """{'user', 'item', 'time', and FEATURE + name for each feature: column}, without 'time' where there are none."""
-    roles = {role: name for role in ('user', 'item', 'time') if (name := getattr(format, role))}
+    """{'user', 'item', 'time', 'list', and FEATURE + name for each feature: column}, without those that are ''."""
+    roles = {role: name for role in ('user', 'item', 'time', 'list') if (name := getattr(format, role, ''))}
     return roles | {FEATURE + name: name for name in format.features}
 
 
@@ -25,6 +26,7 @@ class TableFormat:
     time_format: of dates that are not ISO 8601, as strptime writes it.
     order_unsure: files without a header are about that have the item first, so that fewer users than items are told of.
     features: names of the columns to keep beside the events.
+    list: the column of the items before `item`, in a file whose rows are whole histories; '' in others.
     """
 
     separator: str
@@ -40,6 +42,7 @@ class TableFormat:
     time_format: str = dataclasses.field(default='', repr=False)
     order_unsure: bool = dataclasses.field(default=False, repr=False)
     features: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    list: str = dataclasses.field(default='', repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
