@@ -108,6 +108,8 @@ class Recommender:
         saved = self._saved
         if not saved.dataset.num_users:
             raise UserError('this model was saved without histories, which an update needs: fit it on the whole log')
+        if saved.config.data.split == 'files':
+            raise UserError('the test items of this run came from files of their own: fit it on the longer log instead')
         options = TableOptions(user=user, item=item, time=time)
         rows = (find_source('interactions', data, options=options) if isinstance(data, (str, Path))
                 else FrameSource(data, options)).read()
