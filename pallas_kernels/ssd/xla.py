@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.ssd.decay import exact_parts, log_decay, log_decay_gradient, vanishes
 from pallas_kernels.ssd.segments import reached_from
 
 
@@ -44,14 +45,14 @@ class _Decays(NamedTuple):
 
     within [b,k,g,r,q,s]: from token s to another token q. entry [b,k,q,g,r]: from the chunk's entry to token q.
     exit [b,k,q,g,r]: from token q to the chunk's exit. through [b,k,g,r]: from entry to exit.
-    visible [b,k,q,s]: whether q sees s; float, for the sums over dt * A.
+    counts [b,k,q,g,r]: 1 where the decay of token q does not vanish and acts on something, see log_decay_gradient.
     """
 
     within: jax.Array
     entry: jax.Array
     exit: jax.Array
     through: jax.Array
-    visible: jax.Array
+    counts: jax.Array
 
 
 def _einsum(formula, *operands, wide):
@@ -69,18 +70,23 @@ def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
     first, last = (run[..., -1:], run[..., :1]) if reverse else (run[..., :1], run[..., -1:])
     at_entry = (run == first) & block.enters[..., None]
     at_exit = run == last
-    mask = visible.astype(A.dtype)
-    # Sums that restart at each segment, by matmul: differences stay as exact as the segment is short.
-    by_head = jnp.einsum('bksgr,bkqs->bkgrq', block.dt * A, mask, precision=lax.Precision.HIGHEST)
-    s = jnp.moveaxis(by_head, -1, 2)
-    s_last = s[:, :, :1] if reverse else s[:, :, -1:]
-    difference = by_head[..., :, None] - by_head[..., None, :]
+    # Sums that restart at each run, by matmul, in two parts so that their differences are exact.
+    a = log_decay(block.dt, A)
+    since_start = functools.partial(jnp.einsum, 'bksgr,bkqs->bkgrq', precision=lax.Precision.HIGHEST)
+    coarse, fine = (since_start(part, visible.astype(A.dtype)) for part in exact_parts(a, order.size))
+    difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
     within = jnp.exp(jnp.where(others[:, :, None, None], difference, -jnp.inf))
-    entry = jnp.where(at_entry[..., None, None], jnp.exp(s), 0)
-    to_exit = at_exit[..., None, None]
-    exit_ = jnp.where(to_exit, jnp.exp(jnp.where(to_exit, s_last - s, 0)), 0)
+    coarse, fine = jnp.moveaxis(coarse, -1, 2), jnp.moveaxis(fine, -1, 2)
+    end = slice(0, 1) if reverse else slice(-1, None)
+    to_end = (coarse[:, :, end] - coarse) + (fine[:, :, end] - fine)
+    entry = jnp.where(at_entry[..., None, None], jnp.exp(coarse + fine), 0)
+    at_exit = at_exit[..., None, None]
+    exit_ = jnp.where(at_exit, jnp.exp(jnp.where(at_exit, to_end, 0)), 0)
     through = entry[:, :, 0] if reverse else entry[:, :, -1]
-    return _Decays(within, entry, exit_, through, mask)
+    same, enters = run[..., 1:] == run[..., :-1], block.enters[..., None]
+    follows = jnp.concatenate([same, enters] if reverse else [enters, same], axis=-1)
+    counts = (follows[..., None, None] & ~vanishes(a)).astype(A.dtype)
+    return _Decays(within, entry, exit_, through, counts)
 
 
 def _carry(states, through, h, reverse):
@@ -146,7 +152,8 @@ def _backward_block(A, reverse, dh, inputs):
     dscores = (dscores + _diagonal(_einsum('bkqgrp,bkqgrp->bkgq', g_narrow, u_narrow, wide=wide))).astype(narrow)
     dh_narrow = dh_exit.astype(narrow)
     du_exit = d.exit[..., None] * _einsum('bksgn,bkgnrp->bksgrp', block.B, dh_narrow, wide=wide)
-    du = _einsum('bkqgrp,bkgrqs->bksgrp', g_narrow, weights, wide=wide) + du_exit
+    # With the operands in the other order, XLA's CPU backend refuses this bfloat16 product for groups of several heads.
+    du = _einsum('bkgrqs,bkqgrp->bksgrp', weights, g_narrow, wide=wide) + du_exit
     dC = _einsum('bkgqs,bksgn->bkqgn', dscores, block.B, wide=wide)
     dC += _einsum('bkqgrp,bkgnrp->bkqgn', g_entry, entries.astype(narrow), wide=wide)
     dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
@@ -155,10 +162,13 @@ def _backward_block(A, reverse, dh, inputs):
     # Terms of both products cancel: they must be made of the same rounded numbers as the matmuls' are.
     ds = jnp.sum(g_narrow.astype(wide) * from_others - u_narrow.astype(wide) * du, axis=-1)
     du += _own(block, wide) * g_narrow.astype(wide)
-    at_last = jnp.sum(u_narrow.astype(wide) * du_exit, axis=(2, 5)) + d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
+    at_last = jnp.sum(u_narrow.astype(wide) * du_exit, axis=(2, 5))
+    at_last += d.through * jnp.sum(dh_exit * entries, axis=(3, 5))
     last = 0 if reverse else -1
     ds = ds.at[:, :, last].add(at_last)
-    da = jnp.einsum('bkqs,bkqgr->bksgr', d.visible, ds, precision=lax.Precision.HIGHEST)
+    token = jnp.arange(ds.shape[2])[:, None, None]
+    roll = functools.partial(jnp.roll, axis=2)
+    da = log_decay_gradient(ds, d.counts, token, token.size, reverse=reverse, roll=roll)
     ddt = A * da + _einsum('bkqgrp,bkqgrp->bkqgr', du, block.x.astype(wide), wide=wide)
     dx = block.dt[..., None] * du
     dA = jnp.sum(block.dt * da, axis=(0, 1, 2))

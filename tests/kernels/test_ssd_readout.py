@@ -1,10 +1,13 @@
 """ssd_readout against ssd_scan read at each segment's last token, values and gradients."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
+from tests.kernels import wide
 
 LENGTHS = [[1, 2, 40, 3], [7, 20]]
 SLOTS = 6
@@ -53,6 +56,69 @@ def test_equals_the_scan_at_the_token_that_reads_last(x64, reverse):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
     for a, b in zip(our_vjp(cotangent), their_vjp(cotangent)):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(function, cotangent, *arrays):
+    """(the function's value, its gradient by each array)."""
+    value, vjp = jax.vjp(function, *arrays)
+    return value, *vjp(cotangent)
+
+
+def wide_problem(case):
+    """problem() of the inputs of wide.py: their padding is of no slot."""
+    arrays, _ = wide.inputs(case)
+    ids = np.asarray(wide.IDS)
+    slot = np.where(ids == 0, SLOTS, ids - 1).astype(np.int32)
+    real = np.isin(np.arange(SLOTS), slot[0]), np.isin(np.arange(SLOTS), slot[1])
+    first, last = (np.stack([[f(row, s) for s in range(SLOTS)] for row in slot]) for f in (
+        lambda row, s: np.argmax(row == s), lambda row, s: len(row) - 1 - np.argmax(row[::-1] == s)
+    ))
+    return tuple(arrays[k] for k in ('x', 'dt', 'A', 'B', 'C')), jnp.asarray(slot), first, last, np.stack(real)
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('case', list(wide.CASES))
+def test_float32_equals_float64_from_slow_decay_to_underflow(x64, case, reverse):
+    arrays, slot, first, last, real = wide_problem(case)
+    at = first if reverse else last
+    shape = (*real.shape, *arrays[0].shape[2:])
+    cotangent = jnp.where(real[..., None, None], np.random.default_rng(1).normal(size=shape), 0).astype('float32')
+
+    def readout(x, dt, A, B, C):
+        return ssd_readout(x, dt, A, B, rows_at(C, at), slot, reverse=reverse)
+
+    def by_scan(x, dt, A, B, C):
+        y = ssd_scan(x, dt, A, B, C, segment_ids=slot, reverse=reverse, implementation='reference')
+        return jnp.where(real[..., None, None], rows_at(y, at), 0)
+
+    ours = value_and_gradients(readout, *(a.astype('float32') for a in (cotangent, *arrays)))
+    theirs = value_and_gradients(by_scan, cotangent.astype('float64'), *arrays)
+    for name, a, b in zip(('y', 'x', 'dt', 'A', 'B', 'C'), ours, theirs):
+        assert wide.error(a, b) < 1e-5, name
+
+
+@pytest.mark.parametrize('case', ['dt from 1e-7 to 80', 'A dt beyond float32', 'moderate dt'])
+def test_weights_from_start_equal_float64_from_slow_decay_to_underflow(x64, case):
+    """Values and gradients, the oracle's from differences of the sums of whole rows in float64."""
+    (_, dt, A, *_), slot, *_ = wide_problem(case)
+    same = (slot[:, 1:] == slot[:, :-1])[..., None]
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=dt.shape).astype('float32'))
+
+    def oracle(dt, A):
+        a = jnp.maximum(dt * A, -1e3)  # exp(-1000) is 0 in float64 too
+        starts = jnp.pad(~same, ((0, 0), (1, 0), (0, 0)), constant_values=True)
+        before = jnp.cumsum(a, axis=1) - a
+        at_start = jax.lax.cummin(jnp.where(starts, before, 0.0), axis=1)
+        return jnp.exp(before - at_start) * dt
+
+    def weights(dt, A):
+        return ssd_weights_from_start(dt, A, slot)
+
+    ours = value_and_gradients(weights, cotangent, dt.astype('float32'), A.astype('float32'))
+    theirs = value_and_gradients(oracle, cotangent.astype('float64'), dt, A)
+    for name, a, b in zip(('weights', 'dt', 'A'), ours, theirs):
+        assert wide.error(a, b) < 1e-5, name
 
 
 @pytest.mark.parametrize('reverse', [False, True])

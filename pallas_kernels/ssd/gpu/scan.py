@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.ssd.decay import log_decay, vanishes
 from pallas_kernels.ssd.gpu import backward, forward, tiles
 from pallas_kernels.ssd.gpu.tiles import CHUNK, Tiles, plgpu
 from pallas_kernels.ssd.segments import reached_from
@@ -140,7 +141,8 @@ class _Prepared:
         first, last = (run[:, -1:], run[:, :1]) if reverse else (run[:, :1], run[:, -1:])
         at_entry, at_exit = ((run == first) & enters)[:, None], (run == last)[:, None]
         # Sums that restart at each run, by matmul: differences stay as exact as the run is short.
-        a = self.dt * _whole_blocks(t, A, 0)[:, None]
+        a = log_decay(self.dt, _whole_blocks(t, A, 0)[:, None])
+        self.gone = vanishes(a)
         s = jnp.einsum('mqs,mhs->mhq', self.visible, a, precision=lax.Precision.HIGHEST)
         s_last = s[..., :1] if reverse else s[..., -1:]
         self.s2 = s * math.log2(math.e)
@@ -220,6 +222,7 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
     across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
     da += (p.through * across)[:, :, None]
+    da = jnp.where(p.gone, 0, da)
 
     heads_back = lambda a: _unchunked(t, jnp.swapaxes(_own_heads(t, a, 1, p.heads), 1, 2), p.length)  # noqa: E731
     ddt = A * heads_back(da) + heads_back(xdu)

@@ -1,0 +1,102 @@
+"""How the values of several heads are laid out on the lanes of a TPU core, and the matmuls that move them there."""
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.ssd.tpu.tiling import Tiling
+
+# Dimension numbers of lax.dot_general: T marks an operand that is transposed.
+NT = (((1,), (1,)), ((), ()))
+TN = (((0,), (0,)), ((), ()))
+NN = (((1,), (0,)), ((), ()))
+
+
+def matmul(a, b, dims, wide):
+    """Operands as they are, products summed in `wide`; float32 operands in full precision."""
+    precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=wide)
+
+
+def over(index: jax.Array, n: int) -> jax.Array:
+    """index // n for a power of two n. To divide, Mosaic would ask which chip it is, unknown when compiling ahead."""
+    return lax.shift_right_logical(index, jnp.int32(n.bit_length() - 1))
+
+
+def ones_matmul(a: jax.Array, b: jax.Array, dims) -> jax.Array:
+    """The product of a matrix of ones and zeros, in bfloat16, with one in float32, in either order, in full precision.
+
+    It takes one pass over the matrix unit instead of six: a float32 is the sum of three bfloat16 of eight bits each,
+    which stand beside one another on the axis that is summed over.
+    """
+    wide = a.dtype if b.dtype == jnp.bfloat16 else b.dtype
+    if wide != jnp.float32:  # float64, in the interpreter
+        return matmul(a.astype(wide), b.astype(wide), dims, wide)
+    (axis_a,), (axis_b,) = dims[0]
+    return matmul(jnp.concatenate(thirds(a), axis=axis_a), jnp.concatenate(thirds(b), axis=axis_b), dims, wide)
+
+
+def thirds(a: jax.Array) -> list[jax.Array]:
+    """Three bfloat16 arrays: those that add up to a in float32, or three times a in bfloat16."""
+    if a.dtype == jnp.bfloat16:
+        return [a] * 3
+    parts = []
+    for _ in range(3):
+        parts.append(a.astype(jnp.bfloat16))
+        a = a - parts[-1].astype(a.dtype)
+    return parts
+
+
+def ones_where(mask: jax.Array) -> jax.Array:
+    """bfloat16, for ones_matmul."""
+    return jnp.where(mask, 1.0, 0.0).astype(jnp.bfloat16)
+
+
+def spread(columns: jax.Array, lanes: int) -> jax.Array:
+    """[q, heads] -> [q, heads * lanes], each head's column over `lanes` lanes."""
+    q, heads = columns.shape
+    if lanes >= 128:
+        return joined([jnp.broadcast_to(columns[:, head:head + 1], (q, lanes)) for head in range(heads)])
+    # Heads that share a register would cost a broadcast and a select each; the matrix unit has time.
+    head_of = over(lax.broadcasted_iota(jnp.int32, (heads, heads * lanes), 1), lanes)
+    mine = head_of == lax.broadcasted_iota(jnp.int32, head_of.shape, 0)
+    return ones_matmul(columns, ones_where(mine), NN)
+
+
+def in_rows(columns: jax.Array, t: Tiling) -> jax.Array:
+    """[q, heads] -> [heads, tile * q], the transpose, repeated for each head of a tile."""
+    key = lax.broadcasted_iota(jnp.int32, (t.chunk, t.tile * t.chunk), 1) & (t.chunk - 1)
+    mine = key == lax.broadcasted_iota(jnp.int32, key.shape, 0)
+    return ones_matmul(columns, ones_where(mine), TN)
+
+
+def joined(tiles: list[jax.Array]) -> jax.Array:
+    """Arrays side by side on the lanes."""
+    return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
+
+
+def rows_of_tile(s_rows: jax.Array, first: int, t: Tiling) -> jax.Array:
+    """[1, tile * q]: s of the tile's heads at each key, from their rows in s_rows."""
+    row = s_rows[first:first + 1]
+    head = over(lax.broadcasted_iota(jnp.int32, row.shape, 1), t.chunk)
+    for k in range(1, t.tile):
+        row = jnp.where(head >= k, s_rows[first + k:first + k + 1], row)
+    return row
+
+
+def block_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
+    """[q, 128] of a tile's heads -> [tile * q, 128]: each head's columns in rows of its own."""
+    head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
+    return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
+
+
+def fold_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
+    """The transpose of block_diagonal: [tile * q, 128] -> [q, 128]."""
+    head = over(lax.broadcasted_iota(jnp.int32, (t.chunk, 128), 1), t.headdim)
+    out = a[:t.chunk]
+    for k in range(1, t.tile):
+        out = jnp.where(head == k, a[k * t.chunk:(k + 1) * t.chunk], out)
+    return out
+
+
+def repeat_rows(a: jax.Array, t: Tiling) -> jax.Array:
+    return a if t.tile == 1 else jnp.concatenate([a] * t.tile, axis=0)
