@@ -2,9 +2,9 @@
 
     python -m pallas_kernels.compile_tpu --topology=v5e:2x2     # also v6e:2x2, v5p:2x2x1
 
-Needs libtpu (pip install "ssd4rec-jax[tpu]"). Prints, for each program: compile seconds, the Pallas kernels found in the
-compiled text with the VMEM that each uses and the VMEM that our own check planned for, and HBM in and beside
-inputs and outputs.
+Needs libtpu (pip install "ssd4rec-jax[tpu]"). For each program it prints the compile seconds, the Pallas kernels that
+the compiled text holds, the VMEM that each of them uses and that our own check planned for, and the HBM of inputs and
+outputs and of temporaries.
 """
 import os
 
@@ -33,7 +33,11 @@ from pallas_kernels.ssd.workloads import WORKLOADS, Workload  # noqa: E402
 
 
 class Program(NamedTuple):
-    """What the compiler says of one program. kernels: name of each Pallas call and the bytes of VMEM it uses."""
+    """What the compiler says about one program; sizes are bytes.
+
+    seconds: the time that lowering and compiling took. kernels: the name of each Pallas call and the VMEM that it uses.
+    hbm_in_out, hbm_temporaries: inputs and outputs, and what else lies in HBM while it runs. text: the compiled text.
+    """
 
     name: str
     seconds: float
@@ -44,10 +48,12 @@ class Program(NamedTuple):
 
     @classmethod
     def compile(cls, name: str, lower: Callable[[], jax.stages.Lowered]) -> 'Program':
-        """Compile what `lower` returns; the seconds are those of both."""
+        """Compile what `lower` returns; the seconds are those of lowering and compiling."""
         started = time.monotonic()
         compiled = lower().compile()
         memory, text = compiled.memory_analysis(), compiled.as_text()
+        if memory is None or text is None:
+            raise RuntimeError(f'the compiler tells neither memory nor text of {name}')
         return cls(
             name, time.monotonic() - started, _kernels(text),
             memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -57,17 +63,21 @@ class Program(NamedTuple):
     def __str__(self) -> str:
         calls = ', '.join(f'{name} {vmem / 2**20:.1f} MiB of VMEM' for name, vmem in self.kernels) or 'no Pallas call'
         share = self.hbm_temporaries / self.hbm_in_out
-        return (f'{self.name}: compiled in {self.seconds:.1f} s; {calls}; HBM {self.hbm_in_out / 2**20:,.1f} MiB in and out, '
-                f'{self.hbm_temporaries / 2**20:,.1f} MiB of temporaries ({share:.2f} x)')
+        return (
+            f'{self.name}: compiled in {self.seconds:.1f} s; {calls}; HBM {self.hbm_in_out / 2**20:,.1f} MiB in and '
+            f'out, {self.hbm_temporaries / 2**20:,.1f} MiB of temporaries ({share:.2f} x)'
+        )
 
 
 def _kernels(text: str) -> list[tuple[str, int]]:
     found = []
     for line in text.splitlines():
         if 'custom_call_target="tpu_custom_call"' in line:
-            name = re.search(r'kernel_name[^A-Za-z]+(\w+)|(ssd_\w+?)[.\d]* =', line)
-            sizes = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', line).group(1)
-            found.append((next(g for g in name.groups() if g), sum(map(int, re.findall(r'"size":"(\d+)"', sizes)))))
+            name, *_ = [
+                a or b for a, b in re.findall(r'kernel_name[^A-Za-z]+(\w+)|(ssd_\w+?)[.\d]* =', line)
+            ]
+            (sizes,) = re.findall(r'"used_scoped_memory_configs":\[(.*?)\]', line)
+            found.append((name, sum(map(int, re.findall(r'"size":"(\d+)"', sizes)))))
     return found
 
 
@@ -95,7 +105,10 @@ def compile_scan(device, workload: Workload, dtype, *, reverse: bool = False, ch
         y, vjp = jax.vjp(scan, x, dt, A, B, C)
         return y, vjp(cotangent)
 
-    name = f'ssd_scan {w.batch} x {w.length:,} tokens, {w.heads} heads x {w.headdim}, state {w.state}, {jnp.dtype(dtype).name}'
+    name = (
+        f'ssd_scan {w.batch} x {w.length:,} tokens, {w.heads} heads x {w.headdim}, state {w.state}, '
+        f'{jnp.dtype(dtype).name}'
+    )
     with tracing_for('tpu'):
         return Program.compile(name, lambda: jax.jit(run).lower(x, dt, A, shared, shared, ids, x))
 

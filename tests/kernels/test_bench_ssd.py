@@ -45,7 +45,7 @@ def test_figures_of_a_workload_and_reasons_where_there_are_none():
     ceilings = Ceilings(bytes=1e9, flops=1e9, exps=1e9)
     figures = bench_ssd.measure(SMALL, jnp.float32, ['xla', 'pallas_tpu', 'pallas_gpu'], ceilings, 1)
     assert set(figures) == {'xla', 'pallas_tpu', 'pallas_gpu', *PEERS}
-    for kind, work in zip(bench_ssd.PASSES, (Work.of(SMALL, 4, False), Work.of(SMALL, 4, True))):
+    for kind, work in zip(bench_ssd.PASSES, (Work.of(SMALL, 4, False), Work.of(SMALL, 4, True)), strict=True):
         f = figures['xla'][kind]
         assert f['tflops'] * f['seconds'] * 1e12 == pytest.approx(work.flops)
         assert f['share_of_ceiling'] * f['seconds'] == pytest.approx(max(work) / 1e9)
@@ -133,7 +133,8 @@ def test_xla_runs_beside_what_is_asked_for(monkeypatch, capsys):
 
 def bench(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, '-m', 'pallas_kernels.bench_ssd', *args], cwd=Path(__file__).parents[2], capture_output=True, text=True
+        [sys.executable, '-m', 'pallas_kernels.bench_ssd', *args], cwd=Path(__file__).parents[2], capture_output=True,
+        text=True,
     )
 
 
@@ -150,7 +151,9 @@ def test_bad_flags_are_named(flag, said):
 
 @pytest.mark.slow
 def test_the_command_writes_what_it_measured(tmp_path):
-    done = bench('--workload=mamba2k', '--implementation=xla', '--dtype=float32', '--repeats=1', f'--json={tmp_path}/out.json')
+    done = bench(
+        '--workload=mamba2k', '--implementation=xla', '--dtype=float32', '--repeats=1', f'--json={tmp_path}/out.json'
+    )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / 'out.json').read_text())
     assert written['workloads']['mamba2k']['xla']['forward+backward']['seconds'] > 0

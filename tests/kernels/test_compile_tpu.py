@@ -113,13 +113,18 @@ def test_a_topology_that_libtpu_does_not_know_is_named():
 def test_a_tile_that_does_not_fit_is_refused_before_the_compiler_sees_it(chunk_size, said):
     x, shared = jnp.zeros((1, 64, 32, 16), jnp.bfloat16), jnp.zeros((1, 64, 1, 64), jnp.bfloat16)
     with tracing_for('tpu'), pytest.raises(ValueError, match=said):
-        ssd_scan(x, jnp.zeros((1, 64, 32)), jnp.zeros(32), shared, shared, chunk_size=chunk_size, implementation='pallas_tpu')
+        ssd_scan(
+            x, jnp.zeros((1, 64, 32)), jnp.zeros(32), shared, shared, chunk_size=chunk_size, implementation='pallas_tpu'
+        )
 
 
 @pytest.mark.parametrize('x,B,said', [
     (jnp.zeros((1, 8, 4, 3)), jnp.zeros((1, 8, 1, 16)), 'a headdim of 16, 32, 64, 128 and x has 3'),
     (jnp.zeros((1, 8, 4, 16)), jnp.zeros((1, 8, 1, 12)), 'a state of 16 to 256 and B has 12'),
-    (jnp.zeros((1, 8, 4, 16), jnp.float16), jnp.zeros((1, 8, 1, 16), jnp.float16), 'bfloat16 or float32 and x is float16'),
+    (
+        jnp.zeros((1, 8, 4, 16), jnp.float16), jnp.zeros((1, 8, 1, 16), jnp.float16),
+        'bfloat16 or float32 and x is float16',
+    ),
 ])
 def test_what_it_cannot_serve_is_said_and_goes_to_xla_where_none_is_named(x, B, said):
     dt, A = jnp.ones(x.shape[:3]), -jnp.ones(x.shape[2])

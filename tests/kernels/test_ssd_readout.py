@@ -54,7 +54,7 @@ def test_equals_the_scan_at_the_token_that_reads_last(x64, reverse):
     ours, our_vjp = jax.vjp(jax.jit(by_readout), *arrays)
     theirs, their_vjp = jax.vjp(jax.jit(by_scan), *arrays)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
-    for a, b in zip(our_vjp(cotangent), their_vjp(cotangent)):
+    for a, b in zip(our_vjp(cotangent), their_vjp(cotangent), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
 
@@ -94,7 +94,7 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, case, reverse)
 
     ours = value_and_gradients(readout, *(a.astype('float32') for a in (cotangent, *arrays)))
     theirs = value_and_gradients(by_scan, cotangent.astype('float64'), *arrays)
-    for name, a, b in zip(('y', 'x', 'dt', 'A', 'B', 'C'), ours, theirs):
+    for name, a, b in zip(('y', 'x', 'dt', 'A', 'B', 'C'), ours, theirs, strict=True):
         assert wide.error(a, b) < 1e-5, name
 
 
@@ -117,7 +117,7 @@ def test_weights_from_start_equal_float64_from_slow_decay_to_underflow(x64, case
 
     ours = value_and_gradients(weights, cotangent, dt.astype('float32'), A.astype('float32'))
     theirs = value_and_gradients(oracle, cotangent.astype('float64'), dt, A)
-    for name, a, b in zip(('weights', 'dt', 'A'), ours, theirs):
+    for name, a, b in zip(('weights', 'dt', 'A'), ours, theirs, strict=True):
         assert wide.error(a, b) < 1e-5, name
 
 
@@ -136,7 +136,7 @@ def test_nan_in_one_segment_or_padding_reaches_no_other(reverse):
     grads, y = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(*poisoned)
     expected, clean_y = jax.jit(jax.grad(run, argnums=(0, 1, 2), has_aux=True))(x, dt, B)
     np.testing.assert_array_equal(np.asarray(y)[clean_slots], np.asarray(clean_y)[clean_slots])
-    for a, b in zip(grads, expected):
+    for a, b in zip(grads, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(a)[~dirty], np.asarray(b)[~dirty])
 
 
@@ -150,7 +150,7 @@ def test_float32_stays_exact_over_a_hundred_thousand_tokens():
     x, B, C = rng.normal(size=tokens), rng.uniform(0.5, 1.5, tokens), rng.uniform(0.5, 1.5, 2)
     stop = np.cumsum(lengths)
     expected = []
-    for k, (start, end) in enumerate(zip(stop - lengths, stop)):
+    for k, (start, end) in enumerate(zip(stop - lengths, stop, strict=True)):
         decay = np.append(np.cumsum((dt * A)[start:end][::-1])[::-1][1:], 0.0)
         expected.append(C[k] * np.sum(np.exp(decay) * (dt * B * x)[start:end]))
     as_float32 = lambda a, *shape: jnp.asarray(a, jnp.float32).reshape(shape)  # noqa: E731
@@ -158,7 +158,7 @@ def test_float32_stays_exact_over_a_hundred_thousand_tokens():
         as_float32(x, 1, -1, 1, 1), as_float32(dt, 1, -1, 1), as_float32(A, 1), as_float32(B, 1, -1, 1, 1),
         as_float32(C, 1, 2, 1, 1), jnp.asarray(np.repeat([0, 1], lengths), jnp.int32)[None],
     )
-    scale = np.abs(C * np.sqrt([np.sum((dt * B * x)[a:b] ** 2) for a, b in zip(stop - lengths, stop)]))
+    scale = np.abs(C * np.sqrt([np.sum((dt * B * x)[a:b] ** 2) for a, b in zip(stop - lengths, stop, strict=True)]))
     assert (np.abs(np.asarray(y).ravel() - expected) < 1e-4 * scale).all()
 
 

@@ -349,7 +349,7 @@ def test_shard_map_over_four_devices_equals_one(x64, implementation):
 
 
 def lower_precision_errors(dtype, implementation):
-    """Largest error of y and of each gradient, as a share of the largest entry, against float64 on the same rounded inputs."""
+    """Largest error of y and of each gradient, as a share of the largest entry, from float64 on the same inputs."""
     arrays, cotangent = inputs()
     narrow = {k: v.astype(dtype if k in 'xBC' else 'float32') for k, v in arrays.items()}
     y, grads = value_and_gradients(narrow, cotangent, TWO, implementation, chunk_size=None)
