@@ -1,4 +1,4 @@
-"""Accelerator kernels on plain JAX arrays. Knows no Flax, no data and no model."""
+"""Accelerator kernels on plain JAX arrays. This package imports neither Flax nor the data and model packages."""
 from pallas_kernels.ssd.api import ssd_scan
 from pallas_kernels.ssd.readout import ssd_readout, ssd_weights_from_start
 from pallas_kernels.ssd.segments import running_sum

@@ -1,23 +1,27 @@
-"""Time ssd_scan beside what users would pick instead, against the ceilings of the chip measured in the same run.
+"""Time ssd_scan and what users could take instead, and compare with the ceilings of the chip, measured in the same run.
 
     python -m pallas_kernels.bench_ssd [--implementation=pallas_gpu,xla] [--workload=kuairand,mamba16k] [--json=FILE]
 
-xla and the peers run beside what is asked for. Implementations that cannot serve this device, and peers that are not
-installed, are listed with the reason.
+xla and the peers are measured in addition to the implementations asked for. Implementations that cannot serve this
+device, and peers that are not installed, are listed with the reason.
 """
 import argparse
 import datetime
 import json
 import platform
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels import ssd_scan
 from pallas_kernels.bench.ceilings import Ceilings, Work
 from pallas_kernels.bench.chip import chip_name
+from pallas_kernels.bench.clock import Call as Timed
 from pallas_kernels.bench.clock import compiled, device_seconds, has_device_timer
 from pallas_kernels.bench.peers import PEERS, Unavailable
 from pallas_kernels.ssd.api import IMPLEMENTATIONS, Call, choose_implementation
@@ -25,14 +29,20 @@ from pallas_kernels.ssd.workloads import WORKLOADS, Workload
 
 PASSES = ('forward', 'forward+backward')
 TIMED = tuple(name for name in IMPLEMENTATIONS if name != 'reference')
+# {name of an implementation or peer: {pass: {'seconds': ..., ...}}, or {'unavailable': reason}}.
+Figures = dict[str, dict[str, Any]]
 
 
-def ours(w: Workload, dtype, implementation: str) -> tuple[dict, dict[str, float]]:
-    """({pass: call}, {pass: seconds to compile}) of ssd_scan; ValueError where it cannot serve."""
-    choose_implementation(Call((w.batch, w.length, w.heads, w.headdim), jnp.dtype(dtype), (w.batch, w.length, w.groups, w.state)), implementation)
-    arrays, ids = w.arrays()
-    arrays = {k: jnp.asarray(a, dtype if k in 'xBC' else jnp.float32) for k, a in arrays.items()}
-    cotangent = jax.random.normal(jax.random.key(0), arrays['x'].shape, dtype)
+def ours(w: Workload, dtype: DTypeLike, implementation: str) -> tuple[dict[str, Timed], dict[str, float]]:
+    """({pass: call}, {pass: seconds to compile}) of ssd_scan.
+
+    Raises ValueError with the reason if the implementation cannot serve this device and workload.
+    """
+    x_shape, B_shape = (w.batch, w.length, w.heads, w.headdim), (w.batch, w.length, w.groups, w.state)
+    choose_implementation(Call(x_shape, jnp.dtype(dtype), B_shape), implementation)
+    numpy_arrays, ids = w.arrays()
+    arrays = {k: jnp.asarray(a, dtype if k in 'xBC' else jnp.float32) for k, a in numpy_arrays.items()}
+    cotangent = jax.random.normal(jax.random.key(0), x_shape, dtype)
 
     def forward(arrays, ids, cotangent):
         return ssd_scan(**arrays, segment_ids=ids, implementation=implementation)
@@ -41,12 +51,26 @@ def ours(w: Workload, dtype, implementation: str) -> tuple[dict, dict[str, float
         y, vjp = jax.vjp(lambda a: forward(a, ids, cotangent), arrays)
         return y, vjp(cotangent)
 
-    return compiled({name: (f, (arrays, jnp.asarray(ids), cotangent)) for name, f in zip(PASSES, (forward, both))})
+    args = arrays, jnp.asarray(ids), cotangent
+    return compiled({name: (f, args) for name, f in zip(PASSES, (forward, both), strict=True)})
 
 
-def measure(w: Workload, dtype, implementations: list[str], ceilings: Ceilings, repeats: int) -> dict:
-    """Figures of one workload: of each implementation and peer {pass: {seconds, ...}}, or the reason why there are none."""
-    figures, calls = {}, {}
+def measure(
+    w: Workload, dtype: DTypeLike, implementations: Collection[str], ceilings: Ceilings, repeats: int
+) -> Figures:
+    """Measure one workload with each implementation and each peer.
+
+    Args:
+      w: the shapes.
+      dtype: of x, B and C.
+      implementations: names out of IMPLEMENTATIONS.
+      ceilings: what the chip can do, to compare the implementations with.
+      repeats: timed calls of each, of which the median counts.
+
+    Returns for each name {pass: figures}, or {'unavailable': reason} where it cannot be measured.
+    """
+    figures: Figures = {}
+    calls: dict[tuple[str, str], Timed] = {}
     for name in (*implementations, *PEERS):
         try:
             each, compiling = PEERS[name](w, dtype) if name in PEERS else ours(w, dtype, name)
@@ -55,8 +79,7 @@ def measure(w: Workload, dtype, implementations: list[str], ceilings: Ceilings, 
             continue
         figures[name] = {kind: {'compile_seconds': compiling[kind]} for kind in PASSES}
         calls |= {(name, kind): call for kind, call in each.items()}
-    seconds = device_seconds(calls, repeats)
-    for (name, kind), measured in seconds.items():
+    for (name, kind), measured in device_seconds(calls, repeats).items():
         figures[name][kind]['seconds'] = measured
         if name in implementations:
             work = Work.of(w, jnp.dtype(dtype).itemsize, backward=kind != 'forward')
@@ -68,7 +91,7 @@ def measure(w: Workload, dtype, implementations: list[str], ceilings: Ceilings, 
     return figures
 
 
-def _print(name: str, w: Workload, figures: dict) -> None:
+def _print(name: str, w: Workload, figures: Figures) -> None:
     print(f'\n{name}: {w.batch} x {w.length:,} tokens, {w.heads} heads x {w.headdim}, state {w.state}')
     for peer, passes in figures.items():
         if 'unavailable' in passes:
@@ -78,12 +101,12 @@ def _print(name: str, w: Workload, figures: dict) -> None:
             f = passes[kind]
             line = f'  {peer:16} {kind:17} {f["seconds"] * 1e3:10.3f} ms'
             if 'tflops' in f:
-                line += (f'  {f["tflops"]:7.2f} TFLOP/s  {f["gigabytes_per_second"]:8.1f} GB/s  {f["share_of_ceiling"]:6.1%} of the '
-                         f'{f["binds"]} ceiling')
+                line += (f'  {f["tflops"]:7.2f} TFLOP/s  {f["gigabytes_per_second"]:8.1f} GB/s'
+                         f'  {f["share_of_ceiling"]:6.1%} of the {f["binds"]} ceiling')
             print(f'{line}  (compiled in {f["compile_seconds"]:.1f} s)', flush=True)
 
 
-def _names(text: str, known, flag: str) -> list[str]:
+def _names(text: str, known: Collection[str], flag: str) -> list[str]:
     names = text.split(',')
     for name in names:
         if name not in known:
@@ -92,10 +115,12 @@ def _names(text: str, known, flag: str) -> list[str]:
 
 
 def main() -> int:
+    """Run the command. Returns its exit status; raises SystemExit with a message for arguments that do not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--implementation', default=','.join(TIMED), help=f'of {", ".join(TIMED)}, comma-separated')
     parser.add_argument(
-        '--workload', default='kuairand,mamba1k,mamba2k,mamba16k,mamba64k', help=f'of {", ".join(WORKLOADS)}, comma-separated'
+        '--workload', default='kuairand,mamba1k,mamba2k,mamba16k,mamba64k',
+        help=f'of {", ".join(WORKLOADS)}, comma-separated',
     )
     parser.add_argument('--dtype', default='bfloat16', choices=['bfloat16', 'float32'])
     parser.add_argument('--repeats', type=int, default=10, help='timed calls, of which the median counts')
@@ -111,7 +136,8 @@ def main() -> int:
     dtype, chip = jnp.dtype(args.dtype), chip_name()
     print(f'{chip}, JAX {jax.__version__}, {dtype}, {"device" if has_device_timer() else "wall"} time')
     ceilings = Ceilings.measure(dtype, args.repeats)
-    print(f'ceilings: {ceilings.bytes / 1e9:,.0f} GB/s, {ceilings.flops / 1e12:,.2f} TFLOP/s, {ceilings.exps / 1e9:,.1f} G exp/s')
+    print(f'ceilings: {ceilings.bytes / 1e9:,.0f} GB/s, {ceilings.flops / 1e12:,.2f} TFLOP/s, '
+          f'{ceilings.exps / 1e9:,.1f} G exp/s')
     results = {}
     for name in workloads:
         results[name] = measure(WORKLOADS[name], dtype, implementations, ceilings, args.repeats)

@@ -1,9 +1,12 @@
-"""Memory of ssd_scan's value and gradient as XLA plans it, to show that it is linear in length.
+"""Print the memory that XLA plans for ssd_scan's value and gradient, to show that it is linear in the length.
 
     python -m pallas_kernels.memory
 
-Prints for 4k, 16k and 64k tokens the temporaries that XLA allocates beside inputs and outputs, in all and a token.
+For 4k, 16k and 64k tokens the command prints the temporaries that XLA allocates in addition to inputs and outputs, as a
+total and for each token.
 """
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,21 +17,28 @@ LENGTHS = ('long4k', 'long16k', 'long64k')
 
 
 def temporary_bytes(workload: Workload, implementation: str = 'xla') -> int:
-    """Bytes of temporaries of the compiled value and gradient of every input."""
+    """The bytes of temporaries in the compiled program for ssd_scan's value and the gradient of every input.
+
+    Raises ValueError if the implementation cannot serve this platform and shape.
+    """
     arrays, ids = workload.arrays()
     specs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (arrays, ids))
 
-    def loss(arrays, ids):
+    def loss(arrays: dict[str, Any], ids: jax.Array) -> jax.Array:
         return jnp.sum(ssd_scan(**arrays, segment_ids=ids, implementation=implementation) ** 2)
 
-    return jax.jit(jax.value_and_grad(loss)).lower(*specs).compile().memory_analysis().temp_size_in_bytes
+    memory = jax.jit(jax.value_and_grad(loss)).lower(*specs).compile().memory_analysis()
+    assert memory is not None  # XLA's CPU, GPU and TPU backends all plan memory
+    return memory.temp_size_in_bytes
 
 
 def main() -> None:
+    """Print one line for each length."""
     for name in LENGTHS:
         workload = WORKLOADS[name]
         size = temporary_bytes(workload)
-        print(f'{workload.length:6d} tokens: {size / 2**20:8.1f} MiB of temporaries, {size / workload.length:8.0f} bytes a token')
+        each = size / workload.length
+        print(f'{workload.length:6d} tokens: {size / 2**20:8.1f} MiB of temporaries, {each:8.0f} bytes a token')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What a program is traced for: normally this process' own devices."""
+"""The platform that programs are traced for. Normally it is the platform of this process's own devices."""
 import contextlib
 import contextvars
 from collections.abc import Iterator
@@ -8,7 +8,11 @@ import jax
 
 
 class Target(NamedTuple):
-    """platform: 'cpu', 'gpu' or 'tpu'. interpret: Pallas kernels run in their interpreter, on any machine."""
+    """What a program is traced for.
+
+    platform: 'cpu', 'gpu' or 'tpu'. interpret: whether Pallas kernels run in their interpreter, which works on any
+    machine.
+    """
 
     platform: str
     interpret: bool = False
@@ -18,14 +22,20 @@ _ASKED: contextvars.ContextVar[Target | None] = contextvars.ContextVar('target',
 
 
 def target() -> Target:
-    """What is traced for now."""
+    """The current target: that of the innermost `tracing_for`, or else the platform of JAX's default backend."""
     return _ASKED.get() or Target(jax.default_backend())
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
-    """Inside, implementations and tilings are chosen for another platform: to compile for it ahead of time, or, with
-    interpret, to try its kernels without it. A function that jit has already traced keeps what it was traced for.
+    """Choose implementations and tilings for another platform, for everything that is traced inside the `with` block.
+
+    This serves to compile for a platform ahead of time, or, with interpret, to try its kernels without the device. A
+    function that jit has traced before keeps the target that it was traced for.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      interpret: run Pallas kernels in their interpreter.
     """
     token = _ASKED.set(Target(platform, interpret))
     try:

@@ -1,18 +1,20 @@
-"""What a chip can do at most, measured: bytes moved, products summed, exponentials taken."""
+"""The most that a chip can do in a second, measured: bytes moved, operations of matmuls, exponentials."""
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from pallas_kernels.bench.clock import compiled, device_seconds
 from pallas_kernels.ssd.workloads import Workload
 
-CHUNK = 64  # the chunk whose work `Work` counts: near the least for the shapes in use
+# `Work` counts the work of the blocked form with chunks of this size, which is near the least for the shapes in use.
+CHUNK = 64
 
 
 class Work(NamedTuple):
-    """Bytes moved, floating-point operations in matmuls, and exponentials."""
+    """The work of one call: bytes moved, floating-point operations of matmuls, and exponentials."""
 
     bytes: float
     flops: float
@@ -20,15 +22,23 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, w: Workload, itemsize: int, backward: bool) -> 'Work':
-        """What ssd_scan cannot do without, forward, or forward and backward together.
+        """The least work of ssd_scan, for the forward pass, or for the forward and backward passes together.
 
-        Bytes: each input read and each output written once; the backward pass reads all inputs and y's gradient and
-        writes four gradients. Matmuls: the blocked form with chunks of 64, half of a causal square counted; backward,
-        each product has two gradients and the chunk's own products are made again. Exponentials: one a key, query and
-        head within a chunk, and two a token and head; again in the backward pass.
+        Bytes: each input is read once and each output is written once. The backward pass reads all inputs and the
+        gradient of y, and writes four gradients. Matmuls: those of the blocked form with chunks of 64, counting half of
+        each causal square. In the backward pass each product has two gradients, and the products within chunks are made
+        again. Exponentials: one for each key, query and head within a chunk, and two for each token and head. The
+        backward pass takes them again.
+
+        Args:
+          w: the shapes of the call.
+          itemsize: bytes of an element of x, B and C.
+          backward: whether to add the backward pass.
         """
         tokens = w.batch * w.length
-        x, shared, dt = (tokens * n for n in (w.heads * w.headdim * itemsize, w.groups * w.state * itemsize, w.heads * 4))
+        x = tokens * w.heads * w.headdim * itemsize
+        shared = tokens * w.groups * w.state * itemsize
+        dt = tokens * w.heads * 4
         square = CHUNK / 2
         flops = 2 * tokens * (square * (w.groups * w.state + w.heads * w.headdim) + 2 * w.heads * w.headdim * w.state)
         exps = tokens * w.heads * (square + 2)
@@ -39,21 +49,26 @@ class Work(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """Per second: bytes copied, floating-point operations of a matmul in a dtype, exponentials."""
+    """What the chip does in a second: bytes copied, operations of a matmul in one dtype, exponentials in float32."""
 
     bytes: float
     flops: float
     exps: float
 
     @classmethod
-    def measure(cls, dtype, repeats: int) -> 'Ceilings':
-        """On this process' device; sizes that fill an accelerator and take a CPU under a second."""
+    def measure(cls, dtype: DTypeLike, repeats: int) -> 'Ceilings':
+        """Measure this process's device, with sizes that fill an accelerator and take a CPU less than a second.
+
+        Args:
+          dtype: the dtype of the matmul.
+          repeats: timed calls of each kind, of which the median counts.
+        """
         big = jax.default_backend() != 'cpu'
         n, size, rounds = (8192, 2**28, 256) if big else (1024, 2**24, 8)
         square = jnp.ones((n, n), dtype)
         stream, block = jnp.ones(size, jnp.float32), jnp.ones(size // 16, jnp.float32)
 
-        def exponentials(a):
+        def exponentials(a: jax.Array) -> jax.Array:
             return lax.fori_loop(0, rounds, lambda _, a: jnp.exp(-a), a, unroll=min(rounds, 64))
 
         calls, _ = compiled({
@@ -64,7 +79,7 @@ class Ceilings(NamedTuple):
         return cls(8 * size / seconds['bytes'], 2 * n**3 / seconds['flops'], rounds * (size // 16) / seconds['exps'])
 
     def binding(self, work: Work) -> tuple[str, float]:
-        """(which of the three binds, the seconds that it alone would take)."""
+        """(which ceiling binds: 'bandwidth', 'matmul' or 'exp'; the seconds that this part of the work takes alone)."""
         least = {name: getattr(work, name) / getattr(self, name) for name in Work._fields}
-        name = max(least, key=least.get)
+        name = max(least, key=least.__getitem__)
         return {'bytes': 'bandwidth', 'flops': 'matmul', 'exps': 'exp'}[name], least[name]

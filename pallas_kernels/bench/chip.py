@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The name of the chip that figures were measured on."""
 import os
 from pathlib import Path
 
@@ -8,7 +8,10 @@ _CPUINFO = Path('/proc/cpuinfo')
 
 
 def chip_name(cpuinfo: Path = _CPUINFO) -> str:
-    """The accelerator's name; of a CPU its model, where Linux tells, and the cores that this process may use."""
+    """The name of the first accelerator or, without one, of the CPU.
+
+    For a CPU this is its model, where Linux tells it, and the number of cores that this process may use.
+    """
     device = jax.devices()[0]
     if device.platform != 'cpu':
         return device.device_kind

@@ -1,8 +1,8 @@
-"""What users would pick instead of ssd_scan, where it is installed: never a dependency.
+"""What users would take instead of ssd_scan, measured where it is installed. None of it is a dependency.
 
-Each peer is a function of a workload that gives {'forward': call, 'forward+backward': call} and the seconds that each
-took to compile, or raises Unavailable with the reason. Attention has no state: it is given q, k, v of x's shape and
-reads every earlier token.
+Each peer is a function of a workload and a dtype. It returns {'forward': call, 'forward+backward': call} and the
+seconds that each took to compile, or raises Unavailable with the reason. Attention has no state: it is given q, k and
+v of x's shape, and reads every earlier token.
 """
 import importlib.util
 import sys
@@ -12,20 +12,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from pallas_kernels.bench.clock import compiled
+from pallas_kernels.bench.clock import Call, compiled
 from pallas_kernels.ssd.workloads import Workload
 
-Calls = tuple[dict[str, Callable[[], object]], dict[str, float]]
+Calls = tuple[dict[str, Call], dict[str, float]]
 MAX_SQUARE = 2**32  # bytes of the [length, length] scores that attention in plain XLA may hold
 
 
 class Unavailable(Exception):
-    """Why a peer cannot be measured here, in a sentence."""
+    """A peer cannot be measured here. The message is the reason, as a sentence."""
 
 
-def attention(w: Workload, dtype, implementation: str) -> Calls:
-    """Causal jax.nn.dot_product_attention, implementation 'xla' or 'cudnn'."""
+def attention(w: Workload, dtype: DTypeLike, implementation: str) -> Calls:
+    """Causal jax.nn.dot_product_attention. implementation: 'xla' or 'cudnn'.
+
+    Raises Unavailable without an NVIDIA GPU, for float32 with cuDNN, or if the scores would take too much memory.
+    """
     if implementation == 'cudnn' and jax.default_backend() != 'gpu':
         raise Unavailable('cuDNN attention needs an NVIDIA GPU')
     if implementation == 'cudnn' and jnp.dtype(dtype) == jnp.float32:
@@ -45,33 +49,40 @@ def attention(w: Workload, dtype, implementation: str) -> Calls:
 
     try:
         return compiled({'forward': (forward, (q, k, v)), 'forward+backward': (both, (q, k, v, g))})
-    except (RuntimeError, ValueError) as error:  # a cuDNN that is missing, too old, or has no plan for this shape
+    except (RuntimeError, ValueError) as error:  # cuDNN is missing or too old, or has no plan for this shape
         raise Unavailable(f'{implementation} attention: {error}') from error
 
 
 def mamba2_function() -> Callable:
-    """mamba_chunk_scan_combined, without running mamba_ssm/__init__.py: its models ask for compiled extensions and for
-    packages that the Triton kernels do without."""
+    """mamba_chunk_scan_combined, imported without running mamba_ssm/__init__.py.
+
+    That file imports models, which need compiled extensions and packages that the Triton kernels do not need. Raises
+    Unavailable if a package is missing or cannot be imported.
+    """
     for package in ('torch', 'triton', 'mamba_ssm'):
         if importlib.util.find_spec(package) is None:
             raise Unavailable(f"Mamba-2's Triton kernels need {package}, which is not installed")
     if 'mamba_ssm' not in sys.modules:
-        sys.modules['mamba_ssm'] = importlib.util.module_from_spec(importlib.util.find_spec('mamba_ssm'))
+        spec = importlib.util.find_spec('mamba_ssm')
+        assert spec is not None  # it was found above
+        sys.modules['mamba_ssm'] = importlib.util.module_from_spec(spec)
     try:
         return importlib.import_module('mamba_ssm.ops.triton.ssd_combined').mamba_chunk_scan_combined
     except ImportError as error:
         raise Unavailable(f"Mamba-2's Triton kernels cannot be imported: {error}") from error
 
 
-def mamba2_triton(w: Workload, dtype) -> Calls:
-    """mamba_chunk_scan_combined of the mamba-ssm package, with seq_idx."""
+def mamba2_triton(w: Workload, dtype: DTypeLike) -> Calls:
+    """mamba_chunk_scan_combined of the mamba-ssm package, with seq_idx. Raises Unavailable without it or a GPU."""
     scan = mamba2_function()
     import torch
     if not torch.cuda.is_available():
         raise Unavailable("Mamba-2's Triton kernels need an NVIDIA GPU")
 
+    def of(a, kind):
+        return torch.tensor(np.asarray(a), device='cuda', dtype=kind)
+
     arrays, ids = w.arrays()
-    of = lambda a, kind: torch.tensor(np.asarray(a), device='cuda', dtype=kind)  # noqa: E731
     narrow = {'bfloat16': torch.bfloat16, 'float32': torch.float32}[jnp.dtype(dtype).name]
     x, B, C = (of(arrays[k], narrow).requires_grad_() for k in 'xBC')
     dt, A, D = (of(arrays[k], torch.float32).requires_grad_() for k in ('dt', 'A', 'D'))
@@ -89,7 +100,8 @@ def mamba2_triton(w: Workload, dtype) -> Calls:
         torch.autograd.grad(y, inputs, g)
         torch.cuda.synchronize()
 
-    calls, seconds = {'forward': forward, 'forward+backward': both}, {}
+    calls: dict[str, Call] = {'forward': forward, 'forward+backward': both}
+    seconds: dict[str, float] = {}
     for name, call in calls.items():  # the first call compiles and tunes
         started = time.perf_counter()
         call()
@@ -97,7 +109,7 @@ def mamba2_triton(w: Workload, dtype) -> Calls:
     return calls, seconds
 
 
-PEERS = {
+PEERS: dict[str, Callable[[Workload, DTypeLike], Calls]] = {
     'jax attention': lambda w, dtype: attention(w, dtype, 'xla'),
     'cuDNN attention': lambda w, dtype: attention(w, dtype, 'cudnn'),
     'Mamba-2 Triton': mamba2_triton,

@@ -1,1 +1,1 @@
-"""Structured state space duality: one operation, several implementations."""
+"""Structured state space duality (SSD): one operation with several implementations."""

@@ -1,4 +1,4 @@
-"""ssd_scan: one operation, several implementations, chosen from one table."""
+"""ssd_scan: one operation with several implementations, which are chosen from one table."""
 import functools
 import logging
 from collections.abc import Callable
@@ -15,12 +15,13 @@ from pallas_kernels.ssd.tpu.scan import ssd_scan_pallas_tpu
 from pallas_kernels.ssd.xla import ssd_scan_xla
 from pallas_kernels.target import target
 
-# Tokens a chunk and chunks a scan step of `xla`, by platform; CPU measured (WORKSPACE.md), others from Mamba-2's.
+# Tokens of a chunk and chunks of a scan step in `xla`, by platform. Those for CPUs were measured (WORKSPACE.md), the
+# others follow Mamba-2's kernels.
 XLA_TILING = {'cpu': (32, 8), 'gpu': (128, 16), 'tpu': (128, 16)}
 
 
 class Call(NamedTuple):
-    """What decides whether an implementation can serve: shapes and dtype of x, shape of B, chunk_size."""
+    """What decides whether an implementation can serve a call: the shape and dtype of x, B's shape, chunk_size."""
 
     x_shape: tuple[int, ...]
     x_dtype: jnp.dtype
@@ -29,7 +30,11 @@ class Call(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """scan(x, dt, A, B, C, run, reverse, chunk_size) -> y; why_not(call) -> a sentence, or None if it can serve."""
+    """An entry of the table.
+
+    scan(x, dt, A, B, C, run, reverse=, chunk_size=) computes y. why_not(call) returns the reason why the implementation
+    cannot serve the call, as a sentence, or None if it can.
+    """
 
     scan: Callable[..., jax.Array]
     why_not: Callable[[Call], str | None]
@@ -76,9 +81,9 @@ def _always(call: Call) -> None:
     return None
 
 
-# In order of preference where none is named. pallas_gpu stands behind xla, that is, must be named, until a Hopper GPU
-# has run it: so far it has been interpreted and lowered only.
-IMPLEMENTATIONS = {
+# In order of preference for calls that name none. pallas_gpu stands behind xla, so that it must be named, until a
+# Hopper GPU has run it. So far it has only been interpreted and lowered.
+IMPLEMENTATIONS: dict[str, Implementation] = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
     'xla': Implementation(_xla, _always),
     'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu),
@@ -87,9 +92,13 @@ IMPLEMENTATIONS = {
 
 
 def choose_implementation(call: Call, asked: str | None = None) -> str:
-    """The implementation that ssd_scan takes for a call.
+    """The name of the implementation that ssd_scan takes for a call.
 
-    asked: a name; None takes the first that can serve. Raises ValueError with the reason where a named one cannot.
+    Args:
+      call: the shapes and dtypes of the call.
+      asked: a name out of IMPLEMENTATIONS, or None for the first implementation that can serve the call.
+
+    Raises ValueError if the name is unknown, and with the reason if the named implementation cannot serve the call.
     """
     if asked is not None:
         if asked not in IMPLEMENTATIONS:
@@ -113,24 +122,29 @@ def ssd_scan(
     segment_ids: jax.Array | None = None, reverse: bool = False, chunk_size: int | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Structured state space duality scan: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T, y_t = h_t C_t + D x_t.
+    """The scan of structured state space duality: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T, y_t = h_t C_t + D x_t.
+
+    Decays and sums are computed in float32 at least, and the operands of matmuls have x's dtype. Except in 'reference',
+    dt A counts as -100 where it is below. Source: Mamba-2 (Dao and Gu 2024), section 6.
 
     Args:
-      x: [batch, length, heads, headdim], float32, bfloat16 or float64.
+      x: [batch, length, heads, headdim], in float32, bfloat16 or float64.
       dt: [batch, length, heads], positive (after softplus).
       A: [heads], negative.
-      B, C: [batch, length, groups, state], x's dtype; groups divides heads.
+      B, C: [batch, length, groups, d_state], in x's dtype. groups divides heads.
       D: [heads] or None.
-      segment_ids: int [batch, length] or None. The state starts at zero wherever the id differs from the token before
-        (after, if reverse); ids are compared with neighbours only. A value that is not finite in one segment, or in
-        padding, reaches no other segment, neither in values nor in gradients.
-      reverse: scan from the right, without flipped copies.
-      chunk_size: tokens a chunk; None takes the platform's.
-      implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference'; None takes the first that can serve this platform
-        (see pallas_kernels.tracing_for), dtype and shape. A named one that cannot raises the reason.
+      segment_ids: integers [batch, length] or None. The state starts at zero wherever the id differs from that of the
+        token before (after, if reverse). Ids are compared with neighbouring ids only. A value that is not finite in one
+        segment, or in padding, reaches no other segment, neither in values nor in gradients.
+      reverse: scan from the right. No flipped copies are made.
+      chunk_size: tokens of a chunk. None takes the default of the platform.
+      implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference'. None takes the first that can serve this
+        platform (see pallas_kernels.tracing_for), dtype and shape.
 
-    Returns y [batch, length, heads, headdim] in x's dtype. Decays and sums are float32 at least, matmul operands x's
-    dtype. Raises ValueError naming the argument that does not fit. Source: Mamba-2 (Dao and Gu 2024), section 6.
+    Returns y, with the shape and dtype of x.
+
+    Raises ValueError that names the argument that does not fit, or with the reason why the named implementation cannot
+    serve the call.
     """
     _check(x, dt, A, B, C, D, segment_ids, chunk_size)
     chosen = choose_implementation(Call(x.shape, x.dtype, B.shape, chunk_size), implementation)
@@ -139,7 +153,7 @@ def ssd_scan(
     y = IMPLEMENTATIONS[chosen].scan(
         x, dt.astype(wide), A.astype(wide), B, C, run, reverse=reverse, chunk_size=chunk_size
     )
-    # In the wide dtype, so that D's gradient is not summed in bfloat16.
+    # D x is computed in the wide dtype, so that D's gradient is not summed in bfloat16.
     return y if D is None else y + (D.astype(wide)[:, None] * x.astype(wide)).astype(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Logarithms of decays, a = dt * A, summed and differentiated without loss of digits where decays underflow.
+"""The logarithms of decays, a = dt * A, summed and differentiated without losing digits where decays underflow.
 
 Within a chunk the decay from token j to a later token i is exp(s_i - s_j), where s is the running sum of a. One token
 with a large |a| makes |s| large at all tokens after it, and float32 keeps few digits of the difference of two large
@@ -17,7 +17,7 @@ FLOOR = -100.0
 
 
 def log_decay(dt: jax.Array, A: jax.Array) -> jax.Array:
-    """dt * A, but at least FLOOR. NaN stays NaN."""
+    """dt * A, but at least FLOOR. The shapes broadcast, and NaN stays NaN."""
     return jnp.maximum(dt * A, FLOOR)
 
 
@@ -60,8 +60,11 @@ def log_decay_gradient(
 
     Returns an array of ds's shape and dtype.
     """
+    def ahead(values: jax.Array, n: int) -> jax.Array:
+        """The value of the token n places further on, at each token. Behind the last token come the first ones."""
+        return roll(values, n if reverse else size - n)
+
     # Each step doubles the tokens that `total` covers. `joined` says whether the sum that follows them belongs to it.
-    ahead = lambda values, n: roll(values, n if reverse else size - n)  # noqa: E731
     first = token == (size - 1 if reverse else 0)
     total, joined, covered = ds, ahead(jnp.where(first, 0, counts), 1), 1
     while covered < size:

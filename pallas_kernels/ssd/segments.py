@@ -1,12 +1,21 @@
-"""What the SSD implementations derive from segment ids. Ids are compared for equality with neighbours only."""
+"""What the SSD implementations derive from segment ids.
+
+A run is a longest stretch of neighbouring tokens with the same id. Ids are compared with neighbouring ids only.
+"""
 import jax
 import jax.numpy as jnp
 
 
 def run_ids(segment_ids: jax.Array | None, batch: int, length: int) -> jax.Array:
-    """int32 [batch, length]: 0, 1, ... counting each row's runs of equal segment ids; all 0 without ids.
+    """Number the runs of each row 0, 1, ... from the left.
 
-    Two stretches that happen to carry the same id become two runs.
+    Two stretches with the same id that are not neighbours become two runs.
+
+    Args:
+      segment_ids: integers [batch, length], or None for one run in each row.
+      batch, length: the shape of the result.
+
+    Returns int32 [batch, length].
     """
     if segment_ids is None:
         return jnp.zeros((batch, length), jnp.int32)
@@ -15,13 +24,18 @@ def run_ids(segment_ids: jax.Array | None, batch: int, length: int) -> jax.Array
 
 
 def reached_from(flag: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array:
-    """bool [batch, length]: whether a flagged token stands at or before each token in its own run.
+    """Whether a flagged token stands at or before each token in its own run.
 
-    flag bool, run int32 [batch, length]. reverse=True looks at or after it.
+    Args:
+      flag: bool [batch, length].
+      run: int32 [batch, length], from run_ids.
+      reverse: look at or after each token instead.
+
+    Returns bool [batch, length].
     """
     total = jnp.cumsum(flag, axis=1, dtype=jnp.int32)
     starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    # Flags counted before the run began: the largest such count at any start so far, since counts only grow.
+    # The flags counted before the run began. Counts only grow, so this is the largest such count at any start so far.
     before = jax.lax.cummax(jnp.where(starts, total - flag, 0), axis=1)
     if not reverse:
         return total > before
@@ -31,10 +45,19 @@ def reached_from(flag: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array
 
 
 def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int = 32) -> jax.Array:
-    """Sum of a [batch, length, channels] over the tokens of its run up to and with each one (from it on, if reverse).
+    """For each token, the sum over the tokens of its run up to and including it.
 
-    Sums restart with each run instead of being differences of longer ones, so digits are lost in no long row and NaN
-    stays in its run. Inside a chunk by doubling, from chunk to chunk by a scan: both compile to little code.
+    The sums restart with each run and are not differences of longer sums, so that long rows lose no digits and NaN
+    stays in its run. Inside a chunk they are made by doubling, from chunk to chunk by a scan. Both compile to little
+    code.
+
+    Args:
+      a: [batch, length, channels], of any floating-point dtype.
+      run: int32 [batch, length], from run_ids, or any ids that differ between neighbouring runs.
+      reverse: sum from each token to the end of its run instead.
+      chunk_size: tokens of a chunk.
+
+    Returns the sums, with the shape and dtype of a.
     """
     if reverse:
         return jnp.flip(running_sum(jnp.flip(a, 1), jnp.flip(run, 1), reverse=False, chunk_size=chunk_size), 1)

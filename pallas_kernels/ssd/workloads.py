@@ -1,11 +1,15 @@
-"""The shapes that tests, benchmarks and memory figures use, named once."""
+"""The shapes that tests, benchmarks and memory figures use, each named once."""
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 class Workload(NamedTuple):
-    """Shapes of one ssd_scan call; segments have geometric lengths of mean `mean_segment`."""
+    """The shapes of one ssd_scan call.
+
+    The lengths of the segments are geometrically distributed, with mean `mean_segment`. `state` is d_state.
+    """
 
     batch: int
     length: int
@@ -15,8 +19,15 @@ class Workload(NamedTuple):
     state: int
     mean_segment: int
 
-    def arrays(self, seed: int = 0, dtype=np.float32) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """(arguments of ssd_scan by name without segment_ids, segment_ids)."""
+    def arrays(self, seed: int = 0, dtype: DTypeLike = np.float32) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Draw random inputs.
+
+        Args:
+          seed: of the random generator.
+          dtype: of all arrays but the segment ids.
+
+        Returns (the arguments x, dt, A, B, C and D of ssd_scan by name, segment_ids int32 [batch, length]).
+        """
         rng = np.random.default_rng(seed)
         lead = self.batch, self.length
         arrays = dict(
@@ -30,7 +41,7 @@ class Workload(NamedTuple):
 
 
 WORKLOADS = {
-    'kuairand': Workload(7, 8192, 32, 16, 1, 64, 50),  # rows of the published model on KuaiRand
+    'kuairand': Workload(7, 8192, 32, 16, 1, 64, 50),  # the rows of the published model on KuaiRand
     'mamba1k': Workload(1, 1024, 8, 64, 1, 128, 1024),
     'mamba2k': Workload(1, 2048, 8, 64, 1, 128, 2048),
     'mamba16k': Workload(1, 16384, 8, 64, 1, 128, 16384),

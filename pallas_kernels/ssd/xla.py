@@ -1,16 +1,17 @@
 """SSD as blocked matmuls in plain JAX, with a hand-written backward: the implementation for every platform.
 
-A lax.scan walks over blocks of `chunks` chunks of `chunk_size` tokens. Inside a chunk, with s the running sum of
-dt * A over the chunk's tokens of one segment (in scan direction) and u = dt x:
+A lax.scan walks over blocks, which consist of `chunks` chunks of `chunk_size` tokens. Inside a chunk let s be the
+running sum of dt * A over the tokens of one segment, in scan direction, and u = dt x. Then
 
     y_i   = sum_j [same segment, j not after i] exp(s_i - s_j) (C_i . B_j) u_j  +  [open at entry] exp(s_i) C_i h_in
     h_out = [open throughout] exp(s_last) h_in  +  sum_j [open at exit] exp(s_last - s_j) B_j u_j^T
 
-(Mamba-2, listing 1, with segments.) C B^T is computed once a group. All exponents are masked before exp, so they are
-at most 0. Nothing of size [length, length] or [length, headdim, state] exists: the temporaries are those of one block,
-and only the states at chunk entries are kept for the backward pass, which recomputes the rest of a chunk.
+This is listing 1 of Mamba-2 (Dao and Gu 2024) with segments. C B^T is computed once for all heads of a group. All
+exponents are masked before exp, so they are at most 0. No array has the size [length, length] or
+[length, headdim, d_state]: the temporaries are those of one block. For the backward pass only the states at chunk
+entries and what other tokens add to y are kept. The backward pass recomputes the rest of a chunk.
 
-A 0 in a mask times a NaN in another segment would be NaN in a matmul. So tokens that are not finite enter as zeros,
+In a matmul, a 0 of a mask times a NaN of another segment would be NaN. So tokens that are not finite enter as zeros,
 and NaN is put back at the tokens that depend on them.
 """
 import functools
@@ -25,11 +26,12 @@ from pallas_kernels.ssd.segments import reached_from
 
 
 class _Block(NamedTuple):
-    """Some chunks of the inputs. b batch, k chunk, q token, g group, r head of the group, p headdim, n state.
+    """Some chunks of the inputs.
 
-    x [b,k,q,g,r,p], dt [b,k,q,g,r], B and C [b,k,q,g,n]. starts [b,k,q]: 1 where a run begins at a token of the chunk
-    but its leftmost, else 0; in dt's dtype. enters [b,k]: whether the run of the chunk's first token (in scan
-    direction) began in an earlier chunk.
+    The axes are b batch, k chunk, q token, g group, r head of the group, p headdim and n d_state; s is a second axis of
+    tokens. x [b,k,q,g,r,p], dt [b,k,q,g,r], B and C [b,k,q,g,n]. starts [b,k,q], in dt's dtype: 1 where a run begins at
+    a token other than the leftmost of the chunk, else 0. enters [b,k]: whether the run of the chunk's first token, in
+    scan direction, began in an earlier chunk.
     """
 
     x: jax.Array
@@ -41,11 +43,11 @@ class _Block(NamedTuple):
 
 
 class _Decays(NamedTuple):
-    """Decays of a block's chunks, float32 or wider, zero where no segment connects.
+    """The decays of a block's chunks, in float32 or wider, zero where no segment connects.
 
     within [b,k,g,r,q,s]: from token s to another token q. entry [b,k,q,g,r]: from the chunk's entry to token q.
-    exit [b,k,q,g,r]: from token q to the chunk's exit. through [b,k,g,r]: from entry to exit.
-    counts [b,k,q,g,r]: 1 where the decay of token q does not vanish and acts on something, see log_decay_gradient.
+    exit [b,k,q,g,r]: from token q to the chunk's exit. through [b,k,g,r]: from entry to exit. counts [b,k,q,g,r]: 1
+    where the decay of token q does not vanish and acts on something, else 0; see decay.log_decay_gradient.
     """
 
     within: jax.Array
@@ -61,8 +63,8 @@ def _einsum(formula, *operands, wide):
 
 def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
     order = jnp.arange(block.starts.shape[-1])
-    # Runs are counted by a matmul, not handed in: XLA's CPU backend does not vectorise the exponentials below where
-    # they are fused with a slice of the scan's inputs, and takes ten times as long.
+    # Runs are counted here, by a matmul. Where the exponentials below are fused with a slice of the scan's inputs,
+    # XLA's CPU backend does not vectorise them, and takes ten times as long.
     run = jnp.einsum('qs,bks->bkq', (order[:, None] >= order).astype(A.dtype), block.starts)
     in_order = order[:, None] <= order if reverse else order[:, None] >= order
     visible = in_order & (run[..., :, None] == run[..., None, :])
@@ -70,7 +72,7 @@ def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
     first, last = (run[..., -1:], run[..., :1]) if reverse else (run[..., :1], run[..., -1:])
     at_entry = (run == first) & block.enters[..., None]
     at_exit = run == last
-    # Sums that restart at each run, by matmul, in two parts so that their differences are exact.
+    # The sums restart at each run, by matmul. They have two parts, so that their differences are exact.
     a = log_decay(block.dt, A)
     since_start = functools.partial(jnp.einsum, 'bksgr,bkqs->bkgrq', precision=lax.Precision.HIGHEST)
     coarse, fine = (since_start(part, visible.astype(A.dtype)) for part in exact_parts(a, order.size))
@@ -90,7 +92,7 @@ def _decays(block: _Block, A: jax.Array, reverse: bool) -> _Decays:
 
 
 def _carry(states, through, h, reverse):
-    """Carry h over a block's chunks: (h after the block, h at each chunk's entry [b,k,g,n,r,p])."""
+    """Carry h over the chunks of a block. Returns (h after the block, h at each chunk's entry [b,k,g,n,r,p])."""
 
     def step(h, chunk):
         state, through = chunk
@@ -102,22 +104,22 @@ def _carry(states, through, h, reverse):
 
 
 def _between_tokens(block: _Block, wide) -> jax.Array:
-    """C B^T of each group [b,k,g,q,s]."""
+    """C B^T of each group, [b,k,g,q,s]."""
     return _einsum('bkqgn,bksgn->bkgqs', block.C, block.B, wide=wide)
 
 
 def _own(block: _Block, wide) -> jax.Array:
-    """Its diagonal, [b,k,q,g,1,1]."""
+    """The diagonal of C B^T, [b,k,q,g,1,1]."""
     return _einsum('bkqgn,bkqgn->bkqg', block.C, block.B, wide=wide)[..., None, None]
 
 
 def _diagonal(own: jax.Array) -> jax.Array:
-    """A token's own terms [b,k,g,q] as matrices [b,k,g,q,s]."""
+    """Diagonal matrices [b,k,g,q,s] of the terms [b,k,g,q] of each token with itself."""
     return jnp.eye(own.shape[-1], dtype=own.dtype) * own[..., None]
 
 
 def _forward_block(A, reverse, h, block: _Block):
-    """(h after the block, (what other tokens add to y, y, h at each chunk's entry))."""
+    """Returns (h after the block, (what other tokens add to y, y, h at each chunk's entry))."""
     wide, narrow = A.dtype, block.x.dtype
     d = _decays(block, A, reverse)
     u = block.dt[..., None] * block.x.astype(wide)
@@ -131,10 +133,11 @@ def _forward_block(A, reverse, h, block: _Block):
 
 
 def _backward_block(A, reverse, dh, inputs):
-    """One block of the reverse scan; dh is the gradient of the state at the block's exit.
+    """One block of the backward scan. dh is the gradient of the state at the block's exit.
 
-    The gradient of s needs no [q, s] array: its sum over the keys of y's terms is y . g, over the queries u . du. A
-    token's own term, which no decay touches, is in neither: where decays underflow, it would drown the rest.
+    The gradient of s needs no [q, s] array of its own: the sum of the terms over the keys s is y . g, and the sum over
+    the queries q is u . du. The term of a token with itself has no decay and is left out of both sums. Where decays
+    underflow, the rest would be lost beside it in rounding.
     """
     block, entries, from_others, g = inputs
     wide, narrow = A.dtype, block.x.dtype
@@ -152,14 +155,15 @@ def _backward_block(A, reverse, dh, inputs):
     dscores = (dscores + _diagonal(_einsum('bkqgrp,bkqgrp->bkgq', g_narrow, u_narrow, wide=wide))).astype(narrow)
     dh_narrow = dh_exit.astype(narrow)
     du_exit = d.exit[..., None] * _einsum('bksgn,bkgnrp->bksgrp', block.B, dh_narrow, wide=wide)
-    # With the operands in the other order, XLA's CPU backend refuses this bfloat16 product for groups of several heads.
+    # With its operands in the other order, XLA's CPU backend refuses this product in bfloat16 for groups of several
+    # heads.
     du = _einsum('bkgrqs,bkqgrp->bksgrp', weights, g_narrow, wide=wide) + du_exit
     dC = _einsum('bkgqs,bksgn->bkqgn', dscores, block.B, wide=wide)
     dC += _einsum('bkqgrp,bkgnrp->bkqgn', g_entry, entries.astype(narrow), wide=wide)
     dB = _einsum('bkgqs,bkqgn->bksgn', dscores, block.C, wide=wide)
     dB += _einsum('bksgrp,bkgnrp->bksgn', (d.exit[..., None] * u).astype(narrow), dh_narrow, wide=wide)
 
-    # Terms of both products cancel: they must be made of the same rounded numbers as the matmuls' are.
+    # Terms of the two products cancel, so both must be made of the same rounded numbers that the matmuls read.
     ds = jnp.sum(g_narrow.astype(wide) * from_others - u_narrow.astype(wide) * du, axis=-1)
     du += _own(block, wide) * g_narrow.astype(wide)
     at_last = jnp.sum(u_narrow.astype(wide) * du_exit, axis=(2, 5))
@@ -176,7 +180,7 @@ def _backward_block(A, reverse, dh, inputs):
 
 
 class _Tiling(NamedTuple):
-    """How a sequence is cut: `blocks` steps of `chunks` chunks of `size` tokens; together `padded` tokens."""
+    """How a sequence is cut: into `blocks` blocks of `chunks` chunks of `size` tokens, together `padded` tokens."""
 
     blocks: int
     chunks: int
@@ -184,16 +188,18 @@ class _Tiling(NamedTuple):
 
     @classmethod
     def of(cls, length: int, chunk_size: int, chunks: int) -> '_Tiling':
+        """The tiling of `length` tokens with chunks of `chunk_size` tokens, at most `chunks` of them in a block."""
         needed = -(-length // chunk_size)
         chunks = min(chunks, needed)
         return cls(-(-needed // chunks), chunks, chunk_size)
 
     @property
     def padded(self) -> int:
+        """The tokens of all blocks, of which the last may lie beyond the end of the sequence."""
         return self.blocks * self.chunks * self.size
 
-    def cut(self, a: jax.Array, fill=0) -> jax.Array:
-        """[batch, length, ...] -> [blocks, batch, chunks, size, ...]."""
+    def cut(self, a: jax.Array, fill: int = 0) -> jax.Array:
+        """[batch, length, ...] -> [blocks, batch, chunks, size, ...], with `fill` beyond the end."""
         gap = self.padded - a.shape[1]
         if gap:
             a = jnp.pad(a, ((0, 0), (0, gap)) + ((0, 0),) * (a.ndim - 2), constant_values=fill)
@@ -201,13 +207,13 @@ class _Tiling(NamedTuple):
         return jnp.moveaxis(a, 1, 0)
 
     def join(self, a: jax.Array, length: int) -> jax.Array:
-        """Inverse of cut."""
+        """The inverse of cut, for the first `length` tokens."""
         a = jnp.moveaxis(a, 0, 1)
         return a.reshape(a.shape[0], self.padded, *a.shape[4:])[:, :length]
 
 
 def _blocks_of(x, dt, B, C, run, tiling: _Tiling, reverse: bool) -> _Block:
-    run = tiling.cut(run, fill=-1)  # the tail is a run of its own
+    run = tiling.cut(run, fill=-1)  # what lies beyond the end is a run of its own
     by_chunk = jnp.moveaxis(run, 0, 1).reshape(run.shape[1], -1, tiling.size)
     if reverse:
         enters = jnp.pad(by_chunk[:, :-1, -1] == by_chunk[:, 1:, 0], ((0, 0), (0, 1)))
@@ -215,24 +221,28 @@ def _blocks_of(x, dt, B, C, run, tiling: _Tiling, reverse: bool) -> _Block:
         enters = jnp.pad(by_chunk[:, 1:, 0] == by_chunk[:, :-1, -1], ((0, 0), (1, 0)))
     enters = jnp.moveaxis(enters.reshape(-1, tiling.blocks, tiling.chunks), 1, 0)
     starts = jnp.pad(run[..., 1:] != run[..., :-1], ((0, 0),) * (run.ndim - 1) + ((1, 0),)).astype(dt.dtype)
-    return _Block(*(tiling.cut(a) for a in (x, dt, B, C)), starts, enters)
+    return _Block(tiling.cut(x), tiling.cut(dt), tiling.cut(B), tiling.cut(C), starts, enters)
 
 
 def _grouped(x, dt, A, groups):
-    """Heads split into [groups, heads per group]."""
-    split = lambda a, axis: a.reshape(*a.shape[:axis], groups, -1, *a.shape[axis + 1:])  # noqa: E731
+    """x, dt and A with their axis of heads split into [groups, heads of a group]."""
+
+    def split(a, axis):
+        return a.reshape(*a.shape[:axis], groups, -1, *a.shape[axis + 1:])
+
     return split(x, 2), split(dt, 2), split(A, 0)
 
 
 def _finite_tokens(*arrays) -> jax.Array:
-    """bool [batch, length]: tokens all of whose values are finite in every array."""
-    # 0 times a number is 0, else NaN: a dot sums these several times as fast as XLA's CPU backend reduces booleans.
+    """bool [batch, length]: whether all values of a token are finite, in every array [batch, length, ...]."""
+    # 0 times a finite number is 0, and 0 times anything else is NaN. XLA's CPU backend sums these products as a dot
+    # several times as fast as it reduces booleans.
     flat = (a.reshape(*a.shape[:2], -1) for a in arrays)
     return jnp.isfinite(sum(jnp.einsum('blc,c->bl', a, jnp.zeros(a.shape[2], a.dtype)) for a in flat))
 
 
 def _at(tokens, a):
-    """The [batch, length] mask shaped to broadcast against a."""
+    """The mask [batch, length] in a shape that broadcasts against a."""
     return tokens.reshape(*tokens.shape, *(1,) * (a.ndim - 2))
 
 
@@ -241,13 +251,17 @@ def _zero_unless(tokens, *arrays):
 
 
 def _forward(tiling, reverse, x, dt, A, B, C, run):
-    """(what other tokens add to y, y [b,l,h,p] float32 or wider, entries, tokens that depend on one that is not finite)."""
+    """The forward pass without NaN.
+
+    Returns (what other tokens add to y, y, the states at chunk entries, which tokens depend on one that is not finite).
+    The first two have x's shape and are float32 or wider.
+    """
     finite = _finite_tokens(x, dt, B, C)
     poisoned = reached_from(~finite, run, reverse=reverse)
     x, dt, B, C = _zero_unless(finite, x, dt, B, C)
     xg, dtg, Ag = _grouped(x, dt, A, B.shape[2])
     blocks = _blocks_of(xg, dtg, B, C, run, tiling, reverse)
-    # A broadcast of the inputs' own zeros varies over a shard_map's axes as they do.
+    # Zeros made from the inputs vary over the axes of a shard_map as the inputs do.
     h = jnp.zeros_like(xg[:, 0, :, None] * B[:, 0, :, :, None, None], A.dtype)
     _, (*y, entries) = lax.scan(functools.partial(_forward_block, Ag, reverse), h, blocks, reverse=reverse)
     return *(tiling.join(a, x.shape[1]).reshape(x.shape) for a in y), entries, poisoned
@@ -268,7 +282,7 @@ def _ssd_bwd(tiling, reverse, residuals, g):
     x, dt, A, B, C, run, from_others, entries = residuals
     finite = _finite_tokens(x, dt, B, C)
     finite_g = _finite_tokens(g)
-    # A token's gradient needs its whole run before it (the inputs) and after it (the cotangent) to be finite.
+    # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(~finite, run, reverse=False) | reached_from(~finite, run, reverse=True)
     poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
     clean_x, clean_dt, clean_B, clean_C = _zero_unless(finite, x, dt, B, C)
@@ -283,18 +297,32 @@ def _ssd_bwd(tiling, reverse, residuals, g):
         reverse=not reverse,
     )
     *per_token, dA = grads
-    per_token = [tiling.join(a, x.shape[1]).reshape(like.shape) for a, like in zip(per_token, (x, dt, B, C))]
-    per_token = [jnp.where(_at(poisoned, a), jnp.nan, a).astype(like.dtype)
-                 for a, like in zip(per_token, (x, dt, B, C))]
+    dx, ddt, dB, dC = (
+        jnp.where(_at(poisoned, like), jnp.nan, tiling.join(a, x.shape[1]).reshape(like.shape)).astype(like.dtype)
+        for a, like in zip(per_token, (x, dt, B, C), strict=True)
+    )
     dA = jnp.where(jnp.any(poisoned), jnp.nan, jnp.sum(dA, axis=0).reshape(A.shape))
-    dx, ddt, dB, dC = per_token
     return dx, ddt, dA, dB, dC, None
 
 
 _ssd.defvjp(_ssd_fwd, _ssd_bwd)
 
 
-def ssd_scan_xla(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int, chunks: int) -> jax.Array:
-    """Shapes as ssd_scan; A and dt in float32 (float64 with float64 inputs), run from segments.run_ids."""
+def ssd_scan_xla(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, run: jax.Array, *, reverse: bool,
+    chunk_size: int, chunks: int,
+) -> jax.Array:
+    """ssd_scan without D, in plain JAX. Source: Mamba-2 (Dao and Gu 2024), section 6 and listing 1.
+
+    Args:
+      x, B, C: as in ssd_scan.
+      dt, A: as in ssd_scan, but float32, or float64 with float64 inputs.
+      run: int32 [batch, length], from segments.run_ids.
+      reverse: scan from the right.
+      chunk_size: tokens of a chunk.
+      chunks: chunks of a block, which is one step of the scan.
+
+    Returns y, with the shape and dtype of x.
+    """
     tiling = _Tiling.of(x.shape[1], chunk_size, chunks)
     return _ssd(tiling, reverse, x, dt, A, B, C, run)

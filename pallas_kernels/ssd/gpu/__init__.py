@@ -1,1 +1,5 @@
-"""SSD in Mosaic GPU kernels: tiles.py how a call is cut and shared idioms, forward.py and backward.py the kernels, scan.py the operation."""
+"""SSD in Mosaic GPU kernels.
+
+tiles.py says how a call is cut, and holds what the kernels share. forward.py and backward.py hold the kernels, and
+scan.py the operation.
+"""

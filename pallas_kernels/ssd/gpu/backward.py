@@ -1,12 +1,13 @@
-"""The backward kernels of pallas_gpu, beside chunk_states and carry_states, which also make the gradients of states.
+"""The backward kernels of pallas_gpu. The gradients of states are made by chunk_states and carry_states in forward.py.
 
-With W_ij = 2^(s_i - s_j) (C_i . B_j) where i sees j, u = dt x and dW_ij = g_i . u_j, both of a head:
+For each head let W_ij = 2^(s_i - s_j) (C_i . B_j) where token i sees token j, u = dt x, and dW_ij = g_i . u_j. Then
 
     chunk_gradients   du_j = sum_i W_ij g_i + exit_j B_j dh;  dx = dt du;  dS_ij = sum over heads of 2^(s_i - s_j) dW_ij
     key_gradients     dC = dS B + sum over heads of (entry g) h;  dB = dS^T C + sum over heads of (exit u) dh
 
-h is the state at the chunk's entry and dh the gradient of that at its exit. Each also leaves the sums over tokens from
-which the gradients of s come, so that no array of Q x Q a head leaves a program. Arrays as in tiles.py.
+where h is the state at the chunk's entry and dh the gradient of the state at its exit. Both kernels also return those
+sums over tokens from which the gradient of s is made, so that no array of Q x Q for each head leaves a program. Shapes
+are those of tiles.py.
 """
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,28 @@ from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_colu
 
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
-    """Shared memory of chunk_gradients in bytes: (once, a stage)."""
+    """The shared memory of chunk_gradients in bytes: (once, for each stage of the pipeline)."""
     once = 2 * CHUNK * (2 * t.state + CHUNK) + 4 * 3 * CHUNK
     return once, 2 * t.width * (3 * CHUNK + t.state) + 4 * (4 + 3) * t.heads * CHUNK
 
 
-def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret: bool):
-    """(dx as x, dS^T bfloat16 [parts, M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]).
+def chunk_gradients(
+    t: Tiles, x: jax.Array, g: jax.Array, vectors: jax.Array, B: jax.Array, C: jax.Array, dexits: jax.Array,
+    tokens: jax.Array, *, interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradient of x, that of the scores C B^T, and sums for the gradients of dt and s.
 
-    vectors [M groups blocks, 4 heads, Q]: s, s again, dt, exit. tokens int32 [M, 3, Q]: first and last token that sees
-    each, whether dx is NaN. Of the sums, one kind after another: sum_j W_ij dW_ij by i, sum_i W_ij dW_ij by j, x . du.
-    The first two, without j = i, are made of the same products, so that what they have in common cancels in the gradient
-    of s.
+    Args:
+      t: the sizes.
+      x, g, B, C: bfloat16, in the shapes of tiles.py. g is the gradient of y.
+      vectors: [M groups blocks, 4 heads, Q] float32: s, s again, dt, exit.
+      dexits: the gradients of the states at the chunks' exits, bfloat16.
+      tokens: [M, 3, Q] int32: the first and the last token that sees each token, and whether its dx is NaN.
+      interpret: run the kernel in the interpreter.
+
+    Returns (dx like x, dS^T bfloat16 [parts, M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]). The three
+    kinds of sums are sum_j W_ij dW_ij for each i, sum_i W_ij dW_ij for each j, and x . du. The first two leave out
+    j = i. They are made of the same products, so that what they have in common cancels in the gradient of s.
     """
     slots = tiles.stages(t.steps, *gradients_memory(t))
 
@@ -41,7 +52,7 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem),
             barrier=barrier,
         )
-        # Everything Q x Q stands transposed, [j, i]: W^T is then the wgmma operand in registers that du needs.
+        # Everything of Q x Q is transposed, [j, i]. So W^T is in registers as the operand of the wgmma that makes du.
         square = CHUNK, CHUNK
         scores = tiles.product(B_smem, C_smem.transpose((1, 0)))
         bad = rows(tokens_smem.at[2])
@@ -52,14 +63,17 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
             lo, hi = rows(tokens_smem.at[0]), rows(tokens_smem.at[1])
             return jnp.where((over_rows(lo, square) <= i) & (i <= over_rows(hi, square)), a, 0.0)
 
-        # Masked once for all heads, as is dscores: the exponents are at most 0 elsewhere too, so 0 meets no infinity.
+        # The mask is applied once for all heads, as it is to dscores. Exponents are at most 0 at masked places too, so
+        # that no 0 is multiplied by an infinity.
         scores = where_seen(scores)
-        # A token's own weight stays float32, as in chunk_outputs. Of the gradient of s it is no part.
+        # The weight of a token's own input stays in float32, as in chunk_outputs. It has no part in the gradient of s.
         own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
         scores = jnp.where(i == j, 0.0, scores)
 
         def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
-            vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
+            def vector(kind, head):
+                return vectors_smem.at[kind * t.heads + head]
+
             from_exit = tiles.product(B_smem, dh_smem.transpose((1, 0)))
             for head in range(t.heads):
                 its = t.columns(head)
@@ -121,22 +135,34 @@ def chunk_gradients(t: Tiles, x, g, vectors, B, C, dexits, tokens, *, interpret:
 
 
 def state_columns(t: Tiles) -> int:
-    """Columns of the state that a program of key_gradients makes."""
+    """The columns of d_state for which one program of key_gradients makes the gradient."""
     return next(n for n in (64, 48, 32, 16) if t.state % n == 0 and n % t.lanes == 0)
 
 
 def keys_memory(t: Tiles) -> tuple[int, int]:
-    """Shared memory of key_gradients in bytes: (once, a stage)."""
+    """The shared memory of key_gradients in bytes: (once, for each stage of the pipeline)."""
     width = state_columns(t)
     return 2 * CHUNK * (CHUNK + 3 * width), 2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK
 
 
-def key_gradients(t: Tiles, dscores, others, own, v, weight, states, *, transposed: bool, interpret: bool):
-    """(dB or dC as B, sums float32 [M groups blocks, heads, Q] of weight_i v_i state own_i).
+def key_gradients(
+    t: Tiles, dscores: jax.Array, others: jax.Array, own: jax.Array, v: jax.Array, weight: jax.Array,
+    states: jax.Array, *, transposed: bool, interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient of `own`, which is B or C: dscores @ others + sum over heads of (weight v) state.
 
-    The gradient of `own`: dscores @ others + sum over heads of (weight v) state. transposed takes dscores^T. For dB own
-    is B, others C, v x and weight exit dt, states the gradients at the exits; for dC own is C, others B, v g, weight
-    entry, states those at the entries.
+    Args:
+      t: the sizes.
+      dscores: [M groups Q, Q] bfloat16, the sum over parts of the dS^T of chunk_gradients.
+      others: C for the gradient of B, and B for that of C.
+      own: B or C.
+      v: x for the gradient of B, and g for that of C.
+      weight: [M groups blocks, heads, Q] float32: exit dt for the gradient of B, and entry for that of C.
+      states: the gradients of the states at the exits for B, and the states at the entries for C.
+      transposed: take dscores^T, for C.
+      interpret: run the kernel in the interpreter.
+
+    Returns (dB or dC like B, sums float32 [M groups blocks, heads, Q] of weight_i v_i state own_i).
     """
     width = state_columns(t)
     cuts = t.state // width

@@ -1,12 +1,13 @@
-"""The forward kernels of pallas_gpu: states of chunks, their carry, and outputs. Arrays as in tiles.py.
+"""The forward kernels of pallas_gpu: the states of chunks, their carry, and the outputs. Shapes are those of tiles.py.
 
-With s the decays' logarithm (base 2) summed over the chunk's tokens of one run, in scan direction:
+Let s be the logarithm of the decays (base 2), summed over the chunk's tokens of one run in scan direction. Then
 
-    chunk_states    state = sum_j weight_j v_j key_j^T                        a program a chunk and group
-    carry_states    entry of a chunk = through * entry of the one before + its state
+    chunk_states    state = sum_j weight_j v_j key_j^T                        one program for each chunk and group
+    carry_states    entry of a chunk = through * entry of the chunk before + state of the chunk before
     chunk_outputs   y_i = sum_j [lo_i <= j <= hi_i] 2^(s_i - s_j) (C_i . B_j) dt_j x_j  +  entry_i C_i h
 
-Nothing here knows the direction but carry_states: it lies in lo, hi and the vectors. Mamba-2 (Dao and Gu 2024), 6.
+Only carry_states knows the direction of the scan. In the other kernels it is contained in lo, hi and the vectors.
+Source: Mamba-2 (Dao and Gu 2024), section 6.
 """
 import jax
 import jax.numpy as jnp
@@ -16,21 +17,29 @@ from jax.experimental import pallas as pl
 from pallas_kernels.ssd.gpu import tiles
 from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
 
-# A program of carry_states holds a tile of this size and has so many chunks in flight: little work, much latency.
+# A program of carry_states holds a tile of CARRY_ROWS x CARRY_COLUMNS and has CARRY_STAGES chunks in flight, because it
+# has little to compute and long to wait.
 CARRY_ROWS = 64
 CARRY_COLUMNS = 32
 CARRY_STAGES = 6
 
 
 def states_memory(t: Tiles) -> tuple[int, int]:
-    """Shared memory of chunk_states in bytes: (once, a stage)."""
+    """The shared memory of chunk_states in bytes: (once, for each stage of the pipeline)."""
     return 2 * CHUNK * (t.state + t.width), 2 * t.width * (CHUNK + t.state) + 4 * t.heads * CHUNK
 
 
 def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, interpret: bool) -> jax.Array:
-    """[M groups blocks heads P, N] bfloat16: each chunk's sum of weight_j v_j key_j^T.
+    """For each chunk, the sum of weight_j v_j key_j^T over its tokens j.
 
-    v laid out as x, weight [M groups blocks, heads, Q] float32, key as B.
+    Args:
+      t: the sizes.
+      v: in the shape of x, bfloat16.
+      weight: [M groups blocks, heads, Q] float32.
+      key: in the shape of B, bfloat16.
+      interpret: run the kernel in the interpreter.
+
+    Returns [M groups blocks heads P, N] bfloat16.
     """
     slots = tiles.stages(t.steps, *states_memory(t))
 
@@ -67,7 +76,17 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
 
 
 def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bool, interpret: bool) -> jax.Array:
-    """The state at each chunk's entry, as states; through float32 [M, groups blocks heads P] from entry to exit."""
+    """The state at the entry of each chunk.
+
+    Args:
+      t: the sizes.
+      states: the result of chunk_states.
+      through: [M, groups blocks heads P] float32, the decay from entry to exit.
+      reverse: carry from the right to the left.
+      interpret: run the kernel in the interpreter.
+
+    Returns an array like states.
+    """
     channels = t.groups * t.blocks * t.width
     width = CARRY_COLUMNS if t.state % CARRY_COLUMNS == 0 else 16
     slots = min(CARRY_STAGES, t.chunks)
@@ -109,16 +128,27 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
 
 
 def outputs_memory(t: Tiles) -> tuple[int, int]:
-    """Shared memory of chunk_outputs in bytes: (once, a stage)."""
+    """The shared memory of chunk_outputs in bytes: (once, for each stage of the pipeline)."""
     once = 2 * CHUNK * (2 * t.state + t.width) + 4 * 3 * CHUNK
     return once, 2 * t.width * (2 * CHUNK + t.state) + 4 * 4 * t.heads * CHUNK
 
 
-def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: bool) -> jax.Array:
-    """y as x.
+def chunk_outputs(
+    t: Tiles, x: jax.Array, vectors: jax.Array, B: jax.Array, C: jax.Array, entries: jax.Array, tokens: jax.Array, *,
+    interpret: bool,
+) -> jax.Array:
+    """y, from the tokens of each chunk and the state at its entry.
 
-    vectors [M groups blocks, 4 heads, Q]: s, dt, entry, and s again, since one load cannot lie along rows and along
-    columns. tokens int32 [M, 3, Q]: lo, hi, whether y is NaN.
+    Args:
+      t: the sizes.
+      x, B, C: bfloat16, in the shapes of tiles.py.
+      vectors: [M groups blocks, 4 heads, Q] float32: s, dt, entry, and s again, because what is loaded lies either
+        along rows or along columns.
+      entries: the result of carry_states.
+      tokens: [M, 3, Q] int32: the first and the last token that each token sees, and whether its y is NaN.
+      interpret: run the kernel in the interpreter.
+
+    Returns an array like x.
     """
     slots = tiles.stages(t.steps, *outputs_memory(t))
 
@@ -134,15 +164,19 @@ def chunk_outputs(t: Tiles, x, vectors, B, C, entries, tokens, *, interpret: boo
         scores = tiles.product(C_smem, B_smem.transpose((1, 0)))
         i, j = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
         lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
-        # Masked once for all heads; the exponents below are at most 0 there too, so 0 meets no infinity.
+        # The mask is applied once for all heads. Exponents below are at most 0 at masked places too, so that no 0 is
+        # multiplied by an infinity.
         visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
         scores = jnp.where(visible, scores, 0.0)
-        # A token's own weight stays float32, as in xla: it is no sum in which the rounding of many would average out.
+        # The weight of a token's own input stays in float32, as in xla. It is a single term of y, so its rounding to
+        # bfloat16 would not average out as that of the other terms does.
         own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
         scores = jnp.where(i == j, 0.0, scores)
 
         def step(x_smem, vectors_smem, h_smem, y_smem):
-            vector = lambda kind, head: vectors_smem.at[kind * t.heads + head]  # noqa: E731
+            def vector(kind, head):
+                return vectors_smem.at[kind * t.heads + head]
+
             for head in range(t.heads):
                 its = t.columns(head)
                 part = tile(x_smem.at[:, its])

@@ -1,8 +1,9 @@
-"""pallas_gpu: SSD in Mosaic GPU kernels for Hopper, bfloat16, forward and backward.
+"""pallas_gpu: SSD in Mosaic GPU kernels for Hopper, in bfloat16, forward and backward.
 
-All chunks of a row are worked on at once; only the carry of states walks over them. XLA computes what is small, a
-few float32 a token and head: the decays' sums, restarting with each run, and the gradients of dt and A from the sums
-that the backward kernels leave. The matmuls, the exponentials between tokens and everything of x's size are kernels'.
+All chunks of a row are worked on at once. Only the carry of states walks over them. XLA computes what is small, a few
+float32 for each token and head: the sums of the decays' logarithms, which restart with each run, and the gradients of
+dt and A from the sums that the backward kernels return. The kernels compute the matmuls, the exponentials between
+tokens, and everything that has the size of x.
 
 As in xla, tokens that are not finite enter as zeros, and NaN is put back at the tokens that depend on them.
 """
@@ -12,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.decay import log_decay, vanishes
 from pallas_kernels.ssd.gpu import backward, forward, tiles
@@ -22,8 +24,11 @@ from pallas_kernels.ssd.xla import _at, _finite_tokens, _zero_unless
 HEADDIMS = (16, 32, 64, 128)
 
 
-def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None) -> str | None:
-    """A sentence why pallas_gpu cannot serve such a call of ssd_scan, or None."""
+def why_not_pallas_gpu(x_dtype: DTypeLike, headdim: int, state: int, chunk_size: int | None) -> str | None:
+    """The reason why pallas_gpu cannot serve such a call of ssd_scan, as a sentence, or None if it can.
+
+    state is d_state. The device is not looked at.
+    """
     take_xla = "take implementation='xla'"
     if plgpu is None or jax.__version_info__ < (0, 11):
         return f'pallas_gpu needs JAX 0.11 or later and this is {jax.__version__}; {take_xla}'
@@ -37,7 +42,7 @@ def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None
         return f'pallas_gpu has chunks of {CHUNK} tokens, the rows of a wgmma, and chunk_size={chunk_size}; {take_xla}'
     t = Tiles.of(1, CHUNK, 1, headdim, 1, state)
     needed = {kernel: sum(memory(t)) for kernel, memory in (forward.MEMORY | backward.MEMORY).items()}
-    kernel = max(needed, key=needed.get)
+    kernel = max(needed, key=needed.__getitem__)
     if needed[kernel] > tiles.SHARED_MEMORY - tiles.RESERVED:
         return (f'pallas_gpu needs {needed[kernel] // 1024} KB of shared memory in {kernel} for headdim {headdim} and '
                 f'state {state}, and a program has {tiles.SHARED_MEMORY // 1024} KB; {take_xla}')
@@ -45,11 +50,20 @@ def why_not_pallas_gpu(x_dtype, headdim: int, state: int, chunk_size: int | None
 
 
 def ssd_scan_pallas_gpu(
-    x, dt, A, B, C, run, *, reverse: bool, chunk_size: int | None = None, interpret: bool = False
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, run: jax.Array, *, reverse: bool,
+    chunk_size: int | None = None, interpret: bool = False,
 ) -> jax.Array:
-    """Shapes as ssd_scan: x, B and C bfloat16, dt and A float32, run from segments.run_ids; y as x.
+    """ssd_scan without D in Mosaic GPU kernels. Source: Mamba-2 (Dao and Gu 2024), section 6.
 
-    interpret runs the kernels on the CPU, for tests. Raises ValueError with why_not_pallas_gpu's sentence.
+    Args:
+      x, B, C: as in ssd_scan, bfloat16.
+      dt, A: as in ssd_scan, float32.
+      run: int32 [batch, length], from segments.run_ids.
+      reverse: scan from the right.
+      chunk_size: 64 or None.
+      interpret: run the kernels in the interpreter, on a CPU.
+
+    Returns y, with the shape and dtype of x. Raises ValueError with the sentence of why_not_pallas_gpu.
     """
     reason = why_not_pallas_gpu(x.dtype, x.shape[3], B.shape[3], chunk_size)
     if reason:
@@ -59,7 +73,7 @@ def ssd_scan_pallas_gpu(
 
 
 def _chunked(t: Tiles, a: jax.Array, fill=0) -> jax.Array:
-    """[batch, length, ...] -> [M, Q, ...]."""
+    """[batch, length, ...] -> [M, Q, ...], filled up with `fill` beyond the end."""
     gap = t.chunks * CHUNK - a.shape[1]
     if gap:
         a = jnp.pad(a, ((0, 0), (0, gap)) + ((0, 0),) * (a.ndim - 2), constant_values=fill)
@@ -72,7 +86,7 @@ def _unchunked(t: Tiles, a: jax.Array, length: int) -> jax.Array:
 
 
 def _whole_blocks(t: Tiles, a: jax.Array, axis: int) -> jax.Array:
-    """Heads at `axis`, each group's filled up with zeros to whole blocks."""
+    """The array with the heads of each group, which lie on `axis`, filled up with zeros to whole blocks."""
     per_group = a.shape[axis] // t.groups
     gap = t.blocks * t.heads - per_group
     if not gap:
@@ -83,7 +97,7 @@ def _whole_blocks(t: Tiles, a: jax.Array, axis: int) -> jax.Array:
 
 
 def _own_heads(t: Tiles, a: jax.Array, axis: int, heads: int) -> jax.Array:
-    """Inverse of _whole_blocks."""
+    """The inverse of _whole_blocks."""
     if a.shape[axis] == heads:
         return a
     a = a.reshape(*a.shape[:axis], t.groups, -1, *a.shape[axis + 1:])
@@ -97,7 +111,7 @@ def _tokens_by_columns(t: Tiles, a: jax.Array) -> jax.Array:
 
 
 def _from_columns(t: Tiles, a: jax.Array, length: int, heads: int) -> jax.Array:
-    """Inverse of _tokens_by_columns."""
+    """The inverse of _tokens_by_columns."""
     a = _own_heads(t, a.reshape(t.all_chunks, CHUNK, -1, t.headdim), 2, heads)
     return _unchunked(t, a, length)
 
@@ -114,12 +128,13 @@ def _vectors(t: Tiles, *kinds: jax.Array) -> jax.Array:
 
 
 class _Prepared:
-    """What the kernels take of one call, cleaned of tokens that are not finite.
+    """What the kernels read in one call, with zeros for tokens that are not finite.
 
-    t: the Tiles; x, B, C as the kernels want them. Float32 by head: dt, s2 (the sum of dt A in base 2), entry and exit
-    [M, heads, Q], through [M, heads], the decays from entry to token, from token to exit and from entry to exit, zero
-    where no run connects. visible [M, Q, Q] float32: whether q sees s. sees, seen_by: pairs of int32 [M, Q], the first
-    and last token that each sees, or that see it. finite: bool [batch, length].
+    t: the sizes. x, B, C: in the shapes of tiles.py. Float32 for each head: dt [M, heads, Q]; s2 [M, heads, Q], the sum
+    of dt A in base 2; entry, exit [M, heads, Q] and through [M, heads], the decays from entry to token, from token to
+    exit and from entry to exit, zero where no run connects. gone [M, heads, Q]: whether a token's decay vanishes.
+    visible [M, Q, Q] float32: 1 where token q sees token s, else 0. sees, seen_by: pairs of int32 [M, Q], the first and
+    the last token that each token sees, or that see it. finite: bool [batch, length].
     """
 
     def __init__(self, reverse, x, dt, A, B, C, run):
@@ -131,7 +146,7 @@ class _Prepared:
         self.x = _tokens_by_columns(t, x)
         self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
         self.dt = _by_head(t, dt)
-        run = _chunked(t, run, fill=-1)  # the tail is a run of its own
+        run = _chunked(t, run, fill=-1)  # what lies beyond the end is a run of its own
         order = jnp.arange(CHUNK, dtype=jnp.int32)
         same = run[:, :, None] == run[:, None, :]
         self.visible = (same & (order[:, None] <= order if reverse else order[:, None] >= order)).astype(A.dtype)
@@ -140,7 +155,8 @@ class _Prepared:
         enters = jnp.pad(meets, ((0, 0), (0, 1) if reverse else (1, 0))).reshape(-1, 1)
         first, last = (run[:, -1:], run[:, :1]) if reverse else (run[:, :1], run[:, -1:])
         at_entry, at_exit = ((run == first) & enters)[:, None], (run == last)[:, None]
-        # Sums that restart at each run, by matmul: differences stay as exact as the run is short.
+        # The sums restart at each run, by matmul. Their rounding is far below that of bfloat16, in which the kernels
+        # multiply.
         a = log_decay(self.dt, _whole_blocks(t, A, 0)[:, None])
         self.gone = vanishes(a)
         s = jnp.einsum('mqs,mhs->mhq', self.visible, a, precision=lax.Precision.HIGHEST)
@@ -154,13 +170,13 @@ class _Prepared:
         before, after = (begin.astype(jnp.int32), here), (here, end.astype(jnp.int32))
         self.sees, self.seen_by = (after, before) if reverse else (before, after)
 
-    def channels(self, per_head):
-        """[M, heads] -> [M, heads P]."""
+    def channels(self, per_head: jax.Array) -> jax.Array:
+        """[M, heads] -> [M, heads P], each head's value for each of its columns."""
         return jnp.repeat(per_head, self.t.headdim, axis=1)
 
 
 def _forward(reverse, interpret, x, dt, A, B, C, run):
-    """(y, the states at the chunks' entries)."""
+    """Returns (y, the states at the chunks' entries)."""
     p = _Prepared(reverse, x, dt, A, B, C, run)
     t = p.t
     poisoned = _chunked(t, reached_from(~p.finite, run, reverse=reverse))
@@ -188,7 +204,7 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     p = _Prepared(reverse, x, dt, A, B, C, run)
     t = p.t
     finite_g = _finite_tokens(g)
-    # A token's gradient needs its whole run before it (the inputs) and after it (the cotangent) to be finite.
+    # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(~p.finite, run, reverse=False) | reached_from(~p.finite, run, reverse=True)
     poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
     (g,) = _zero_unless(finite_g, g)
@@ -209,22 +225,25 @@ def _ssd_bwd(reverse, interpret, residuals, g):
         t, dscores, p.C, p.B, p.x, _vectors(t, p.exit * p.dt), dexits, transposed=False, interpret=interpret
     )
 
-    # y_i is a sum of terms, one for each j that i sees, each decaying by the dt A of the tokens after j up to i. The
-    # gradient of dt_k A is the sum of g . term over the pairs with j before k, and i at or after it. In the chunk: all
-    # at or after k less those that also begin there. From its entry: i at or after k. To its exit: j before k.
-    # Through the chunk: all tokens.
-    per_token = lambda a: a.reshape(t.all_chunks, -1, CHUNK)  # noqa: E731
+    # y_i is a sum of terms, one for each j that i sees. A term decays by the dt A of the tokens after j up to i. So the
+    # gradient of dt_k A is the sum of g . term over the pairs with j before k and i at or after k. Within the chunk
+    # these are all pairs with i at or after k, without those with j at or after k. From the chunk's entry they are
+    # those with i at or after k, to its exit those with j before k, and through the chunk all.
     by_query, by_key, xdu = jnp.split(within.reshape(t.all_chunks * t.groups * t.blocks, 3, t.heads, CHUNK), 3, axis=1)
-    by_query, by_key, xdu, out, into = map(per_token, (by_query, by_key, xdu, out, into))
+    by_query, by_key, xdu, out, into = (a.reshape(t.all_chunks, -1, CHUNK) for a in (by_query, by_key, xdu, out, into))
     sums = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     da = sums('mqs,mhq->mhs', p.visible, by_query - by_key + out)
     da += sums('mqs,mhs->mhq', p.visible - jnp.eye(CHUNK, dtype=p.visible.dtype), into)
     across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
     across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
     da += (p.through * across)[:, :, None]
+    # Where a decay vanishes, only the rounding of sums that cancel is left.
     da = jnp.where(p.gone, 0, da)
 
-    heads_back = lambda a: _unchunked(t, jnp.swapaxes(_own_heads(t, a, 1, p.heads), 1, 2), p.length)  # noqa: E731
+    def heads_back(a):
+        """[M, groups blocks heads, Q] -> [batch, length, heads]."""
+        return _unchunked(t, jnp.swapaxes(_own_heads(t, a, 1, p.heads), 1, 2), p.length)
+
     ddt = A * heads_back(da) + heads_back(xdu)
     dA = jnp.sum(_own_heads(t, jnp.sum(p.dt * da, axis=2), 1, p.heads), axis=0)
     dB, dC = (_unchunked(t, a.reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length) for a in (dB, dC))

@@ -1,8 +1,9 @@
 """How pallas_gpu cuts a call into tiles, and the few idioms that its kernels share.
 
-Letters: M chunks of all rows together, Q = 64 tokens a chunk (the rows of one wgmma), N state, P headdim. The heads of
-a group stand in `blocks` of `heads` heads, 64 columns wide (128 for headdim 128), so that P = 16 fills a wgmma too.
-Kernels see arrays of two or three axes, a TMA descriptor having five at most:
+In the shapes, M is the number of chunks of all rows together, Q = 64 the tokens of a chunk (the rows of one wgmma), N
+d_state and P headdim. The heads of a group are divided into `blocks` blocks of `heads` heads. A block has 64 columns
+(128 for headdim 128), so that headdim 16 fills a wgmma too. The kernels see arrays of two or three axes, because a TMA
+descriptor has at most five:
 
     x, g, y, dx     [M Q, groups blocks heads P]    bfloat16
     B, C            [M Q, groups N]                 bfloat16
@@ -10,29 +11,37 @@ Kernels see arrays of two or three axes, a TMA descriptor having five at most:
     per token       [M groups blocks, kinds heads, Q]   float32, or [M, kinds, Q] int32
 """
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+# The type is left open, because some of what is used here has other types, or is missing, in JAX 0.10.
+plgpu: Any
 try:
     from jax.experimental.pallas import mosaic_gpu as plgpu
-except ImportError:  # a JAX without Mosaic GPU imports this package too; why_not_pallas_gpu refuses the call
+except ImportError:  # a JAX without Mosaic GPU must be able to import this package; why_not_pallas_gpu refuses calls
     plgpu = None
 
 CHUNK = 64
 SHARED_MEMORY = 227 * 1024
-# Barriers, the scratch of reductions across warps and alignment of buffers.
+# For barriers, the scratch buffers of reductions across warps, and the alignment of buffers.
 RESERVED = 8 * 1024
 STATE_TILE = 64  # columns of a state that one accumulator holds
-PROGRAMS = 512  # two a multiprocessor at a time, two times over: below this, a group's blocks are shared among programs
+# With fewer programs than this, the blocks of a group are shared among several programs. A multiprocessor runs two
+# programs at a time, so that 132 multiprocessors run 512 programs about two times over.
+PROGRAMS = 512
 
 
 class Tiles(NamedTuple):
-    """The sizes of one call; heads counts those of a block, `blocks` the blocks of a group. state: filled up with zeros
-    to a multiple of 16, the depth of a wgmma."""
+    """The sizes of one call.
+
+    chunks: those of a row. blocks: blocks of heads of a group. heads: heads of a block. state: d_state, filled up with
+    zeros to a multiple of 16, the depth of a wgmma.
+    """
 
     batch: int
     chunks: int
@@ -44,79 +53,82 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, batch: int, length: int, heads: int, headdim: int, groups: int, state: int) -> 'Tiles':
+        """The sizes for x [batch, length, heads, headdim] and B [batch, length, groups, state]."""
         a_block = max(CHUNK // headdim, 1)
         blocks, filled = -(-(heads // groups) // a_block), -(-state // 16) * 16
         return cls(batch, -(-length // CHUNK), groups, blocks, a_block, headdim, filled)
 
     @property
     def all_chunks(self) -> int:
+        """The chunks of all rows together, M."""
         return self.batch * self.chunks
 
     @property
     def width(self) -> int:
-        """Columns of x in a block."""
+        """The columns of x in a block."""
         return self.heads * self.headdim
 
     @property
     def parts(self) -> int:
-        """Programs that share the blocks of a chunk's group."""
+        """The number of programs that share the blocks of one chunk and group."""
         divisors = [n for n in range(1, self.blocks + 1) if self.blocks % n == 0]
         return next((n for n in divisors if self.all_chunks * self.groups * n >= PROGRAMS), self.blocks)
 
     @property
     def steps(self) -> int:
-        """Blocks of one program."""
+        """The blocks of one program."""
         return self.blocks // self.parts
 
     @property
     def lanes(self) -> int:
-        """Columns of one swizzled tile. The operands of a wgmma must agree in it, and it divides all their columns."""
+        """The columns of one swizzled tile: the same for all operands of a wgmma, and a divisor of their columns."""
         return math.gcd(CHUNK, self.headdim, self.state)
 
     @property
     def state_tiles(self) -> list[tuple[int, int]]:
-        """(first column, columns) of the tiles that a state's columns are taken in."""
+        """(first column, number of columns) of the tiles into which the columns of a state are divided."""
         return [(n, min(STATE_TILE, self.state - n)) for n in range(0, self.state, STATE_TILE)]
 
     @property
-    def transforms(self):
+    def transforms(self) -> tuple[Any, Any]:
+        """The layout in shared memory of what wgmma and TMA read."""
         return plgpu.TilingTransform((8, self.lanes)), plgpu.SwizzleTransform(2 * self.lanes)
 
-    def shared(self, *shape: int):
-        """A bfloat16 buffer in shared memory that wgmma and TMA read."""
+    def shared(self, *shape: int) -> Any:
+        """A bfloat16 buffer in shared memory that wgmma and TMA can read."""
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.transforms)
 
-    def block(self, shape, index_map):
-        """The spec of bfloat16 tiles that wgmma reads, for a pipeline."""
+    def block(self, shape: tuple[int, ...], index_map: Callable[..., tuple]) -> Any:
+        """The spec of a pipeline's bfloat16 tiles that wgmma can read."""
         return plgpu.BlockSpec(shape, index_map, transforms=self.transforms)
 
-    def chunk_block(self, here: 'Place'):
-        """Spec of a chunk's tokens of one block of heads a step: x, g, y, dx."""
+    def chunk_block(self, here: 'Place') -> Any:
+        """The spec for x, g, y and dx: in each step, the tokens of a chunk for one block of heads."""
         return self.block((CHUNK, self.width), lambda k: (here.m, here.group * self.blocks + here.first + k))
 
-    def state_block(self, here: 'Place'):
-        """Spec of one block's state a step."""
+    def state_block(self, here: 'Place') -> Any:
+        """The spec for states: in each step, the state of one block."""
         return self.block((self.width, self.state), lambda k: (self.number(here, k), 0))
 
-    def vectors_block(self, here: 'Place', kinds: int):
-        """Spec of one block's vectors a step: row kind * heads + head."""
+    def vectors_block(self, here: 'Place', kinds: int) -> Any:
+        """The spec for vectors: in each step, those of one block, in row kind * heads + head."""
         return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(here, k), 0, 0))
 
-    def number(self, here: 'Place', k):
-        """Of the block of step k, among all."""
+    def number(self, here: 'Place', k: Any) -> Any:
+        """The number of the block of step k among the blocks of all chunks and groups."""
         return (here.m * self.groups + here.group) * self.blocks + here.first + k
 
-    def chunk_at(self, here: 'Place', k):
-        """Where chunk_block lies."""
+    def chunk_at(self, here: 'Place', k: Any) -> tuple[Any, Any]:
+        """The indices in x, g, y or dx of what chunk_block reads in step k."""
         return here.tokens, pl.ds((here.group * self.blocks + here.first + k) * self.width, self.width)
 
-    def columns(self, head: int):
-        """The columns of a block that belong to one of its heads."""
+    def columns(self, head: int) -> Any:
+        """The slice of a block's columns that belong to one of its heads."""
         return pl.ds(head * self.headdim, self.headdim)
 
 
 class Place(NamedTuple):
-    """Where a program works: chunk m, group, and the first block of its part of the group."""
+    """Where a program works: chunk m, a group, its part of the group, and the first block of that part."""
 
     m: jax.Array
     group: jax.Array
@@ -124,67 +136,78 @@ class Place(NamedTuple):
     first: jax.Array | int
 
     @property
-    def tokens(self):
+    def tokens(self) -> Any:
+        """The slice of the chunk's tokens among all M Q."""
         return pl.ds(self.m * CHUNK, CHUNK)
 
     @classmethod
     def of_part(cls, t: Tiles) -> 'Place':
-        """In a kernel with the grid of parts_grid."""
+        """The place of this program, in a kernel with the grid of parts_grid."""
         part = lax.axis_index('part')
         return cls(lax.axis_index('chunk'), lax.axis_index('group'), part, part * t.steps)
 
 
-def parts_grid(t: Tiles) -> dict:
-    """A program a chunk, group and part of the group's blocks."""
+def parts_grid(t: Tiles) -> dict[str, Any]:
+    """The arguments of `call` for one program for each chunk, group and part of the group's blocks."""
     return dict(grid=(t.all_chunks, t.groups, t.parts), grid_names=('chunk', 'group', 'part'))
 
 
 def stages(steps: int, once: int, a_stage: int) -> int:
-    """Buffers of a pipeline: as many as shared memory holds, two at most; 0 where not even one fits (bytes)."""
+    """The number of buffers of a pipeline: what shared memory holds, but at most two and at most `steps`.
+
+    once: bytes that a program needs in any case. a_stage: bytes of one buffer of each kind. The result is 0 if not even
+    one buffer fits.
+    """
     return min(2, steps, max(0, SHARED_MEMORY - RESERVED - once) // a_stage)
 
 
-def call(kernel, out_type, *operands, grid, grid_names, scratch_types=(), interpret: bool):
-    """plgpu.kernel on the operands with this package's parameters; one warpgroup a program."""
+def call(
+    kernel: Callable[..., None], out_type: Any, *operands: jax.Array, grid: tuple[int, ...],
+    grid_names: tuple[str, ...], scratch_types: Sequence[Any] = (), interpret: bool,
+) -> Any:
+    """Call plgpu.kernel with this package's parameters on the operands. A program is one warpgroup.
+
+    Returns arrays in the structure of out_type.
+    """
     made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **(dict(interpret=plgpu.InterpretGPUParams()) if interpret else {}),
     )(*operands)
-    # Inside shard_map results vary over the axes that the operands do, which plgpu.kernel does not track.
+    # Inside shard_map, results vary over the axes that the operands vary over. plgpu.kernel does not track this.
     axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
     return jax.tree.map(
         lambda a: lax.pcast(a, tuple(axes - jax.typeof(a).manual_axis_type.varying), to='varying') if axes else a, made
     )
 
 
-def rows(ref) -> jax.Array:
-    """A vector [Q] in shared memory as one value a row of a wgmma's result."""
+def rows(ref: Any) -> jax.Array:
+    """Load a vector [Q] from shared memory, one value for each row of a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
 
 
-def columns(ref) -> jax.Array:
-    """A vector [Q] in shared memory as one value a column of a wgmma's result."""
+def columns(ref: Any) -> jax.Array:
+    """Load a vector [Q] from shared memory, one value for each column of a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
 
 
-def tile(ref) -> jax.Array:
-    """A matrix in shared memory, laid out in registers as a wgmma's result, float32."""
+def tile(ref: Any) -> jax.Array:
+    """Load a matrix from shared memory as float32, laid out in registers as a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
 
 
-def over_rows(vector: jax.Array, shape) -> jax.Array:
-    """vector[i] at [i, j]."""
+def over_rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The matrix with vector[i] at [i, j]."""
     return jax.lax.broadcast_in_dim(vector, shape, [0])
 
 
-def over_columns(vector: jax.Array, shape) -> jax.Array:
-    """vector[j] at [i, j]."""
+def over_columns(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The matrix with vector[j] at [i, j]."""
     return jax.lax.broadcast_in_dim(vector, shape, [1])
 
 
-def product(a, b) -> jax.Array:
-    """a @ b of two refs in shared memory, float32 in registers."""
+def product(a: Any, b: Any) -> jax.Array:
+    """a @ b in float32 in registers. b is a bfloat16 ref in shared memory, a is one too or lies in registers."""
 
     def multiply(acc):
         plgpu.wgmma(acc, a, b)
@@ -193,19 +216,34 @@ def product(a, b) -> jax.Array:
     return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def register_product(a: jax.Array, b, *, transposed: bool = False, interpret: bool) -> jax.Array:
-    """a @ b (a @ b^T if transposed) of bfloat16 a in registers and a ref b in shared memory, float32 in registers."""
-    if interpret:  # the interpreter knows no wgmma operand in registers
+def register_product(a: jax.Array, b: Any, *, transposed: bool = False, interpret: bool) -> jax.Array:
+    """a @ b, or a @ b^T if transposed, in float32 in registers.
+
+    a is a bfloat16 array in registers, and b a bfloat16 ref in shared memory.
+    """
+    if interpret:  # the interpreter does not know operands of wgmma in registers
         b = b[...].T if transposed else b[...]
         return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
     return product(a, b.transpose((1, 0)) if transposed else b)
 
 
-def pipeline(body, *, steps: int, slots: int, in_specs, outputs, init_carry=None):
-    """plgpu.emit_pipeline that writes its outputs itself: emit_pipeline's are predicated, which no interpreter knows.
+def pipeline(
+    body: Callable[..., Any], *, steps: int, slots: int, in_specs: list[Any],
+    outputs: list[tuple[Any, Callable[[Any], Any]]], init_carry: Any = None,
+) -> Callable[..., Any]:
+    """plgpu.emit_pipeline for the inputs, with outputs that are copied here.
 
-    outputs are pairs of buffers in shared memory [slots, ...] and a function from the step to the ref to copy one to.
-    body takes the refs of inputs and of outputs and, with init_carry, the carry, and returns the next carry.
+    The copies of emit_pipeline are predicated, which the interpreter does not know.
+
+    Args:
+      body: takes the refs of the inputs and of the outputs and, with init_carry, the carry. It returns the next carry.
+      steps: the steps of the pipeline.
+      slots: the buffers of each input and output.
+      in_specs: the specs of the inputs.
+      outputs: pairs of buffers in shared memory, [slots, ...], and a function from the step to the ref to copy to.
+      init_carry: the first carry, or None.
+
+    Returns a function of the inputs' refs that runs the pipeline and returns the last carry.
     """
 
     def step(indices, *refs):
@@ -215,7 +253,7 @@ def pipeline(body, *, steps: int, slots: int, in_specs, outputs, init_carry=None
         inputs, carry = refs[:len(in_specs)], refs[len(in_specs):]
         result = body(*inputs, *made, *carry)
         plgpu.commit_smem()
-        for ref, (_, where) in zip(made, outputs):
+        for ref, (_, where) in zip(made, outputs, strict=True):
             plgpu.copy_smem_to_gmem(ref, where(k), commit_group=False)
         plgpu.commit_smem_to_gmem_group()
         return result
@@ -230,8 +268,8 @@ def pipeline(body, *, steps: int, slots: int, in_specs, outputs, init_carry=None
     return run
 
 
-def load(*copies, barrier) -> None:
-    """Copy (from, to) pairs into shared memory and wait; `barrier` awaits one arrival a copy."""
+def load(*copies: tuple[Any, Any], barrier: Any) -> None:
+    """Copy into shared memory, for each pair (from, to), and wait. `barrier` awaits one arrival for each copy."""
     for source, target in copies:
         plgpu.copy_gmem_to_smem(source, target, barrier)
     plgpu.barrier_wait(barrier)

@@ -1,4 +1,5 @@
 """SSD in Mosaic TPU kernels.
 
-tiling.py: what a program holds. lanes.py: the layout of heads. chunk.py: the arithmetic of a chunk. scan.py: the kernels.
+tiling.py says what a program of a kernel holds and lanes.py how heads are laid out. chunk.py holds the arithmetic of a
+chunk, and scan.py the kernels.
 """

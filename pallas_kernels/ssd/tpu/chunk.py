@@ -6,11 +6,15 @@ matrix unit empty. For the same reason the within-chunk matrices of all heads in
 another, [q, heads * q], and meet x in one matmul whose other operand is block-diagonal.
 
 Let s be the running sum of dt * A in float32, and r what rounding took from it. The decay from token j to token i is
-exp(r_i) exp(s_i - s_j) exp(-r_j). Only the middle factor is a matrix for each head. The other two are applied once a
-token, to the output, to the gradient of the output and to the input. In this file u is exp(-r) dt x, and in
-backward_chunk g is exp(r) times the gradient of y.
+exp(r_i) exp(s_i - s_j) exp(-r_j). Only the middle factor is a matrix for each head. The other two factors are applied
+once for each token, to the output, to the gradient of the output and to the input. In this file u is exp(-r) dt x, and
+in backward_chunk g is exp(r) times the gradient of y.
 
-A state that holds NaN in its first row says that a token before it was not finite; see `poisoned`.
+In the shapes, q is the number of tokens of a chunk, heads are those of a program, width is heads * headdim, and a tile
+is the heads whose x fills 128 lanes. "Wide" values have the dtype of dt: float32, or float64 in the interpreter.
+
+A token that is not finite, called bad, enters as zeros, and NaN is put back at the tokens that depend on it. A state is
+marked by NaN if it depends on such a token; its first row tells, see `marked`.
 """
 import functools
 from typing import NamedTuple
@@ -19,18 +23,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.decay import exact_parts, log_decay, log_decay_gradient, vanishes
 from pallas_kernels.ssd.tpu import lanes
 from pallas_kernels.ssd.tpu.lanes import NN, NT, TN, matmul, ones_matmul
 from pallas_kernels.ssd.tpu.tiling import Tiling
 
-class Chunk(NamedTuple):
-    """What one chunk of q tokens reads, zero at tokens that are not finite or lie beyond the row's end.
 
-    x [q, heads * headdim], dt [q, heads], B and C [q, state]; run [q, 1] the run of each token, 0 the one that entered;
-    seen [q, tile * q] whether a query sees a key, repeated for each head of a tile; seen_by [q, q] its transpose;
-    bad [q, 1] 1.0 where a token was not finite.
+class Chunk(NamedTuple):
+    """What one chunk reads. Tokens that are bad or lie beyond the row's end are zeros.
+
+    x [q, width], dt [q, heads], B and C [q, d_state]. run [q, 1]: the run of each token, where 0 is the run that enters
+    the chunk, and negative values lie beyond the row's end. last_run [1, 1]: the run of the last token in scan
+    direction. seen [q, tile * q]: 1.0 where a query (row) sees a key (column), else 0.0, repeated for each head of a
+    tile. seen_by [q, q]: the transpose of seen for one head. bad [q, 1]: 1.0 where a token is bad, else 0.0.
     """
 
     x: jax.Array
@@ -48,9 +55,9 @@ class Decays(NamedTuple):
     """The decays of one chunk, zero where no run connects.
 
     s [q, heads]: the sum of dt * A since the run began. s_rows [heads, tile * q]: its transpose, repeated for each head
-    of a tile. after, before [q, heads]: exp(r) and exp(-r), where r is what rounding took from s. entry [q, width]: from
-    the chunk's entry to a token, without `after`. exit [q, width]: from a token to the chunk's exit, without `before`.
-    through [1, width]: from entry to exit.
+    of a tile. after, before [q, heads]: exp(r) and exp(-r), where r is what rounding took from s. entry [q, width]: the
+    decay from the chunk's entry to a token, without `after`. exit [q, width]: that from a token to the chunk's exit,
+    without `before`. through [1, width]: that from entry to exit.
     """
 
     s: jax.Array
@@ -62,49 +69,75 @@ class Decays(NamedTuple):
     through: jax.Array
 
 
+class ChunkGradients(NamedTuple):
+    """dx [q, width], ddt [q, heads], dB and dC [q, d_state], dA [1, heads], dh at the chunk's entry. All are wide."""
+
+    dx: jax.Array
+    ddt: jax.Array
+    dB: jax.Array
+    dC: jax.Array
+    dA: jax.Array
+    dh: jax.Array
+
+
+def as_float(mask: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """1.0 where the mask is true and 0.0 elsewhere."""
+    return jnp.where(mask, jnp.ones(mask.shape, dtype), jnp.zeros(mask.shape, dtype))
+
+
 def any_bad(a: jax.Array) -> jax.Array:
-    """[q, n] -> [q, 1]: 1.0 where a row holds a value that is not finite."""
+    """[q, n] -> [q, 1]: 1.0 where a row holds a value that is not finite, else 0.0, in float32 or wider."""
     wide = a.astype(jnp.promote_types(a.dtype, jnp.float32))
     return jnp.max(jnp.where(jnp.abs(wide) < jnp.inf, jnp.zeros_like(wide), jnp.ones_like(wide)), axis=1, keepdims=True)
 
 
 def unless(bad: jax.Array, a: jax.Array) -> jax.Array:
-    """a, zero in rows where bad > 0. A select, because 0 * NaN is NaN."""
+    """a, with zeros in the rows where bad > 0. This is a select, because 0 * NaN is NaN."""
     return jnp.where(jnp.broadcast_to(bad, a.shape) > 0, jnp.zeros_like(a), a)
 
 
 def nan_where(bad: jax.Array, a: jax.Array) -> jax.Array:
+    """a, with NaN in the rows where bad > 0."""
     return jnp.where(jnp.broadcast_to(bad, a.shape) > 0, jnp.full_like(a, jnp.nan), a)
 
 
-def poisoned(h: jax.Array) -> jax.Array:
-    """[1, 1]: 1.0 if the state h [state, width] was marked by a token that is not finite."""
+def marked(h: jax.Array) -> jax.Array:
+    """[1, 1]: 1.0 if the state h [d_state, width], or its gradient, depends on a bad token, else 0.0."""
     return any_bad(h[:1])
 
 
-def read_chunk(x, dt, B, C, run_rows, t: Tiling, reverse: bool) -> Chunk:
-    """Mask a chunk's inputs. run_rows [1, tile * q]: the run of each key, repeated; negative beyond the row's end."""
-    q = t.chunk
-    wide = dt.dtype
+def last_token(t: Tiling, reverse: bool) -> slice:
+    """The rows of the chunk's last token in scan direction."""
+    return slice(0, 1) if reverse else slice(t.chunk - 1, t.chunk)
+
+
+def read_chunk(
+    x: jax.Array, dt: jax.Array, B: jax.Array, C: jax.Array, run_rows: jax.Array, t: Tiling, reverse: bool
+) -> Chunk:
+    """Mask a chunk's inputs.
+
+    run_rows [1, tile * q]: the run of each key, as in Chunk.run, repeated for each head of a tile.
+    """
+    q, wide = t.chunk, dt.dtype
     column = lax.broadcasted_iota(jnp.int32, (q, t.tile * q), 1)
     key, query = column & (q - 1), lax.broadcasted_iota(jnp.int32, column.shape, 0)
-    on_diagonal = column == query
     rows = jnp.broadcast_to(run_rows, key.shape)
-    run = jnp.sum(jnp.where(on_diagonal, rows, jnp.zeros_like(rows)), axis=1, keepdims=True)
+    run = jnp.sum(jnp.where(column == query, rows, jnp.zeros_like(rows)), axis=1, keepdims=True)
     same = rows == run
     ordered, transposed = (key >= query, key <= query) if reverse else (key <= query, key >= query)
-    as_float = lambda mask: jnp.where(mask, jnp.ones(mask.shape, wide), jnp.zeros(mask.shape, wide))  # noqa: E731
-    beyond = jnp.where(run < 0, jnp.ones_like(run), jnp.zeros_like(run))
+    beyond = as_float(run < 0, wide)
     bad = jnp.maximum(jnp.maximum(any_bad(x), any_bad(dt)), jnp.maximum(any_bad(B), any_bad(C)))
     clear = jnp.maximum(bad, beyond)
     return Chunk(
-        *(unless(clear, a) for a in (x, dt, B, C)), run, run_rows[:, :1] if reverse else run_rows[:, q - 1:q],
-        as_float(same & ordered), as_float(same & transposed)[:, :q], jnp.where(beyond > 0, jnp.zeros_like(bad), bad),
+        x=unless(clear, x), dt=unless(clear, dt), B=unless(clear, B), C=unless(clear, C),
+        run=run, last_run=run_rows[:, last_token(t, reverse)],
+        seen=as_float(same & ordered, wide), seen_by=as_float(same & transposed, wide)[:, :q],
+        bad=jnp.where(beyond > 0, jnp.zeros_like(bad), bad),
     )
 
 
 def decays(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> Decays:
-    """A [1, heads]. The sums restart with each run, by matmul."""
+    """The decays of a chunk, from A [1, heads]. The sums restart with each run, by matmul."""
     a = log_decay(c.dt, A)
     seen_by = lanes.ones_where(c.seen_by > 0)
     coarse, fine = (ones_matmul(seen_by, part, TN) for part in exact_parts(a, t.chunk))
@@ -121,53 +154,53 @@ def decays(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> Decays:
     return Decays(s, lanes.in_rows(s, t), after, jnp.exp(-rest), entry, exit_, through)
 
 
-def last_token(t: Tiling, reverse: bool) -> slice:
-    """Of the chunk, in scan direction."""
-    return slice(0, 1) if reverse else slice(t.chunk - 1, t.chunk)
-
-
 def counted(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> tuple[jax.Array, jax.Array]:
-    """(counts, token) [q, heads], as log_decay_gradient wants them."""
+    """(counts wide, token int32), both [q, heads], the arguments of log_decay_gradient."""
     runs = jnp.broadcast_to(c.run, c.dt.shape)
     token = lax.broadcasted_iota(jnp.int32, runs.shape, 0)
     first = token == (t.chunk - 1 if reverse else 0)
-    before = jnp.where(first, jnp.zeros_like(runs), pltpu.roll(runs, t.chunk - 1 if reverse else 1, 0))
-    counts = (runs == before) & ~vanishes(log_decay(c.dt, A))
-    return jnp.where(counts, jnp.ones_like(runs), jnp.zeros_like(runs)), token
+    run_before = jnp.where(first, jnp.zeros_like(runs), pltpu.roll(runs, t.chunk - 1 if reverse else 1, 0))
+    return as_float((runs == run_before) & ~vanishes(log_decay(c.dt, A)), c.dt.dtype), token
 
 
 def within(c: Chunk, d: Decays, columns: jax.Array, tile: int, t: Tiling) -> jax.Array:
-    """[q, tile * q]: the decay from key to query for the heads of one tile; columns is spread(s, q)."""
+    """[q, tile * q]: the decay from key (column) to query (row), for the heads of one tile.
+
+    columns [q, heads * q] is lanes.spread(d.s, q). tile is the number of the tile.
+    """
     width = t.tile * t.chunk
     difference = columns[:, tile * width:(tile + 1) * width] - lanes.rows_of_tile(d.s_rows, tile * t.tile, t)
     seen = c.seen > 0
     return jnp.where(seen, jnp.exp(jnp.where(seen, difference, jnp.zeros_like(difference))), jnp.zeros_like(difference))
 
 
-def next_state(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, h_bad: jax.Array) -> jax.Array:
-    """The state at the chunk's exit; h is clean, h_bad [1, 1] whether it was marked."""
+def next_state(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, h_marked: jax.Array) -> jax.Array:
+    """The state [d_state, width] at the chunk's exit, marked if it depends on a bad token.
+
+    h is the state at the entry, without a mark, and h_marked [1, 1] tells whether it had one.
+    """
     added = matmul(c.B, (d.exit * u).astype(c.x.dtype), TN, h.dtype)
-    # Whether the run that entered leaves: where its decay underflowed as well, NaN must go on.
-    open_ = jnp.where(c.last_run == 0, jnp.ones_like(h_bad), jnp.zeros_like(h_bad))
+    # If the run that entered also leaves, the mark must go on, even where the run's decay has underflowed.
+    leaves = as_float(c.last_run == 0, h.dtype)
     at_exit = jnp.where(c.run == c.last_run, c.bad, jnp.zeros_like(c.bad))
-    bad = jnp.maximum(jnp.max(at_exit, axis=0, keepdims=True), open_ * h_bad)
+    bad = jnp.maximum(jnp.max(at_exit, axis=0, keepdims=True), leaves * h_marked)
     return nan_where(bad, d.through * h + added)
 
 
-def between_tokens(c: Chunk, t: Tiling, wide) -> jax.Array:
-    """C B^T [q, tile * q], repeated for each head of a tile, zero where query and key are the same token."""
+def between_tokens(c: Chunk, t: Tiling, wide: DTypeLike) -> jax.Array:
+    """C B^T [q, tile * q], repeated for each head of a tile, with zeros where query and key are the same token."""
     scores = matmul(c.C, lanes.repeat_rows(c.B, t), NT, wide)
     key = lax.broadcasted_iota(jnp.int32, scores.shape, 1) & (t.chunk - 1)
     return jnp.where(key == lax.broadcasted_iota(jnp.int32, scores.shape, 0), jnp.zeros_like(scores), scores)
 
 
-def own(c: Chunk, wide) -> jax.Array:
-    """C . B of each token [q, 1]: the weight of its own u in y, which no decay touches."""
+def own(c: Chunk, wide: DTypeLike) -> jax.Array:
+    """C . B of each token [q, 1]: the weight in y of the token's own input, which has no decay."""
     return jnp.sum(c.C.astype(wide) * c.B.astype(wide), axis=1, keepdims=True)
 
 
 def outputs(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, t: Tiling) -> jax.Array:
-    """y [q, width], wide, without marks."""
+    """y [q, width], wide, without NaN."""
     narrow, wide = c.x.dtype, h.dtype
     scores = between_tokens(c, t, wide)
     columns, u = lanes.spread(d.s, t.chunk), u.astype(narrow)
@@ -180,54 +213,66 @@ def outputs(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, t: Tiling) -> jax.A
 
 
 def reach(mask: jax.Array, bad: jax.Array, t: Tiling) -> jax.Array:
-    """[q, 1]: 1.0 where a bad token stands among those that mask [q, q] lets a token see."""
+    """[q, 1]: 1.0 where a token (row) sees a bad token, else 0.0.
+
+    mask [q, q]: 1.0 where a row sees a column. bad [q, 1]: 1.0 at bad tokens.
+    """
     shape = t.chunk, t.chunk
     diagonal = lax.broadcasted_iota(jnp.int32, shape, 0) == lax.broadcasted_iota(jnp.int32, shape, 1)
     row = jnp.max(jnp.where(diagonal, jnp.broadcast_to(bad, shape), jnp.zeros(shape, bad.dtype)), axis=0, keepdims=True)
     return jnp.max(mask * row, axis=1, keepdims=True)
 
 
-def forward_chunk(c: Chunk, A, h, t: Tiling, reverse: bool):
-    """(y [q, width] wide, the state [state, width] at the chunk's exit), both marked where a token was not finite."""
-    h_bad = poisoned(h)
-    h = unless(h_bad, h)
+def forward_chunk(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool) -> tuple[jax.Array, jax.Array]:
+    """The forward pass over one chunk.
+
+    Args:
+      c: the chunk.
+      A: [1, heads], wide.
+      h: the state [d_state, width] at the chunk's entry, wide, perhaps marked.
+      t: the tiling.
+      reverse: whether the scan runs from the right.
+
+    Returns (y [q, width], the state [d_state, width] at the exit). Both are wide. y is NaN at tokens that depend on a
+    bad token, and the state is marked if it does.
+    """
+    h_marked = marked(h)
+    h = unless(h_marked, h)
     d = decays(c, A, t, reverse)
     u = lanes.spread(d.before * c.dt, t.headdim) * c.x.astype(h.dtype)
-    entered = jnp.where(c.run == 0, jnp.ones_like(c.bad), jnp.zeros_like(c.bad)) * h_bad
-    bad = jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), entered)
-    return nan_where(bad, outputs(c, d, u, h, t)), next_state(c, d, u, h, h_bad)
+    bad = jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), as_float(c.run == 0, h.dtype) * h_marked)
+    return nan_where(bad, outputs(c, d, u, h, t)), next_state(c, d, u, h, h_marked)
 
 
-def exit_state(c: Chunk, A, h, t: Tiling, reverse: bool) -> jax.Array:
-    """forward_chunk's state alone."""
-    h_bad = poisoned(h)
+def exit_state(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
+    """Only the state that forward_chunk returns."""
+    h_marked = marked(h)
     d = decays(c, A, t, reverse)
     u = lanes.spread(d.before * c.dt, t.headdim) * c.x.astype(h.dtype)
-    return next_state(c, d, u, unless(h_bad, h), h_bad)
+    return next_state(c, d, u, unless(h_marked, h), h_marked)
 
 
-class ChunkGradients(NamedTuple):
-    """dx [q, width], ddt [q, heads], dB and dC [q, state], dA [1, heads], and dh at the chunk's entry, all wide."""
+def backward_chunk(
+    c: Chunk, A: jax.Array, h: jax.Array, g: jax.Array, dh: jax.Array, t: Tiling, reverse: bool
+) -> ChunkGradients:
+    """The backward pass over one chunk.
 
-    dx: jax.Array
-    ddt: jax.Array
-    dB: jax.Array
-    dC: jax.Array
-    dA: jax.Array
-    dh: jax.Array
+    The gradient of s needs no sums over the within-chunk matrices: the sum of y's terms over the keys is y . g, and the
+    sum over the queries is u . du. Both leave out the term of a token with itself (see xla.py), and both are made of
+    the same rounded numbers.
 
-
-def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGradients:
-    """h is the state at entry, dh its gradient at exit, both perhaps marked; g [q, width] the gradient of y.
-
-    The gradient of s needs no sums over the within-chunk matrices: over the keys of y's terms it is y . g, over the
-    queries u . du, both without a token's own term (xla.py) and made of the same rounded numbers.
+    Args:
+      c, A, t, reverse: as in forward_chunk.
+      h: the state [d_state, width] at the chunk's entry, wide, perhaps marked.
+      g: the gradient of y, [q, width].
+      dh: the gradient of the state at the chunk's exit, [d_state, width], wide, perhaps marked.
     """
     narrow, wide = c.x.dtype, h.dtype
-    g_bad = jnp.where(c.run < 0, jnp.zeros_like(c.bad), any_bad(g))
-    g = unless(jnp.maximum(g_bad, jnp.where(c.run < 0, jnp.ones_like(c.bad), jnp.zeros_like(c.bad))), g)
-    h_bad, dh_bad = poisoned(h), poisoned(dh)
-    h, dh = unless(h_bad, h), unless(dh_bad, dh)
+    beyond = as_float(c.run < 0, wide)
+    g_bad = jnp.where(beyond > 0, jnp.zeros_like(c.bad), any_bad(g))
+    g = unless(jnp.maximum(g_bad, beyond), g)
+    h_marked, dh_marked = marked(h), marked(dh)
+    h, dh = unless(h_marked, h), unless(dh_marked, dh)
     d = decays(c, A, t, reverse)
     x, dt = c.x.astype(wide), lanes.spread(d.before * c.dt, t.headdim)
     g = lanes.spread(d.after, t.headdim) * g.astype(wide)
@@ -238,7 +283,7 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
 
     B_rows, scores = lanes.repeat_rows(c.B, t), between_tokens(c, t, wide)
     columns = lanes.spread(d.s, t.chunk)
-    y_tiles, du_tiles, dscores = [], [], None
+    y_tiles, du_tiles, dscores = [], [], jnp.zeros_like(scores)
     for tile in range(t.width // 128):
         its = slice(tile * 128, (tile + 1) * 128)
         decay = within(c, d, columns, tile, t)
@@ -246,8 +291,7 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
         u_diagonal = lanes.block_diagonal(u_n[:, its], t)
         y_tiles.append(matmul(weights, u_diagonal, NN, wide))
         du_tiles.append(lanes.fold_diagonal(matmul(weights, g_n[:, its], TN, wide), t))
-        ours = matmul(g_n[:, its], u_diagonal, NT, wide) * decay
-        dscores = ours if dscores is None else dscores + ours
+        dscores = dscores + matmul(g_n[:, its], u_diagonal, NT, wide) * decay
     dscores = dscores.astype(narrow)
     from_others = lanes.joined(y_tiles) + d.entry * matmul(c.C, h_n, NN, wide)
     du_exit = d.exit * matmul(c.B, dh_n, NN, wide)
@@ -271,15 +315,14 @@ def backward_chunk(c: Chunk, A, h, g, dh, t: Tiling, reverse: bool) -> ChunkGrad
     da = log_decay_gradient(ds, counts, token, t.chunk, reverse=reverse, roll=roll)
     ddt = A * da + d.before * ones_matmul(du * x, of_head, NN)
 
-    ones, zeros = jnp.ones_like(c.bad), jnp.zeros_like(c.bad)
     either = jnp.maximum(c.bad, g_bad)
-    entered, leaves = jnp.where(c.run == 0, ones, zeros), jnp.where(c.run == c.last_run, ones, zeros)
-    bad = jnp.maximum(
-        jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), entered * h_bad), jnp.maximum(reach(c.seen_by, either, t), leaves * dh_bad)
-    )
-    open_ = jnp.where(c.last_run == 0, jnp.ones_like(h_bad), jnp.zeros_like(h_bad))
-    before_bad = jnp.maximum(jnp.max(entered * either, axis=0, keepdims=True), open_ * dh_bad)
-    dh = nan_where(before_bad, d.through * dh + matmul(c.C, g_entry, TN, wide))
-    any_token = jnp.max(bad, axis=0, keepdims=True)
-    dA = nan_where(any_token, jnp.sum(c.dt * da, axis=0, keepdims=True))
-    return ChunkGradients(*(nan_where(bad, a) for a in (dt * du, ddt, dB, dC)), dA, dh)
+    entered, leaving = as_float(c.run == 0, wide), as_float(c.run == c.last_run, wide)
+    from_inputs = jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), entered * h_marked)
+    from_gradients = jnp.maximum(reach(c.seen_by, either, t), leaving * dh_marked)
+    bad = jnp.maximum(from_inputs, from_gradients)
+    through_marked = as_float(c.last_run == 0, wide) * dh_marked
+    entry_marked = jnp.maximum(jnp.max(entered * either, axis=0, keepdims=True), through_marked)
+    dh = nan_where(entry_marked, d.through * dh + matmul(c.C, g_entry, TN, wide))
+    dA = nan_where(jnp.max(bad, axis=0, keepdims=True), jnp.sum(c.dt * da, axis=0, keepdims=True))
+    dx, ddt, dB, dC = (nan_where(bad, a) for a in (dt * du, ddt, dB, dC))
+    return ChunkGradients(dx, ddt, dB, dC, dA, dh)

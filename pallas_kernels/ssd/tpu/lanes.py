@@ -1,42 +1,42 @@
-"""How the values of several heads are laid out on the lanes of a TPU core, and the matmuls that move them there."""
+"""How the values of several heads are laid out on the lanes of a TPU core, and the matmuls that move them there.
+
+q is the number of tokens of a chunk. A tile is the `tile` heads whose columns of x fill 128 lanes.
+"""
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.tpu.tiling import Tiling
 
-# Dimension numbers of lax.dot_general: T marks an operand that is transposed.
-NT = (((1,), (1,)), ((), ()))
-TN = (((0,), (0,)), ((), ()))
-NN = (((1,), (0,)), ((), ()))
+# Dimension numbers of lax.dot_general without batch axes. T marks an operand that is transposed.
+Dims = tuple[tuple[tuple[int], tuple[int]], tuple[tuple[()], tuple[()]]]
+NT: Dims = (((1,), (1,)), ((), ()))
+TN: Dims = (((0,), (0,)), ((), ()))
+NN: Dims = (((1,), (0,)), ((), ()))
 
 
-def matmul(a, b, dims, wide):
-    """Operands as they are, products summed in `wide`; float32 operands in full precision."""
+def matmul(a: jax.Array, b: jax.Array, dims: Dims, wide: DTypeLike) -> jax.Array:
+    """The product of two matrices in their own dtype, summed in the dtype `wide`; float32 in full precision."""
     precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
     return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=wide)
 
 
-def over(index: jax.Array, n: int) -> jax.Array:
-    """index // n for a power of two n. To divide, Mosaic would ask which chip it is, unknown when compiling ahead."""
-    return lax.shift_right_logical(index, jnp.int32(n.bit_length() - 1))
+def ones_matmul(a: jax.Array, b: jax.Array, dims: Dims) -> jax.Array:
+    """The product, in full precision, of a bfloat16 matrix of ones and zeros and a float32 matrix, in either order.
 
-
-def ones_matmul(a: jax.Array, b: jax.Array, dims) -> jax.Array:
-    """The product of a matrix of ones and zeros, in bfloat16, with one in float32, in either order, in full precision.
-
-    It takes one pass over the matrix unit instead of six: a float32 is the sum of three bfloat16 of eight bits each,
-    which stand beside one another on the axis that is summed over.
+    It takes one pass over the matrix unit instead of six. A float32 is the sum of three bfloat16, of eight bits each.
+    These stand beside one another on the axis that is summed over.
     """
     wide = a.dtype if b.dtype == jnp.bfloat16 else b.dtype
     if wide != jnp.float32:  # float64, in the interpreter
         return matmul(a.astype(wide), b.astype(wide), dims, wide)
     (axis_a,), (axis_b,) = dims[0]
-    return matmul(jnp.concatenate(thirds(a), axis=axis_a), jnp.concatenate(thirds(b), axis=axis_b), dims, wide)
+    return matmul(jnp.concatenate(_thirds(a), axis=axis_a), jnp.concatenate(_thirds(b), axis=axis_b), dims, wide)
 
 
-def thirds(a: jax.Array) -> list[jax.Array]:
-    """Three bfloat16 arrays: those that add up to a in float32, or three times a in bfloat16."""
+def _thirds(a: jax.Array) -> list[jax.Array]:
+    """Three bfloat16 arrays: for a float32 array those that add up to it, for a bfloat16 array three times itself."""
     if a.dtype == jnp.bfloat16:
         return [a] * 3
     parts = []
@@ -47,44 +47,52 @@ def thirds(a: jax.Array) -> list[jax.Array]:
 
 
 def ones_where(mask: jax.Array) -> jax.Array:
-    """bfloat16, for ones_matmul."""
+    """1.0 where the mask is true and 0.0 elsewhere, in bfloat16, for ones_matmul."""
     return jnp.where(mask, 1.0, 0.0).astype(jnp.bfloat16)
 
 
+def over(index: jax.Array, n: int) -> jax.Array:
+    """index // n, for a power of two n.
+
+    For a division Mosaic would need to know the generation of the chip, which is unknown when compiling ahead of time.
+    """
+    return lax.shift_right_logical(index, jnp.int32(n.bit_length() - 1))
+
+
 def spread(columns: jax.Array, lanes: int) -> jax.Array:
-    """[q, heads] -> [q, heads * lanes], each head's column over `lanes` lanes."""
+    """[q, heads] -> [q, heads * lanes]: the column of each head on `lanes` lanes."""
     q, heads = columns.shape
     if lanes >= 128:
         return joined([jnp.broadcast_to(columns[:, head:head + 1], (q, lanes)) for head in range(heads)])
-    # Heads that share a register would cost a broadcast and a select each; the matrix unit has time.
+    # Where heads share a register, each would cost a broadcast and a select. The matrix unit has time for it.
     head_of = over(lax.broadcasted_iota(jnp.int32, (heads, heads * lanes), 1), lanes)
     mine = head_of == lax.broadcasted_iota(jnp.int32, head_of.shape, 0)
     return ones_matmul(columns, ones_where(mine), NN)
 
 
 def in_rows(columns: jax.Array, t: Tiling) -> jax.Array:
-    """[q, heads] -> [heads, tile * q], the transpose, repeated for each head of a tile."""
+    """[q, heads] -> [heads, tile * q]: the transpose, repeated for each head of a tile."""
     key = lax.broadcasted_iota(jnp.int32, (t.chunk, t.tile * t.chunk), 1) & (t.chunk - 1)
     mine = key == lax.broadcasted_iota(jnp.int32, key.shape, 0)
     return ones_matmul(columns, ones_where(mine), TN)
 
 
 def joined(tiles: list[jax.Array]) -> jax.Array:
-    """Arrays side by side on the lanes."""
+    """The arrays beside one another on the lanes."""
     return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
 
 
-def rows_of_tile(s_rows: jax.Array, first: int, t: Tiling) -> jax.Array:
-    """[1, tile * q]: s of the tile's heads at each key, from their rows in s_rows."""
-    row = s_rows[first:first + 1]
+def rows_of_tile(rows: jax.Array, first: int, t: Tiling) -> jax.Array:
+    """[heads, tile * q] -> [1, tile * q]: the q values of each head of the tile whose first head is `first`."""
+    row = rows[first:first + 1]
     head = over(lax.broadcasted_iota(jnp.int32, row.shape, 1), t.chunk)
     for k in range(1, t.tile):
-        row = jnp.where(head >= k, s_rows[first + k:first + k + 1], row)
+        row = jnp.where(head >= k, rows[first + k:first + k + 1], row)
     return row
 
 
 def block_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
-    """[q, 128] of a tile's heads -> [tile * q, 128]: each head's columns in rows of its own."""
+    """[q, 128] of a tile's heads -> [tile * q, 128]: the columns of each head in rows of its own, zeros elsewhere."""
     head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
     return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
 
@@ -99,4 +107,5 @@ def fold_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
 
 
 def repeat_rows(a: jax.Array, t: Tiling) -> jax.Array:
+    """[q, n] -> [tile * q, n]: the array once for each head of a tile."""
     return a if t.tile == 1 else jnp.concatenate([a] * t.tile, axis=0)

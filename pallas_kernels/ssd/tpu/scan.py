@@ -1,10 +1,13 @@
-"""ssd_scan on TPUs: one Mosaic kernel forward and one backward, whose state stays in VMEM from block to block of a row.
+"""ssd_scan on TPUs: one Mosaic kernel for the forward pass and one for the backward pass.
 
-The grid is (row, head block, block of tokens). Blocks of a row follow one another on one core, from the left or from
-the right; rows and head blocks are independent. A block is worked through in chunks. The forward kernel keeps the state at
-each block's entry for the backward one, which recomputes those at its chunks' entries.
+The state stays in VMEM from block to block of a row. The grid is (row, block of heads, block of tokens). The blocks of
+a row follow one another on one core, from the left or from the right. Rows and blocks of heads are independent. A block
+is worked through in chunks. The forward kernel keeps the state at the entry of each block for the backward kernel,
+which recomputes the states at the entries of its chunks.
 """
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +16,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.ssd.tpu.chunk import backward_chunk, exit_state, forward_chunk, read_chunk
+from pallas_kernels.ssd.tpu.chunk import Chunk, backward_chunk, exit_state, forward_chunk, read_chunk
 from pallas_kernels.ssd.tpu.tiling import Tiling
+
+# (tiling, whether the scan runs from the right, whether the kernels run in the interpreter).
+Static = tuple[Tiling, bool, bool]
 
 
 def _order(k, count: int, reverse: bool):
+    """The k-th of `count` places, from the right if reverse."""
     return count - 1 - k if reverse else k
 
 
-def _chunk_of(refs, k, t: Tiling, reverse: bool):
-    """Chunk k of a block's refs (x, dt, B, C, run)."""
+def _chunk_of(refs, k, t: Tiling, reverse: bool) -> Chunk:
+    """Read chunk k of a block from the refs of x, dt, B, C and run."""
     at = pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)
     x, dt, B, C, run = refs
     return read_chunk(x[0, at], dt[0, 0, at], B[0, 0, at], C[0, 0, at], run[0, 0, pl.ds(k, 1)], t, reverse)
@@ -78,45 +85,54 @@ def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states,
 
 
 class _Blocks:
-    """Block specs of the kernels' operands, walking over the blocks of a row to the right or to the left."""
+    """The block specs of the kernels' operands. They walk over the blocks of a row to the right or to the left."""
 
-    def __init__(self, t: Tiling, leftwards: bool):
+    def __init__(self, t: Tiling, leftwards: bool) -> None:
         self._t = t
         self._at = functools.partial(_order, count=t.blocks, reverse=leftwards)
 
     def tokens(self) -> pl.BlockSpec:
-        """x, y and their gradients [batch, length, programs * width]."""
+        """For x, y and their gradients, [batch, length, programs * width]."""
         return pl.BlockSpec((1, self._t.block, self._t.width), lambda b, p, k: (b, self._at(k), p))
 
     def heads(self) -> pl.BlockSpec:
-        """dt and its gradient [batch, programs, length, heads]."""
+        """For dt and its gradient, [batch, programs, length, heads]."""
         return pl.BlockSpec((1, 1, self._t.block, self._t.heads), lambda b, p, k: (b, p, self._at(k), 0))
 
     def state(self, each: int) -> pl.BlockSpec:
-        """[batch, programs / each, length, state]: B and C (each = programs a group), their gradients (1)."""
-        return pl.BlockSpec((1, 1, self._t.block, self._t.state), lambda b, p, k: (b, lax.div(p, np.int32(each)), self._at(k), 0))
+        """For [batch, programs / each, length, d_state].
+
+        These are B and C, with each = the programs of a group, and their gradients, with each = 1.
+        """
+        shape = 1, 1, self._t.block, self._t.state
+        return pl.BlockSpec(shape, lambda b, p, k: (b, lax.div(p, np.int32(each)), self._at(k), 0))
 
     def runs(self) -> pl.BlockSpec:
-        """[batch, blocks, chunks, tile * chunk]."""
+        """For the result of local_runs, [batch, blocks, chunks, tile * chunk]."""
         t = self._t
         return pl.BlockSpec((1, 1, t.chunks, t.tile * t.chunk), lambda b, p, k: (b, self._at(k), 0, 0))
 
     def entries(self) -> pl.BlockSpec:
-        """[batch, programs, blocks, state, width]."""
+        """For the states at the entries of blocks, [batch, programs, blocks, d_state, width]."""
         return pl.BlockSpec((1, 1, 1, self._t.state, self._t.width), lambda b, p, k: (b, p, self._at(k), 0, 0))
 
     def rates(self) -> pl.BlockSpec:
-        """A and its gradient, summed over a row's blocks: [batch, programs, 1, heads]."""
+        """For A, and for its gradient summed over the blocks of a row, [batch, programs, 1, heads]."""
         return pl.BlockSpec((1, 1, 1, self._t.heads), lambda b, p, k: (b, p, 0, 0))
 
     def inputs(self) -> list[pl.BlockSpec]:
-        """x, dt, A, B, C, run."""
+        """For x, dt, A, B, C and run."""
         shared = self.state(self._t.programs)
         return [self.tokens(), self.heads(), self.rates(), shared, shared, self.runs()]
 
 
-def _call(kernel, t: Tiling, reverse: bool, interpret: bool, name: str, operands, in_specs, out_specs, out_shapes, scratch):
-    """The kernel's outputs; out_shapes are (shape without the batch axis, dtype)."""
+def _call(
+    kernel: Callable[..., None], name: str, static: Static, operands: Sequence[jax.Array],
+    in_specs: list[pl.BlockSpec], out_specs: list[pl.BlockSpec], out_shapes: list[tuple[tuple[int, ...], Any]],
+    scratch: list[Any],
+) -> tuple[jax.Array, ...]:
+    """The outputs of a kernel. out_shapes are pairs of a shape without the batch axis and a dtype."""
+    t, reverse, interpret = static
 
     @jax.custom_batching.custom_vmap
     def call(*operands):
@@ -127,59 +143,62 @@ def _call(kernel, t: Tiling, reverse: bool, interpret: bool, name: str, operands
         ]
         return tuple(pl.pallas_call(
             functools.partial(kernel, t=t, reverse=reverse),
-            grid=(x.shape[0], t.groups * t.programs, t.blocks), in_specs=in_specs, out_specs=out_specs, out_shape=outputs,
-            scratch_shapes=scratch, name=name, interpret=pltpu.InterpretParams() if interpret else False,
+            grid=(x.shape[0], t.groups * t.programs, t.blocks), in_specs=in_specs, out_specs=out_specs,
+            out_shape=outputs, scratch_shapes=scratch, name=name,
+            interpret=pltpu.InterpretParams() if interpret else False,
             compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'parallel', 'arbitrary')),
         )(*operands))
 
     @call.def_vmap
     def more_rows(size, mapped, *operands):
-        """A mapped axis is more rows, and not another axis of the grid."""
-        operands = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(operands, mapped)]
+        """Make a mapped axis more rows. As another axis of the grid it would lose the dimension semantics."""
+        operands = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(operands, mapped, strict=True)]
         outputs = call(*(a.reshape(-1, *a.shape[2:]) for a in operands))
         return tuple(a.reshape(size, -1, *a.shape[1:]) for a in outputs), (True,) * len(outputs)
 
     return call(*operands)
 
 
-def _forward(static, x, dt, A, B, C, run, keep_entries: bool):
-    t, reverse, interpret = static
+def _forward(static: Static, x, dt, A, B, C, run, keep_entries: bool) -> tuple[jax.Array, ...]:
+    """(y,), or (y, the states at the entries of blocks) if keep_entries."""
+    t, reverse, _ = static
     blocks, wide = _Blocks(t, leftwards=reverse), dt.dtype
     out_specs, out_shapes = [blocks.tokens()], [(x.shape[1:], x.dtype)]
     if keep_entries:
         out_specs.append(blocks.entries())
         out_shapes.append(((t.groups * t.programs, t.blocks, t.state, t.width), wide))
     return _call(
-        _forward_kernel, t, reverse, interpret, 'ssd_forward', (x, dt, A, B, C, run), blocks.inputs(), out_specs, out_shapes,
+        _forward_kernel, 'ssd_forward', static, (x, dt, A, B, C, run), blocks.inputs(), out_specs, out_shapes,
         [pltpu.VMEM((t.state, t.width), wide)],
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ssd(static, x, dt, A, B, C, run):
+def _ssd(static: Static, x, dt, A, B, C, run):
     return _forward(static, x, dt, A, B, C, run, keep_entries=False)[0]
 
 
-def _ssd_fwd(static, x, dt, A, B, C, run):
+def _ssd_fwd(static: Static, x, dt, A, B, C, run):
     y, entries = _forward(static, x, dt, A, B, C, run, keep_entries=True)
     return y, (x, dt, A, B, C, run, entries)
 
 
-def _ssd_bwd(static, residuals, g):
-    t, reverse, interpret = static
+def _ssd_bwd(static: Static, residuals, g):
+    t, reverse, _ = static
     x, dt, A, B, C, run, entries = residuals
     blocks, wide = _Blocks(t, leftwards=not reverse), dt.dtype
-    # A program's share of B's gradient is final where a group is one program, else summed over the group's.
+    # If one program takes a whole group, its gradient of B is final. Else those of the group's programs are added.
     shared = ((t.groups * t.programs, t.length, t.state), B.dtype if t.programs == 1 else wide)
     dx, ddt, dB, dC, dA = _call(
-        _backward_kernel, t, reverse, interpret, 'ssd_backward', (x, dt, A, B, C, run, entries, g),
+        _backward_kernel, 'ssd_backward', static, (x, dt, A, B, C, run, entries, g),
         [*blocks.inputs(), blocks.entries(), blocks.tokens()],
         [blocks.tokens(), blocks.heads(), blocks.state(1), blocks.state(1), blocks.rates()],
         [(x.shape[1:], x.dtype), (dt.shape[1:], wide), shared, shared, (A.shape[1:], wide)],
         [pltpu.VMEM((t.chunks, t.state, t.width), wide), pltpu.VMEM((t.state, t.width), wide)],
     )
     if t.programs > 1:
-        dB, dC = (jnp.sum(a.reshape(-1, t.groups, t.programs, t.length, t.state), axis=2).astype(B.dtype) for a in (dB, dC))
+        split = -1, t.groups, t.programs, t.length, t.state
+        dB, dC = (jnp.sum(a.reshape(split), axis=2).astype(B.dtype) for a in (dB, dC))
     return dx, ddt, dA, dB, dC, None
 
 
@@ -187,7 +206,7 @@ _ssd.defvjp(_ssd_fwd, _ssd_bwd)
 
 
 def _by_program(a: jax.Array, t: Tiling) -> jax.Array:
-    """[..., heads, n] -> [..., groups * programs, heads of a program, n], with empty heads where a group is short."""
+    """[..., heads, n] -> [..., groups * programs, heads of a program, n]. Groups are filled up with empty heads."""
     a = a.reshape(*a.shape[:-2], t.groups, t.real_heads, a.shape[-1])
     gap = t.programs * t.heads - t.real_heads
     if gap:
@@ -196,10 +215,17 @@ def _by_program(a: jax.Array, t: Tiling) -> jax.Array:
 
 
 def local_runs(run: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
-    """float32 [batch, blocks, chunks, tile * chunk]: each chunk's runs counted from the one that enters it, which is 0.
+    """The runs of each chunk, counted in scan direction from the run that enters the chunk, which is 0.
 
-    run int32 [batch, length]. A chunk that no run enters counts from 1. -1 beyond the row's end. Repeated for each head
-    of a tile, as the kernels read it.
+    A chunk that no run enters counts from 1. Tokens beyond the row's end have -1.
+
+    Args:
+      run: int32 [batch, length], from segments.run_ids.
+      t: the tiling.
+      reverse: whether the scan runs from the right.
+
+    Returns float32 [batch, blocks, chunks, tile * chunk], where each chunk's runs are repeated for each head of a tile,
+    as the kernels read them.
     """
     batch, length = run.shape
     padded = t.blocks * t.block
@@ -213,17 +239,30 @@ def local_runs(run: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
     return jnp.tile(local, (1, 1, t.tile)).reshape(batch, t.blocks, t.chunks, t.tile * t.chunk)
 
 
-def ssd_scan_pallas_tpu(x, dt, A, B, C, run, *, reverse: bool, chunk_size: int | None, interpret: bool) -> jax.Array:
-    """Shapes as ssd_scan; A and dt float32 (float64 in the interpreter), run from segments.run_ids.
+def ssd_scan_pallas_tpu(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, run: jax.Array, *, reverse: bool,
+    chunk_size: int | None, interpret: bool,
+) -> jax.Array:
+    """ssd_scan without D in Mosaic TPU kernels, for calls that tiling.why_not does not refuse.
 
-    chunk_size: tokens between kept states; None takes the largest block that fits VMEM. interpret: run the kernels in
-    Pallas' TPU interpreter, on any machine.
+    Source: Mamba-2 (Dao and Gu 2024), section 6.
+
+    Args:
+      x, B, C: as in ssd_scan.
+      dt, A: as in ssd_scan, but float32, or float64 in the interpreter.
+      run: int32 [batch, length], from segments.run_ids.
+      reverse: scan from the right.
+      chunk_size: tokens of a block, that is, between the states that are kept. None takes the largest block that fits
+        VMEM.
+      interpret: run the kernels in Pallas's TPU interpreter, which works on any machine.
+
+    Returns y, with the shape and dtype of x.
     """
     t = Tiling.of(x.shape, x.dtype, B.shape, chunk_size)
     batch, length, heads, headdim = x.shape
     fused = _by_program(x, t).reshape(batch, length, -1)
     by_head = jnp.moveaxis(_by_program(dt[..., None], t)[..., 0], 2, 1)
-    # A row each, so that rows of a vmapped call may have rates of their own.
+    # Each row has rates of its own, because vmap makes a mapped axis more rows and A may be mapped.
     rates = jnp.broadcast_to(_by_program(A[:, None], t)[:, None, :, 0], (batch, t.groups * t.programs, 1, t.heads))
     gap = [(0, 0)] * 3 + [(0, t.state - B.shape[3])]
     B, C = (jnp.moveaxis(jnp.pad(a, gap), 2, 1) for a in (B, C))
