@@ -26,6 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
+from jax.typing import DTypeLike  # noqa: E402
 
 from pallas_kernels import ssd_scan, tracing_for  # noqa: E402
 from pallas_kernels.ssd.tpu.tiling import Tiling  # noqa: E402
@@ -86,7 +87,9 @@ def topology_devices(topology: str) -> list:
     return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
 
 
-def compile_scan(device, workload: Workload, dtype, *, reverse: bool = False, chunk_size: int | None = None) -> Program:
+def compile_scan(
+    device: jax.Device, workload: Workload, dtype: DTypeLike, *, reverse: bool = False, chunk_size: int | None = None
+) -> Program:
     """ssd_scan's value and all gradients on one device. Heads come and go beside one another, as in the model."""
     w = workload
     spec = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))  # noqa: E731
