@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.ssd.decay import exact_parts, log_decay, log_decay_gradient, vanishes
+from pallas_kernels.ssd.finite import at_tokens, finite_tokens, zero_unless
 from pallas_kernels.ssd.segments import reached_from
 
 
@@ -233,32 +234,15 @@ def _grouped(x, dt, A, groups):
     return split(x, 2), split(dt, 2), split(A, 0)
 
 
-def _finite_tokens(*arrays) -> jax.Array:
-    """bool [batch, length]: whether all values of a token are finite, in every array [batch, length, ...]."""
-    # 0 times a finite number is 0, and 0 times anything else is NaN. XLA's CPU backend sums these products as a dot
-    # several times as fast as it reduces booleans.
-    flat = (a.reshape(*a.shape[:2], -1) for a in arrays)
-    return jnp.isfinite(sum(jnp.einsum('blc,c->bl', a, jnp.zeros(a.shape[2], a.dtype)) for a in flat))
-
-
-def _at(tokens, a):
-    """The mask [batch, length] in a shape that broadcasts against a."""
-    return tokens.reshape(*tokens.shape, *(1,) * (a.ndim - 2))
-
-
-def _zero_unless(tokens, *arrays):
-    return tuple(jnp.where(_at(tokens, a), a, jnp.zeros_like(a)) for a in arrays)
-
-
 def _forward(tiling, reverse, x, dt, A, B, C, run):
     """The forward pass without NaN.
 
     Returns (what other tokens add to y, y, the states at chunk entries, which tokens depend on one that is not finite).
     The first two have x's shape and are float32 or wider.
     """
-    finite = _finite_tokens(x, dt, B, C)
+    finite = finite_tokens(x, dt, B, C)
     poisoned = reached_from(~finite, run, reverse=reverse)
-    x, dt, B, C = _zero_unless(finite, x, dt, B, C)
+    x, dt, B, C = zero_unless(finite, x, dt, B, C)
     xg, dtg, Ag = _grouped(x, dt, A, B.shape[2])
     blocks = _blocks_of(xg, dtg, B, C, run, tiling, reverse)
     # Zeros made from the inputs vary over the axes of a shard_map as the inputs do.
@@ -274,19 +258,19 @@ def _ssd(tiling: _Tiling, reverse: bool, x, dt, A, B, C, run):
 
 def _ssd_fwd(tiling, reverse, x, dt, A, B, C, run):
     from_others, y, entries, poisoned = _forward(tiling, reverse, x, dt, A, B, C, run)
-    out = jnp.where(_at(poisoned, y), jnp.nan, y).astype(x.dtype)
+    out = jnp.where(at_tokens(poisoned, y), jnp.nan, y).astype(x.dtype)
     return out, (x, dt, A, B, C, run, from_others, entries)
 
 
 def _ssd_bwd(tiling, reverse, residuals, g):
     x, dt, A, B, C, run, from_others, entries = residuals
-    finite = _finite_tokens(x, dt, B, C)
-    finite_g = _finite_tokens(g)
+    finite = finite_tokens(x, dt, B, C)
+    finite_g = finite_tokens(g)
     # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(~finite, run, reverse=False) | reached_from(~finite, run, reverse=True)
     poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
-    clean_x, clean_dt, clean_B, clean_C = _zero_unless(finite, x, dt, B, C)
-    (clean_g,) = _zero_unless(finite_g, g.astype(A.dtype))
+    clean_x, clean_dt, clean_B, clean_C = zero_unless(finite, x, dt, B, C)
+    (clean_g,) = zero_unless(finite_g, g.astype(A.dtype))
     groups = B.shape[2]
     xg, dtg, Ag = _grouped(clean_x, clean_dt, A, groups)
     gg, others = (a.reshape(xg.shape) for a in (clean_g, from_others))
@@ -298,7 +282,7 @@ def _ssd_bwd(tiling, reverse, residuals, g):
     )
     *per_token, dA = grads
     dx, ddt, dB, dC = (
-        jnp.where(_at(poisoned, like), jnp.nan, tiling.join(a, x.shape[1]).reshape(like.shape)).astype(like.dtype)
+        jnp.where(at_tokens(poisoned, like), jnp.nan, tiling.join(a, x.shape[1]).reshape(like.shape)).astype(like.dtype)
         for a, like in zip(per_token, (x, dt, B, C), strict=True)
     )
     dA = jnp.where(jnp.any(poisoned), jnp.nan, jnp.sum(dA, axis=0).reshape(A.shape))

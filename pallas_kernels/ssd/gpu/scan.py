@@ -16,10 +16,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.decay import log_decay, vanishes
+from pallas_kernels.ssd.finite import at_tokens, finite_tokens, zero_unless
 from pallas_kernels.ssd.gpu import backward, forward, tiles
 from pallas_kernels.ssd.gpu.tiles import CHUNK, Tiles, plgpu
 from pallas_kernels.ssd.segments import reached_from
-from pallas_kernels.ssd.xla import _at, _finite_tokens, _zero_unless
 
 HEADDIMS = (16, 32, 64, 128)
 
@@ -141,8 +141,8 @@ class _Prepared:
         batch, self.length, self.heads, headdim = x.shape
         groups, state = B.shape[2:]
         self.t = t = Tiles.of(batch, self.length, self.heads, headdim, groups, state)
-        self.finite = _finite_tokens(x, dt, B, C)
-        x, dt, B, C = _zero_unless(self.finite, x, dt, B, C)
+        self.finite = finite_tokens(x, dt, B, C)
+        x, dt, B, C = zero_unless(self.finite, x, dt, B, C)
         self.x = _tokens_by_columns(t, x)
         self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
         self.dt = _by_head(t, dt)
@@ -203,11 +203,11 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     x, dt, A, B, C, run, entries = residuals
     p = _Prepared(reverse, x, dt, A, B, C, run)
     t = p.t
-    finite_g = _finite_tokens(g)
+    finite_g = finite_tokens(g)
     # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(~p.finite, run, reverse=False) | reached_from(~p.finite, run, reverse=True)
     poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
-    (g,) = _zero_unless(finite_g, g)
+    (g,) = zero_unless(finite_g, g)
     g = _tokens_by_columns(t, g)
 
     entry = _vectors(t, p.entry)
@@ -247,7 +247,7 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     ddt = A * heads_back(da) + heads_back(xdu)
     dA = jnp.sum(_own_heads(t, jnp.sum(p.dt * da, axis=2), 1, p.heads), axis=0)
     dB, dC = (_unchunked(t, a.reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length) for a in (dB, dC))
-    ddt, dB, dC = (jnp.where(_at(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (ddt, dB, dC))
+    ddt, dB, dC = (jnp.where(at_tokens(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (ddt, dB, dC))
     dA = jnp.where(jnp.any(poisoned), jnp.nan, dA)
     return _from_columns(t, dx, p.length, p.heads), ddt, dA, dB, dC, None
 
