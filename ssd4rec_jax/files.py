@@ -88,6 +88,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def swap_in(partial: Path, path: Path, replaced: Path) -> None:
+    """Rename the finished folder `partial` to `path`; a folder that lies there is called `replaced` from then on."""
+    if path.exists():
+        path.rename(replaced)
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
 def unused_path(path: Path) -> Path:
     """path, or the first of path.1, path.2, ... that does not exist."""
     number, candidate = 0, path

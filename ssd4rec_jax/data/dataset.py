@@ -20,7 +20,7 @@ from ssd4rec_jax.data.features import Feature, feature_arrays, features_of
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import ConfigError, DataError
-from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, sync_folder, unseal, write_synced
+from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, swap_in, unseal, write_synced
 
 FORMAT_VERSION = 2
 # Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
@@ -136,10 +136,7 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
         with _locked(path.parent):
             there = open_dataset(path)
             if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
-                if path.exists():
-                    path.rename(replaced)
-                partial.rename(path)
-                sync_folder(path.parent)
+                swap_in(partial, path, replaced)
     except OSError as error:
         raise DataError(
             f'{path}: the prepared data set cannot be written ({error}; {free_space(path)} free): '

@@ -31,7 +31,7 @@ from ssd4rec_jax.data.dataset import SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
-from ssd4rec_jax.files import first_line, free_space, sync_folder
+from ssd4rec_jax.files import first_line, free_space, swap_in
 from ssd4rec_jax.model.network import Network, abstract_network
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify, write_manifest
@@ -105,10 +105,7 @@ def save_model(
             events.write_parquet(partial / 'users.parquet')
         save_file(vocabulary, partial / VOCABULARY)
         write_manifest(partial)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        sync_folder(path.parent)
+        swap_in(partial, path, replaced)
     except OSError as error:
         raise UserError(
             f'the model cannot be written to {path} ({first_line(error)}; {free_space(path)} free): make room or name '
