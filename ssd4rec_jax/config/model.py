@@ -25,6 +25,8 @@ class ModelConfig:
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
       released code does; 'aligned' flips the output back, as the paper draws it.
+    seen_bias: whether the score of an item that the history holds gets a learned bias, by how long ago and how often it
+      was seen; train.seen_learning_rate is its learning rate.
     dtype: the dtype of activations and matrix products; parameters stay float32. 'auto' means bfloat16 on GPUs and
       TPUs and float32 on CPUs. 'float64' is for parity checks and needs JAX_ENABLE_X64.
     table_dtype: the dtype in which the item table is stored. 'bfloat16' halves its memory and needs train.loss=sampled;
@@ -45,6 +47,7 @@ class ModelConfig:
     dropout_prob: float = 0.2
     norm_embedding: bool = True
     backward_order: str = 'reversed'
+    seen_bias: bool = False
     dtype: str = 'auto'
     table_dtype: str = 'float32'
     ssd_implementation: str = 'auto'

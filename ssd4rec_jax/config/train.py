@@ -24,6 +24,7 @@ class TrainConfig:
       weight_decay and clip_norm apply to all other parameters only.
     num_negatives: the number of items that each step draws uniformly for a sampled loss.
     table_learning_rate: the learning rate of row-wise Adagrad.
+    seen_learning_rate: the learning rate of Adam for the bias of model.seen_bias, which has few numbers and far to go.
     targets_per_step: the number of prediction targets that a step holds on average.
     max_epochs: the largest number of epochs.
     learning_rate: the learning rate, or its peak where the schedule changes it.
@@ -43,6 +44,7 @@ class TrainConfig:
     loss: str = 'auto'
     num_negatives: int = 8192
     table_learning_rate: float = 0.1
+    seen_learning_rate: float = 0.05
     targets_per_step: int = 1024
     max_epochs: int = 300
     learning_rate: float = 1e-3
@@ -64,7 +66,7 @@ class TrainConfig:
         for name in ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'):
             if getattr(self, name) < 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must not be negative')
-        for name in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds'):
+        for name in ('learning_rate', 'table_learning_rate', 'seen_learning_rate', 'checkpoint_seconds'):
             if not getattr(self, name) > 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
         loss_settings(self.loss)  # Refuses a name that is not registered.

@@ -12,6 +12,10 @@ A network is any flax.nnx module with
                                              batches of an evaluation; `readout` then takes it as `table`, and
                                              `table_is_less_work(tokens)` says whether it saves work
 
+    seen                                     optional: a ssd4rec_jax.model.seen.SeenBias, which adds to the scores of
+                                             the items that a history holds; the field `seen_bias` of the network's
+                                             settings then says that it is there
+
 items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws is a ssd4rec_jax.model.draws.Draws in
 training and None elsewhere.
 """

@@ -13,6 +13,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import Inputs
 from ssd4rec_jax.model.norms import layer_norm
 from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.seen import SeenBias
 from ssd4rec_jax.model.table_init import init_table
 
 MAX_PROJECTED = 2**28  # The largest number of elements of a projected item table: 1 GiB in float32.
@@ -38,6 +39,8 @@ class SSD4Rec(nnx.Module):
             init_table(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
         )
         self.norm = layer_norm(config, **modules)
+        if config.seen_bias:
+            self.seen = SeenBias(param_dtype)
         self.layers = nnx.List([BiSSDLayer(config, **modules) for _ in range(config.num_layers)])
 
     def readout(

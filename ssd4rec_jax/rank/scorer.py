@@ -151,14 +151,14 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
 
     Without f it returns the readouts of this device, in float32.
     """
-    embedding, items = None, batch.items
+    embedding, items, layout = None, batch.items, Layout.of(batch)
     if shard.shards > 1:
         embedding = params[ITEM_EMBEDDING]
         ids, items = item_numbers(shard, items)
         params = {**params, ITEM_EMBEDDING: shard.fetch(embedding, ids)}
     model = network.bind(params)
     shared = {} if table is None else {'table': table}
-    readout = model.readout(items, Layout.of(batch), **shared)
+    readout = model.readout(items, layout, **shared)
     if f is None:
         return (readout.astype(jnp.float32),)
     slots = readout.shape[:2]
@@ -166,5 +166,10 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
     readouts, *rest = (shard.gather(a) for a in flat)
     scored = model.item_embedding[...] if embedding is None else embedding
     more = {'per_item': per_item} if per_item else {}
-    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest)
+    if hasattr(model, 'seen'):
+        of_device = model.seen.of_histories(batch.items, layout).one_list(slots[1])
+        seen = of_device.gathered(shard, slots[0] * slots[1])
+    else:
+        seen = None
+    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest, seen=seen)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)

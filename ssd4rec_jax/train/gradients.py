@@ -1,4 +1,5 @@
 """The loss of a step and its gradients before the optimiser, on any mesh."""
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def loss_and_gradients(
         ids, items = item_numbers(shard, batch.items)
         fetched, fetch_back = jax.vjp(lambda part: shard.fetch(part, ids), part)
         weights = _Weights({**varying, ITEM_EMBEDDING: fetched}, part)
-        f = _loss_of(objective, shard, seed, epoch)
+        f = _loss_of(objective, shard, seed, epoch, ids)
         loss, grads = _over_rows(f, weights, batch._replace(items=items), axes)
         (of_fetched,) = fetch_back(grads.params[ITEM_EMBEDDING])
         grads = {**grads.params, ITEM_EMBEDDING: grads.scored + of_fetched}
@@ -77,10 +78,11 @@ def sampled_loss_and_gradients(
     chance = shard.fetch(lax.pcast(probability, DATA_AXIS, to='varying'), ids)
 
     def loss_of(weights, batch):
-        readout, table = _readout(objective, weights.params, batch, seed, epoch)
+        readout, table, seen = _readout(objective, weights.params, batch, seed, epoch)
         # Position 0 belongs to item 0, which is never a target, so it marks the absence of a target here too.
         losses = objective.loss.of(
-            readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance
+            readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance,
+            **seen,
         )
         return jnp.sum(losses)
 
@@ -103,19 +105,27 @@ class _Weights(NamedTuple):
 
 
 def _readout(objective: Objective, params: dict, batch: PackedBatch, seed, epoch):
-    """(the network's readouts of the batch with items masked, its item table)."""
+    """(the network's readouts of the batch with items masked, its item table, its seen-item term as a loss takes it)."""
     model = objective.network.bind(params)
     layout = Layout.of(batch)
     draws = Draws.of(seed, epoch, layout)
     read = model.prefix_readouts if objective.every_prefix else model.readout
-    return read(mask_items(batch.items, objective.mask_ratio, draws), layout, draws), model.item_embedding[...]
+    seen = {}
+    if hasattr(model, 'seen'):
+        entries_of = model.seen.of_prefixes if objective.every_prefix else model.seen.of_histories
+        seen['seen'] = entries_of(batch.items, layout)
+    masked = mask_items(batch.items, objective.mask_ratio, draws)
+    return read(masked, layout, draws), model.item_embedding[...], seen
 
 
-def _loss_of(objective: Objective, shard: TableShard, seed, epoch):
+def _loss_of(objective: Objective, shard: TableShard, seed, epoch, ids=None):
+    """The loss over the whole catalogue of weights and a batch, whose items are positions in `ids` if that is given."""
     def loss(weights: _Weights, batch: PackedBatch):
-        readout, table = _readout(objective, weights.params, batch, seed, epoch)
+        readout, table, seen = _readout(objective, weights.params, batch, seed, epoch)
+        if seen and ids is not None:
+            seen['seen'] = dataclasses.replace(seen['seen'], item=ids[seen['seen'].item])
         scored = table if weights.scored is None else weights.scored
-        return objective.loss.of(readout, scored, batch.targets, batch.targets > 0, shard=shard)
+        return objective.loss.of(readout, scored, batch.targets, batch.targets > 0, shard=shard, **seen)
 
     return loss
 

@@ -43,8 +43,9 @@ class TrainProgram:
     def __init__(self, config: RunConfig, num_items: int, mesh: Mesh, *, every_prefix: bool, network: Any = None):
         """network: replaces the configured network and uses the same parameters (the baseline of a benchmark)."""
         self.config, self.num_items, self.mesh = config, num_items, mesh
-        loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS])
-        self.optimizer = make_optimizer(config.train, sparse_table=loss.samples)
+        has_seen = getattr(config.model, 'seen_bias', False)
+        loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS], has_seen=has_seen)
+        self.optimizer = make_optimizer(config.train, sparse_table=loss.samples, has_seen=has_seen)
         self.schedule = learning_rate_schedule(config.train)
         self.network: Network
         self.like: TrainState
