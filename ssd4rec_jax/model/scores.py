@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssd4rec_jax.model.seen import SeenEntries
+from ssd4rec_jax.model.seen import Bias, Seen
 
 # The largest number of elements of a [targets, items + 1] array: 512 MB in float32. Up to this size the loss computes
 # the scores once; above it, the loss computes them twice, one part of the catalogue at a time.
@@ -23,12 +23,12 @@ def scores(readout: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def map_scores(
-    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array, seen: SeenEntries | None = None,
+    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array, seen: tuple[Bias, Seen] | None = None,
     max_scores: int = MAX_SCORES,
 ) -> Any:
     """f(scores [n, items + 1], *args [n, ...]), computed for as many rows at a time as max_scores elements allow.
 
-    f must treat each row independently. readout: [n, D]. table: [items + 1, D]. seen: what is added to the scores.
+    f must treat each row independently. readout: [n, D]. table: [items + 1, D]. seen: which scores get which bias.
     Returns f's pytree of arrays [n, ...].
     """
     n, at_once = len(readout), max(1, max_scores // table.shape[0])
@@ -36,15 +36,16 @@ def map_scores(
     def of_rows(first, readout, *args):
         logits = scores(readout, table)
         if seen is not None:
-            logits = logits + seen.from_row(first).matrix(logits.shape).astype(logits.dtype)
+            logits = seen[1].part(first_readout=first).add_to(logits, seen[0])
         return f(logits, *args)
 
     if n <= at_once:
         return of_rows(0, readout, *args)
     parts = -(-n // at_once)
-    padded = jax.tree.map(
-        lambda a: jnp.pad(a, [(0, parts * at_once - n)] + [(0, 0)] * (a.ndim - 1)).reshape(parts, at_once, *a.shape[1:]),
-        (readout, *args),
-    )
+
+    def parted(a):
+        return jnp.pad(a, [(0, parts * at_once - n)] + [(0, 0)] * (a.ndim - 1)).reshape(parts, at_once, *a.shape[1:])
+
+    padded = jax.tree.map(parted, (readout, *args))
     found = lax.map(lambda part: of_rows(*part), (jnp.arange(parts) * at_once, *padded))
     return jax.tree.map(lambda a: a.reshape(parts * at_once, *a.shape[2:])[:n], found)

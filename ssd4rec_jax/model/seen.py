@@ -6,8 +6,9 @@ ranking by themselves. That the output softmax must treat the items of the histo
 McCallum, "To Copy, or not to Copy; That is a Critical Issue of the Output Softmax Layer in Neural Sequential
 Recommenders", WSDM 2024.
 """
-import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,109 +23,173 @@ from ssd4rec_jax.parallel.table_shard import TableShard
 # Where the buckets begin: an age of 1 means that the item is the last of the history.
 AGES = (1, 2, 3, 5, 9, 17, 33, 65)
 COUNTS = (1, 2, 3, 5)
-_NOWHERE = np.int32(2**30)  # An index beyond every array, whose entry is dropped.
-_BLOCK = 64
+_NOWHERE = np.int32(2**30)  # An index beyond every array, where nothing is added.
+_AT_ONCE = 2**14  # The number of scores that one trip of a loop adds to.
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=['row', 'item', 'value'], meta_fields=['running']
-)
-@dataclasses.dataclass(frozen=True)
-class SeenEntries:
-    """A matrix [readouts, items] that is added to scores, as the list of its entries.
+class Bias(NamedTuple):
+    """The learned numbers: age [len(AGES)] and count [len(COUNTS)], one for each bucket, which are added."""
 
-    row: int32 [..., m], the readout that an entry belongs to. item: int32 [..., m], its column. Entries whose row or
-    column does not exist are dropped. value: [..., m]. running: whether the matrix is the running sum over the readouts
-    of these entries, instead of the entries themselves.
+    age: jax.Array
+    count: jax.Array
+
+
+class Seen(NamedTuple):
+    """Which scores get which bias.
+
+    Every token counts for some neighbouring readouts, and its age is higher by one for each. A whole history has one
+    readout, for which the last occurrence of each of its items counts. Among the readouts of all prefixes a token
+    counts for those from its own to the one before its item comes again. All arrays are int32 [tokens] or
+    [rows, tokens] of the same shape.
+
+    item: the column of the scores. first, readouts: the first of the readouts, and how many there are. age: the age at
+    the first. count: the bucket of the number of occurrences.
     """
 
-    row: jax.Array
     item: jax.Array
-    value: jax.Array
-    running: bool
+    first: jax.Array
+    readouts: jax.Array
+    age: jax.Array
+    count: jax.Array
 
-    def one_list(self, slots: int) -> 'SeenEntries':
-        """The entries of all packed rows, [rows, m], as one list for readouts [rows * slots]."""
-        first = jnp.arange(len(self.row), dtype=jnp.int32)[:, None] * slots
-        row = jnp.where(self.row == _NOWHERE, _NOWHERE, self.row + first)
-        return SeenEntries(row.ravel(), self.item.ravel(), self.value.ravel(), self.running)
+    def one_list(self, slots: int) -> 'Seen':
+        """The tokens of all packed rows, [rows, tokens], as one list for readouts [rows * slots]."""
+        row = jnp.arange(len(self.first), dtype=jnp.int32)[:, None]
+        return Seen(*(a.ravel() for a in self._replace(first=self.first + row * slots)))
 
-    def gathered(self, shard: TableShard, readouts: int) -> 'SeenEntries':
-        """The entries [m] of all devices along `model`, each with `readouts` readouts; columns of this device."""
-        first = lax.axis_index(MODEL_AXIS) * readouts if shard.shards > 1 else 0
-        row = shard.gather(jnp.where(self.row == _NOWHERE, _NOWHERE, self.row + first))
-        return SeenEntries(row, shard.find(shard.gather(self.item))[0], shard.gather(self.value), self.running)
+    def of_all_devices(self, shard: TableShard, slots: int) -> 'Seen':
+        """The tokens of all devices along `model`, for their readouts one after another and this device's columns."""
+        if shard.shards == 1:
+            return self
+        own = self._replace(first=self.first + lax.axis_index(MODEL_AXIS) * slots)
+        found = Seen(*map(shard.gather, own))
+        return found._replace(item=shard.find(found.item)[0])
 
-    def at_columns(self, columns: jax.Array, rows: int) -> 'SeenEntries':
-        """The same for scores of the items `columns`, int32 [n] and distinct, instead of the items 0 .. rows - 1."""
-        place = jnp.full(rows, _NOWHERE).at[columns].set(jnp.arange(len(columns), dtype=jnp.int32), mode='drop')
-        return dataclasses.replace(self, item=jnp.take(place, self.item, mode='fill', fill_value=_NOWHERE))
+    def at_columns(self, columns: jax.Array, items: int) -> 'Seen':
+        """The same for scores of the items `columns`, int32 [n] and distinct, instead of the items 0 .. items - 1."""
+        place = jnp.full(items, _NOWHERE).at[columns].set(jnp.arange(len(columns), dtype=jnp.int32), mode='drop')
+        return self._replace(item=jnp.take(place, self.item, mode='fill', fill_value=_NOWHERE))
 
-    def from_row(self, first: jax.Array | int) -> 'SeenEntries':
-        """The same for the readouts first, first + 1, ...; not for a running sum."""
-        return dataclasses.replace(self, row=jnp.where(self.row < first, _NOWHERE, self.row - first))
+    def part(self, *, first_readout: jax.Array | int = 0, first_column: jax.Array | int = 0) -> 'Seen':
+        """The same for the part of the scores that begins at a readout and a column."""
+        return self._replace(first=self.first - first_readout, item=self.item - first_column)
 
-    def matrix(self, shape: tuple[int, int], first: jax.Array | int = 0) -> jax.Array:
-        """The columns first, first + 1, ... of the matrix, [readouts, columns] of this shape, in the dtype of value."""
-        # A column before the first must not be counted from the end.
-        item = jnp.where(self.item < first, _NOWHERE, self.item - first)
-        entries = jnp.zeros(shape, self.value.dtype).at[self.row, item].add(self.value, mode='drop')
-        return _running_sum(entries) if self.running else entries
+    def add_to(self, scores: jax.Array, bias: Bias) -> jax.Array:
+        """scores [readouts, columns] with the bias added; what lies outside the scores is left out."""
+        def add(scores, pairs):
+            value = (bias.age[pairs.age] + bias.count[pairs.count]).astype(scores.dtype)
+            return scores.at[pairs.readout, pairs.item].add(value, mode='drop')
+
+        return self._over_pairs(add, scores)
+
+    def sums(self, of_pairs: Callable[[jax.Array, jax.Array], jax.Array], like: Bias) -> Bias:
+        """For each number of the bias, the sum of of_pairs(readout [n], item [n]) -> [n] over the scores that get it.
+
+        of_pairs must give 0 for what lies outside the scores. like: decides shapes and dtypes.
+        """
+        def add(total, pairs):
+            value = of_pairs(pairs.readout, pairs.item)
+
+            def by_bucket(sums, bucket):
+                in_bucket = jax.nn.one_hot(bucket, len(sums), dtype=value.dtype)
+                return sums + (value @ in_bucket).astype(sums.dtype)
+
+            return Bias(by_bucket(total.age, pairs.age), by_bucket(total.count, pairs.count))
+
+        return self._over_pairs(add, jax.tree.map(jnp.zeros_like, like))
+
+    def _over_pairs(self, f: Callable[[Any, '_Pairs'], Any], carry: Any) -> Any:
+        """f(carry, pairs) over all pairs of a token and a readout, _AT_ONCE of them at a time.
+
+        How many pairs there are depends on the histories: for all prefixes it is about half the sum of their squares.
+        """
+        stop = jnp.cumsum(self.readouts)
+        size = min(_AT_ONCE, max(64, len(stop)))
+
+        def trip(state):
+            number, carry = state
+            pair = number * size + jnp.arange(size, dtype=jnp.int32)
+            token = jnp.minimum(jnp.searchsorted(stop, pair, side='right'), len(stop) - 1)
+            later = pair - (stop - self.readouts)[token]
+            readout, item = self.first[token] + later, self.item[token]
+            inside = (pair < stop[-1]) & (readout >= 0) & (item >= 0)
+            pairs = _Pairs(
+                jnp.where(inside, readout, _NOWHERE), jnp.where(inside, item, _NOWHERE),
+                _bucket(self.age[token] + later, AGES), self.count[token],
+            )
+            return number + 1, f(carry, pairs)
+
+        return lax.while_loop(lambda state: state[0] * size < stop[-1], trip, (jnp.zeros_like(stop[-1]), carry))[1]
+
+
+class _Pairs(NamedTuple):
+    """Scores [readout, item] that get the bias of the buckets age and count; int32 [n]."""
+
+    readout: jax.Array
+    item: jax.Array
+    age: jax.Array
+    count: jax.Array
+
+
+@jax.custom_vjp
+def add_seen(scores: jax.Array, bias: Bias, seen: Seen) -> jax.Array:
+    """seen.add_to(scores, bias), which has gradients with respect to scores and bias."""
+    return seen.add_to(scores, bias)
+
+
+def _add_seen_fwd(scores, bias, seen):
+    return seen.add_to(scores, bias), (bias, seen)
+
+
+def _add_seen_bwd(residuals, g):
+    bias, seen = residuals
+    of_bias = seen.sums(lambda readout, item: g.at[readout, item].get(mode='fill', fill_value=0), bias)
+    return g, of_bias, no_gradient(seen)
+
+
+def no_gradient(integers: Any) -> Any:
+    """The cotangents that JAX wants for arrays of integers."""
+    return jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), integers)
+
+
+add_seen.defvjp(_add_seen_fwd, _add_seen_bwd)
 
 
 class SeenBias(nnx.Module):
-    """The learned bias: one number for each bucket of ages and one for each bucket of counts, which are added.
-
-    It starts at zero, where it changes no score.
-    """
+    """The parameters of the term, which start at zero, where they change no score."""
 
     def __init__(self, param_dtype: jax.typing.DTypeLike):
         self.age = nnx.Param(jnp.zeros(len(AGES), param_dtype))
         self.count = nnx.Param(jnp.zeros(len(COUNTS), param_dtype))
 
-    def of_histories(self, items: jax.Array, layout: Layout) -> SeenEntries:
-        """What is added to the scores of whole histories, [rows, m] for readouts [rows, segments].
-
-        items: int32 [rows, tokens], without masks. Each distinct item of a history has one entry, by its last
-        occurrence and by how often it occurs.
-        """
-        occurrences = _Occurrences.of(items, layout)
-        is_last = occurrences.end == jnp.arange(items.shape[1]) + layout.remaining + 1
-        age = jnp.sum(layout.remaining[..., None] + 1 >= jnp.asarray(AGES), axis=-1) - 1
-        value = self.age[...][age] + self.count[...][occurrences.count]
-        row = jnp.where(is_last & (layout.segment_ids > 0), layout.slot, _NOWHERE)
-        return SeenEntries(row, items, value, running=False)
-
-    def of_prefixes(self, items: jax.Array, layout: Layout) -> SeenEntries:
-        """The same for every prefix of every history: [rows, m] for readouts [rows, tokens].
-
-        An occurrence of an item counts for the prefixes that end at it or after it, until the item occurs again or the
-        history ends. Its bias changes where its age reaches another bucket, and each change is an entry of a running
-        sum. The entries are then a few for each token, where those of all prefixes would be the square of a history.
-        """
-        occurrences = _Occurrences.of(items, layout)
-        token = jnp.arange(items.shape[1], dtype=jnp.int32)[:, None]
-        end = occurrences.end[..., None]
-        changes = token + jnp.asarray(AGES, jnp.int32) - 1
-        by_age = self.age[...]
-        steps = jnp.concatenate([by_age[:1], jnp.diff(by_age)])
-        value = jnp.broadcast_to(steps, changes.shape[:1] + steps.shape)
-        value = jnp.broadcast_to(value, (*items.shape, len(AGES)))
-        of_count = self.count[...][occurrences.count]
-        value = value.at[..., 0].add(of_count)
-        last_age = jnp.sum(end - token >= jnp.asarray(AGES), axis=-1) - 1
-        closing = -(by_age[last_age] + of_count)
-        real = (layout.segment_ids > 0)[..., None]
-        row = jnp.concatenate([jnp.where(changes < end, changes, _NOWHERE), end], axis=-1)
-        row = jnp.where(real, row, _NOWHERE)
-        value = jnp.concatenate([value, closing[..., None]], axis=-1)
-        item = jnp.broadcast_to(items[..., None], row.shape)
-        rows = len(items)
-        return SeenEntries(row.reshape(rows, -1), item.reshape(rows, -1), value.reshape(rows, -1), running=True)
+    @property
+    def bias(self) -> Bias:
+        """The learned numbers as arrays."""
+        return Bias(self.age[...], self.count[...])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Occurrences:
+def seen_by_histories(items: jax.Array, layout: Layout) -> Seen:
+    """What whole histories hold, for readouts [rows, segments]; items int32 [rows, tokens] without masks."""
+    occurrences = _Occurrences.of(items, layout)
+    is_last = occurrences.end == jnp.arange(items.shape[1]) + layout.remaining + 1
+    counts = is_last & (layout.segment_ids > 0)
+    return Seen(items, layout.slot, counts.astype(jnp.int32), layout.remaining + 1, occurrences.count)
+
+
+def seen_by_prefixes(items: jax.Array, layout: Layout) -> Seen:
+    """What every prefix of every history holds, for readouts [rows, tokens]; items int32 [rows, tokens]."""
+    occurrences = _Occurrences.of(items, layout)
+    token = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
+    readouts = jnp.where(layout.segment_ids > 0, occurrences.end - token, 0)
+    return Seen(items, token, readouts, jnp.ones_like(items), occurrences.count)
+
+
+def _bucket(value: jax.Array, begins: tuple[int, ...]) -> jax.Array:
+    """The number of the last bucket that begins at or below each value, which is at least the first."""
+    return functools.reduce(jnp.add, [(value >= least).astype(jnp.int32) for least in begins[1:]])
+
+
+class _Occurrences(NamedTuple):
     """For each token, when its item occurs next in its history, and its bucket of occurrences so far.
 
     end: int32 [rows, tokens], the index in the row of the next occurrence, or of the first token after the history.
@@ -154,14 +219,3 @@ class _Occurrences:
         end, count, token = jax.vmap(of_row)(items, layout.slot, stop)
         back = jnp.arange(len(items))[:, None], token
         return cls(jnp.zeros_like(end).at[back].set(end), jnp.zeros_like(count).at[back].set(count))
-
-
-def _running_sum(x: jax.Array) -> jax.Array:
-    """The running sum of x [n, columns] down its rows, by products with a triangle of ones."""
-    n, columns = x.shape
-    blocks = -(-n // _BLOCK)
-    x = jnp.pad(x, ((0, blocks * _BLOCK - n), (0, 0))).reshape(blocks, _BLOCK, columns)
-    triangle = jnp.tril(jnp.ones((_BLOCK, _BLOCK), x.dtype))
-    within = jnp.einsum('ij,bjv->biv', triangle, x, precision=lax.Precision.HIGHEST)
-    before = jnp.pad(jnp.cumsum(within[:-1, -1], axis=0), ((1, 0), (0, 0)))
-    return (within + before[:, None]).reshape(-1, columns)[:n]

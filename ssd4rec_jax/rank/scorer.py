@@ -15,6 +15,7 @@ from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.scores import map_scores
+from ssd4rec_jax.model.seen import seen_by_histories
 from ssd4rec_jax.parallel.mesh import (
     AXES,
     ITEM_EMBEDDING,
@@ -167,8 +168,8 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
     scored = model.item_embedding[...] if embedding is None else embedding
     more = {'per_item': per_item} if per_item else {}
     if hasattr(model, 'seen'):
-        of_device = model.seen.of_histories(batch.items, layout).one_list(slots[1])
-        seen = of_device.gathered(shard, slots[0] * slots[1])
+        of_device = seen_by_histories(batch.items, layout).one_list(slots[1])
+        seen = model.seen.bias, of_device.of_all_devices(shard, slots[0] * slots[1])
     else:
         seen = None
     results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest, seen=seen)

@@ -3,30 +3,28 @@
 The catalogue may be split over devices (vocabulary parallelism). Each device then computes the scores of its own items
 for the readouts of all devices, and the maxima, the sums and the target scores are combined.
 """
-import dataclasses
 import functools
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
-from ssd4rec_jax.model.seen import SeenEntries
+from ssd4rec_jax.model.seen import Bias, Seen, no_gradient
 from ssd4rec_jax.parallel.table_shard import TableShard
 
 
 def softmax_loss_sum(
-    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, seen: SeenEntries | None = None,
+    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, seen: tuple[Bias, Seen] | None = None,
     shard: TableShard | None = None, max_scores: int = MAX_SCORES,
 ) -> jax.Array:
     """The sum of -log softmax(readout @ table.T)[target] over this device's real targets: a scalar, float32 or wider.
 
     readout: [..., D]. table: [items + 1, D]; row 0, the mask item, takes part as in the released code.
     targets: int32 [...]. real: bool [...], False where there is no target.
-    seen: what is added to the scores, for readouts [rows, slots, D] that are then numbered through.
+    seen: which of the scores of readouts [rows, slots, D] get which bias.
     shard: how the table is split, where `table` is one device's part of it inside a shard_map. Each device then gets
       the gradient of all devices' losses with respect to its part; this requires the same cotangent on all devices.
     max_scores: the number of scores that may lie in memory at once.
@@ -40,8 +38,8 @@ def softmax_loss_sum(
     # An empty slot may hold anything, even NaN; zeros keep it out of the loss and of the gradients.
     readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout)).reshape(-1, readout.shape[-1])
     chunk = min(shard.held, max(1, max_scores // (len(readout) * shard.shards)))
-    entries = None if seen is None else seen.one_list(targets.shape[-1])
-    return _loss_sum(chunk, shard, readout, table, entries, targets.reshape(-1), real.reshape(-1))
+    seen = seen and (seen[0], seen[1].one_list(targets.shape[-1]))
+    return _loss_sum(chunk, shard, readout, table, seen, targets.reshape(-1), real.reshape(-1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -56,7 +54,7 @@ def _loss_sum_fwd(chunk, shard, own_readout, table, own_seen, own_targets, own_r
     """
     gradients = _whole_part if chunk == shard.held else functools.partial(_by_chunks, chunk)
     readout, targets, real = (shard.gather(a) for a in (own_readout, own_targets, own_real))
-    seen = None if own_seen is None else own_seen.gathered(shard, len(own_readout))
+    seen = own_seen and (own_seen[0], own_seen[1].of_all_devices(shard, len(own_readout)))
     at, here = shard.find(targets)
     counted = real & here
     log_total, target_score, expected_row, dtable, dseen = gradients(
@@ -66,9 +64,8 @@ def _loss_sum_fwd(chunk, shard, own_readout, table, own_seen, own_targets, own_r
     target_rows = jnp.take(table, at, axis=0, mode='clip')
     dreadout = shard.own_sum(expected_row - jnp.where(counted[:, None], target_rows, 0.0))
     dtable = dtable.at[at].add(jnp.where(counted[:, None], -readout.astype(dtable.dtype), 0.0), mode='drop')
-    if own_seen is not None:
-        dseen = dataclasses.replace(own_seen, value=shard.own_sum(dseen).astype(own_seen.value.dtype))
-    return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype), dseen)
+    of_seen = None if own_seen is None else (dseen, own_seen[1])
+    return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype), of_seen)
 
 
 def _whole_part(shard, readout, table, seen, targets, real, counted):
@@ -76,7 +73,7 @@ def _whole_part(shard, readout, table, seen, targets, real, counted):
 
     readout: [n, D], of all devices. targets: int32 [n], as rows of this device's part. counted: bool [n], whether the
     target is real and in this part. Returns (log sum exp of all scores [n], the targets' scores [n], softmax @ table
-    [n, D], softmax^T @ readout [held, D], the gradient of the values of `seen` [m] or None).
+    [n, D], softmax^T @ readout [held, D], the gradient of the bias of `seen` or None).
     The products leave out targets that are not real; all but the first cover only the items of this device.
     """
     logits = shard.hide_padding(_with_seen(scores(readout, table), seen))
@@ -85,7 +82,7 @@ def _whole_part(shard, readout, table, seen, targets, real, counted):
     log_total, scale = _over_shards(shard, top, jnp.sum(weights, axis=-1), real)
     target_score = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     expected_row, dtable = _products(weights, scale, readout, table)
-    return log_total, target_score, expected_row, dtable, _of_seen(seen, weights * scale, targets, counted)
+    return log_total, target_score, expected_row, dtable, _of_seen(seen, weights, scale, targets, counted)
 
 
 def _by_chunks(chunk, shard, readout, table, seen, targets, real, counted):
@@ -130,36 +127,36 @@ def _by_chunks(chunk, shard, readout, table, seen, targets, real, counted):
         dtable = lax.dynamic_update_slice_in_dim(dtable, here + more_dtable, at, 0)
         if seen is not None:
             mine = counted & (targets >= start) & (targets < start + chunk)
-            dseen = dseen + _of_seen(seen, weights * scale, targets - at, mine, at)
+            more_dseen = _of_seen(seen, weights, scale, targets - at, mine, at)
+            dseen = jax.tree.map(jnp.add, dseen, more_dseen)
         return (expected_row + more_expected, dtable, dseen), None
 
     zeros = zero[:, None] * jnp.zeros_like(readout, wide), zero[0] * jnp.zeros_like(table, wide)
-    none = None if seen is None else zero[0] * jnp.zeros_like(seen.value)
+    none = None if seen is None else jax.tree.map(jnp.zeros_like, seen[0])
     (expected_row, dtable, dseen), _ = lax.scan(multiply, (*zeros, none), starts)
     return log_total, target_score, expected_row, dtable, dseen
 
 
 def _with_seen(logits, seen, first=0):
     """The scores of this device's items first, first + 1, ... with what `seen` adds to them."""
-    return logits if seen is None else logits + seen.matrix(logits.shape, first).astype(logits.dtype)
+    return logits if seen is None else seen[1].part(first_column=first).add_to(logits, seen[0])
 
 
-def _of_seen(seen, shares, targets, counted, first=0):
-    """The gradient of the loss with respect to the values of `seen`, or None.
+def _of_seen(seen, weights, scale, targets, counted, first=0):
+    """The gradient of the loss with respect to the bias of `seen`, or None.
 
-    shares: [n, columns], the softmax for the items first, first + 1, ... targets: their columns; counted: bool [n],
-    whether the target is among these.
+    scale * weights: [n, columns], the softmax for the items first, first + 1, ... targets: their columns; counted: bool
+    [n], whether the target is among these.
     """
     if seen is None:
         return None
-    dscores = shares.at[jnp.arange(len(targets)), targets].add(jnp.where(counted, -1.0, 0.0), mode='drop')
-    added = functools.partial(_matrix_of, seen, shares.shape, first)
-    (dvalue,) = jax.linear_transpose(added, seen.value)(dscores.astype(seen.value.dtype))
-    return dvalue
 
+    def dscore(readout, item):
+        share = weights.at[readout, item].get(mode='fill', fill_value=0)
+        row = jnp.minimum(readout, len(targets) - 1)
+        return share * scale[row, 0] - ((item == targets[row]) & (readout == row) & counted[row])
 
-def _matrix_of(seen, shape, first, value):
-    return dataclasses.replace(seen, value=value).matrix(shape, first)
+    return seen[1].part(first_column=first).sums(dscore, seen[0])
 
 
 def _over_shards(shard, top, total, real):
@@ -188,15 +185,12 @@ def _products(weights, scale, readout, table):
 
 
 def _loss_sum_bwd(chunk, shard, gradients, g):
-    scaled = jax.tree.map(
-        lambda a: g.astype(a.dtype) * a if jnp.issubdtype(a.dtype, jnp.floating) else _no_gradient(a), gradients
-    )
-    return *scaled, None, None
-
-
-def _no_gradient(indices):
-    """The cotangent that JAX wants for an array of integers."""
-    return np.zeros(indices.shape, jax.dtypes.float0)
+    scaled = jax.tree.map(lambda a: g.astype(a.dtype) * a, gradients[:2])
+    of_seen = None
+    if gradients[2] is not None:
+        dbias, seen = gradients[2]
+        of_seen = jax.tree.map(lambda a: g.astype(a.dtype) * a, dbias), no_gradient(seen)
+    return *scaled, of_seen, None, None
 
 
 _loss_sum.defvjp(_loss_sum_fwd, _loss_sum_bwd)

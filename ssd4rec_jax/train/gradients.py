@@ -1,5 +1,4 @@
 """The loss of a step and its gradients before the optimiser, on any mesh."""
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.seen import seen_by_histories, seen_by_prefixes
 from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
 from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 from ssd4rec_jax.train.objective import Objective
@@ -105,15 +105,15 @@ class _Weights(NamedTuple):
 
 
 def _readout(objective: Objective, params: dict, batch: PackedBatch, seed, epoch):
-    """(the network's readouts of the batch with items masked, its item table, its seen-item term as a loss takes it)."""
+    """(readouts of the batch with items masked, the item table, what a loss gets of a seen-item term)."""
     model = objective.network.bind(params)
     layout = Layout.of(batch)
     draws = Draws.of(seed, epoch, layout)
     read = model.prefix_readouts if objective.every_prefix else model.readout
     seen = {}
     if hasattr(model, 'seen'):
-        entries_of = model.seen.of_prefixes if objective.every_prefix else model.seen.of_histories
-        seen['seen'] = entries_of(batch.items, layout)
+        which = seen_by_prefixes if objective.every_prefix else seen_by_histories
+        seen['seen'] = model.seen.bias, which(batch.items, layout)
     masked = mask_items(batch.items, objective.mask_ratio, draws)
     return read(masked, layout, draws), model.item_embedding[...], seen
 
@@ -123,7 +123,8 @@ def _loss_of(objective: Objective, shard: TableShard, seed, epoch, ids=None):
     def loss(weights: _Weights, batch: PackedBatch):
         readout, table, seen = _readout(objective, weights.params, batch, seed, epoch)
         if seen and ids is not None:
-            seen['seen'] = dataclasses.replace(seen['seen'], item=ids[seen['seen'].item])
+            bias, of_items = seen['seen']
+            seen['seen'] = bias, of_items._replace(item=ids[of_items.item])
         scored = table if weights.scored is None else weights.scored
         return objective.loss.of(readout, scored, batch.targets, batch.targets > 0, shard=shard, **seen)
 

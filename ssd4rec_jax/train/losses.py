@@ -13,8 +13,8 @@ shard it is the whole table. A sampled loss (samples=True) gets the rows that a 
 Here targets and negatives are positions among those n rows (see ssd4rec_jax.train.sampled_softmax). With a sampled
 loss, row-wise Adagrad updates the item table.
 
-Where the network has a seen-item term, a loss of either kind also gets `seen`, a ssd4rec_jax.model.seen.SeenEntries that
-it adds to its scores.
+Where the network has a seen-item term, a loss of either kind also gets seen=(Bias, Seen), as ssd4rec_jax.model.seen
+has them: what it adds to which scores.
 """
 import functools
 from collections.abc import Callable

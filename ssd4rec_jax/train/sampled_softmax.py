@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ssd4rec_jax.model.scores import scores
-from ssd4rec_jax.model.seen import SeenEntries
+from ssd4rec_jax.model.seen import Bias, Seen, add_seen
 
 
 def draw_negatives(seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike, count: int, rows: int) -> jax.Array:
@@ -24,7 +24,7 @@ def draw_negatives(seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike, count
 
 def sampled_losses(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, negatives: jax.Array,
-    expected: float, probability: jax.Array, *, seen: SeenEntries | None = None,
+    expected: float, probability: jax.Array, *, seen: tuple[Bias, Seen] | None = None,
 ) -> jax.Array:
     """-log of each target's share of the softmax over its sample, float32 [rows, slots]; 0 where there is no target.
 
@@ -32,22 +32,23 @@ def sampled_losses(
     targets: int32 [rows, slots], as rows of `table`. real: bool [rows, slots], False where there is no target.
     negatives: int32 [k], as rows of `table`. expected: how often any one item is expected among the negatives.
     probability: float32 [n], the probability of each row of `table` to be a target.
-    seen: what is added to the scores of the rows of `table`, [rows, m].
+    seen: which of the scores of the rows of `table` get which bias.
     """
     chex.assert_rank([readout, table, negatives], [3, 2, 1])
     chex.assert_shape(readout, (*targets.shape, table.shape[1]))
     chex.assert_equal_shape([targets, real])
     chex.assert_shape(probability, (len(table),))
 
-    def of_row(readout, targets, real, seen):
+    def scored(readout, targets, real):
+        """The candidates of a row, their scores, and how often each was drawn."""
         readout = jnp.where(real[:, None], readout, jnp.zeros_like(readout))
         drawn = jnp.concatenate([negatives, jnp.where(real, targets, len(table))])
-        # Each candidate has one column, and the number of times that it was drawn. Columns that are left over have 0.
+        # Each candidate has one column. Columns that are left over were drawn 0 times.
         candidates, drawn = jnp.unique(drawn, size=len(drawn), fill_value=len(table), return_counts=True)
-        drawn = jnp.where(candidates < len(table), drawn, 0)
         logits = scores(readout, jnp.take(table, candidates, axis=0, mode='clip'))
-        if seen is not None:
-            logits = logits + seen.at_columns(candidates, len(table)).matrix(logits.shape).astype(logits.dtype)
+        return candidates, logits, jnp.where(candidates < len(table), drawn, 0)
+
+    def of_row(candidates, logits, drawn, targets, real):
         others = jnp.maximum(jnp.sum(real) - 1, 0)
         times = expected + others * jnp.take(probability, candidates, mode='clip')
         slot, own = jnp.arange(len(targets)), jnp.searchsorted(candidates, targets)
@@ -55,4 +56,10 @@ def sampled_losses(
         logits = (logits + jnp.log(drawn / times)).at[slot, own].set(own_logit)
         return jnp.where(real, jax.nn.logsumexp(logits, axis=1) - own_logit, 0.0)
 
-    return jax.vmap(of_row)(readout, targets, real, seen)
+    candidates, logits, drawn = jax.vmap(scored)(readout, targets, real)
+    if seen is not None:
+        bias, of_rows = seen
+        columns = jax.vmap(lambda own, candidates: own.at_columns(candidates, len(table)))(of_rows, candidates)
+        flat = logits.reshape(-1, logits.shape[-1])
+        logits = add_seen(flat, bias, columns.one_list(targets.shape[1])).reshape(logits.shape)
+    return jax.vmap(of_row)(candidates, logits, drawn, targets, real)
