@@ -23,8 +23,8 @@ def scores(readout: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def map_scores(
-    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array, seen: tuple[Bias, Seen] | None = None,
-    max_scores: int = MAX_SCORES,
+    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array,
+    seen: tuple[Bias, Seen] | None = None, max_scores: int = MAX_SCORES,
 ) -> Any:
     """f(scores [n, items + 1], *args [n, ...]), computed for as many rows at a time as max_scores elements allow.
 
