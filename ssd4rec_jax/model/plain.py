@@ -31,17 +31,18 @@ def plain_hidden(model: SSD4Rec, items: jax.Array, layout: Layout, draws: Draws 
     if model.config.norm_embedding:
         h = per_token(model.norm, dropout(h, model.config.dropout_prob, draws, 'embedding'))
     for k, layer in enumerate(model.layers):
-        h = _layer(layer, h, layout, draws, f'layer{k}')
+        forward_only = model.config.bidirectional == 'last' and k < model.config.num_layers - 1
+        h = _layer(layer, h, 0 if forward_only else model.config.beta, layout, draws, f'layer{k}')
     return h
 
 
-def _layer(layer: BiSSDLayer, u, layout, draws, name):
+def _layer(layer: BiSSDLayer, u, beta, layout, draws, name):
     config = layer.mixer.config
     forward = _mixer(layer.mixer, u, layout)
     backward = _mixer(layer.mixer, mirror_within_segment(u, layout.mirror), layout)
     if config.backward_order == 'aligned':
         backward = mirror_within_segment(backward, layout.mirror)
-    h = per_token(layer.norm, forward + config.beta * backward + u)
+    h = per_token(layer.norm, forward + beta * backward + u)
     h = dropout(h, config.dropout_prob, draws, f'{name}.mixer')
     ffn = layer.ffn
     inner = dropout(gelu(per_token(ffn.w_1, h)), config.dropout_prob, draws, f'{name}.ffn.inner')

@@ -44,10 +44,10 @@ def readout_by_example(net, rows, tokens, train=False):
     return {e: readout[r, s] for r, row in enumerate(rows) for s, (e, _) in enumerate(row)}
 
 
-@pytest.mark.parametrize('order,train', [('reversed', True), ('aligned', False)])
-def test_packing_changes_nothing(x64, order, train):
+@pytest.mark.parametrize('order,bidirectional,train', [('reversed', 'all', True), ('aligned', 'last', False)])
+def test_packing_changes_nothing(x64, order, bidirectional, train):
     """Alone, or packed anywhere with any neighbours, a history gives the same hidden state, dropout included."""
-    net = model(dataclasses.replace(SMALL, backward_order=order))
+    net = model(dataclasses.replace(SMALL, backward_order=order, bidirectional=bidirectional))
     lengths = [1, 2, 3, 4, 5, 40, 7, 1, 130]
     histories = [(e, history(e, n)) for e, n in enumerate(lengths)]
     alone = {}
@@ -163,6 +163,7 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_parameters():
     (dict(num_layers=0), 'model.num_layers=0'),
     (dict(dropout_prob=1.0), 'model.dropout_prob=1.0'),
     (dict(backward_order='flipped'), "model.backward_order='flipped'"),
+    (dict(bidirectional='first'), "model.bidirectional='first' must be one of all, last"),
     (dict(dtype='float8'), "model.dtype='float8'"),
 ])
 def test_a_shape_that_cannot_work_is_refused_by_name(change, named):

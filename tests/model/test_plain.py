@@ -101,6 +101,15 @@ def test_a_deeper_layer_has_one_projection_in_and_one_out():
     assert deeper == per_token(plain_readout, 5000) - IN_PROJ - OUT_PROJ
 
 
+def test_layers_below_the_last_can_do_the_work_of_one_direction():
+    last, forward, both = (
+        per_token(SSD4Rec.readout, 5000, num_layers=2, **change) for change in (
+            dict(bidirectional='last'), dict(beta=0.0), dict(),
+        )
+    )
+    assert last == forward + READ // 2 < both
+
+
 @pytest.mark.parametrize('norm_embedding, train, projected', [
     (False, False, False), (False, True, False), (True, False, False), (True, True, True),
 ])

@@ -60,6 +60,9 @@ def value_and_gradients(graphdef, params, read, batch, cotangent):
     pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
     pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
     pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
+    dict(num_layers=2, bidirectional='last'),
+    pytest.param(dict(num_layers=3, bidirectional='last'), marks=pytest.mark.slow),
+    pytest.param(dict(num_layers=3, bidirectional='last', backward_order='aligned'), marks=pytest.mark.slow),
     pytest.param(dict(dropout_prob=0.0), marks=pytest.mark.slow),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
@@ -94,5 +97,5 @@ def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x
 def test_where_prefixes_share_no_pass_none_is_read():
     net = SSD4Rec(dataclasses.replace(SMALL, num_layers=2, dtype='float32'), 30, rngs=nnx.Rngs(0))
     whole = one_pass_batch()
-    with pytest.raises(ValueError, match='only with one layer or beta = 0'):
+    with pytest.raises(ValueError, match="only with one layer, bidirectional = 'last' or beta = 0"):
         net.prefix_readouts(whole.items, Layout.of(whole))

@@ -17,6 +17,7 @@ from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, tr
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)
 FORWARD = dataclasses.replace(DEEP, beta=0.0)
+LAST = dataclasses.replace(DEEP, bidirectional='last')
 USERS = 60
 
 
@@ -27,7 +28,7 @@ def examples(asked, model=MODEL, max_history=0):
 # ---- Which form runs.
 
 
-@pytest.mark.parametrize('model', [MODEL, dataclasses.replace(MODEL, backward_order='aligned'), FORWARD])
+@pytest.mark.parametrize('model', [MODEL, dataclasses.replace(MODEL, backward_order='aligned'), FORWARD, LAST])
 def test_one_pass_where_it_is_exact(model):
     assert examples('one_pass', model).every_prefix
     assert not examples('prefix', model).every_prefix
@@ -35,7 +36,7 @@ def test_one_pass_where_it_is_exact(model):
 
 
 @pytest.mark.parametrize('model, max_history, reason', [
-    (DEEP, 0, r'model.num_layers=2 and the backward direction \(model.beta=0.3\)'),
+    (DEEP, 0, r'model.num_layers=2 and the backward direction \(model.beta=0.3\) below the last layer'),
     (MODEL, 4, r'data.max_history=4 cuts [\d,]+ histories'),
 ])
 def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
