@@ -5,10 +5,13 @@ from ssd4rec_jax.errors import ConfigError
 
 BIDIRECTIONAL = ('all', 'last')
 BACKWARD_ORDERS = ('reversed', 'aligned')
+TIMES = ('none', 'dt', 'decay_and_dt')
+TIME_GAP = 'time gap'  # the event feature of networks that read when an interaction came
 TABLE_DTYPES = ('float32', 'bfloat16')
 DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
 _CHOICES = {
-    'bidirectional': BIDIRECTIONAL, 'backward_order': BACKWARD_ORDERS, 'dtype': DTYPES, 'table_dtype': TABLE_DTYPES,
+    'bidirectional': BIDIRECTIONAL, 'backward_order': BACKWARD_ORDERS, 'time': TIMES, 'dtype': DTYPES,
+    'table_dtype': TABLE_DTYPES,
 }
 
 
@@ -31,6 +34,9 @@ class ModelConfig:
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
       released code does; 'aligned' flips the output back, as the paper draws it.
+    time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
+      the step dt of each head; 'decay_and_dt' scales the decay and the input of each head apart. The scales are learned
+      and stay between 1/2 and 2.
     dtype: the dtype of activations and matrix products; parameters stay float32. 'auto' means bfloat16 on GPUs and
       TPUs and float32 on CPUs. 'float64' is for parity checks and needs JAX_ENABLE_X64.
     table_dtype: the dtype in which the item table is stored. 'bfloat16' halves its memory and needs train.loss=sampled;
@@ -52,6 +58,7 @@ class ModelConfig:
     dropout_prob: float = 0.2
     norm_embedding: bool = True
     backward_order: str = 'reversed'
+    time: str = 'none'
     dtype: str = 'auto'
     table_dtype: str = 'float32'
     ssd_implementation: str = 'auto'
@@ -90,6 +97,11 @@ class ModelConfig:
         This is not so where a backward direction below the last layer makes every token depend on the prefix's end.
         """
         return self.num_layers == 1 or self.beta == 0 or self.bidirectional == 'last'
+
+    @property
+    def features(self) -> str:
+        """The event features that the network reads."""
+        return '' if self.time == 'none' else TIME_GAP
 
     @property
     def d_inner(self) -> int:

@@ -93,4 +93,6 @@ def _not_released(config: ModelConfig) -> str | None:
         return f'model.bidirectional={config.bidirectional}: its layers all read in both directions'
     if config.beta and config.backward_order != 'reversed':
         return f'model.backward_order={config.backward_order}: it leaves the backward direction in reversed order'
+    if config.time != 'none':
+        return f'model.time={config.time}: it reads no times'
     return None

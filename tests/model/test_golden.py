@@ -37,7 +37,7 @@ def test_parameters_go_to_pytorch_and_back():
 
 @pytest.mark.parametrize('change, said', [
     (dict(bidirectional='last'), 'model.bidirectional=last'),
-    (dict(backward_order='aligned'), 'model.backward_order=aligned'),
+    (dict(backward_order='aligned'), 'model.backward_order=aligned'), (dict(time='dt'), 'model.time=dt'),
 ])
 def test_what_the_released_network_cannot_hold_is_not_exported(change, said):
     with pytest.raises(ConfigError, match=f'the released PyTorch network cannot hold a model with .*{said}'):
