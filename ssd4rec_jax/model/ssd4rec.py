@@ -41,7 +41,7 @@ class SSD4Rec(nnx.Module):
         self.norm = layer_norm(config, **modules)
         if config.seen_bias:
             self.seen = SeenBias(param_dtype)
-        self.layers = nnx.List([BiSSDLayer(config, **modules) for _ in range(config.num_layers)])
+        self.layers = nnx.List([BiSSDLayer(config.of_layer(k), **modules) for k in range(config.num_layers)])
 
     def readout(
         self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ProjectedItems | None = None
@@ -62,7 +62,7 @@ class SSD4Rec(nnx.Module):
         the last layer's mixer; the draws after it are separate for each token.
         """
         if not self.config.prefixes_share_a_pass:
-            raise ValueError('prefixes share a pass only with one layer or beta = 0')
+            raise ValueError("prefixes share a pass only with one layer, bidirectional = 'last' or beta = 0")
         inputs = self._before_last(items, layout, draws, None)
         return self.layers[-1].prefix_readouts(inputs, layout, draws, self._last_name)
 

@@ -120,7 +120,8 @@ class Scorer:
                 yield batch, [local_rows(a) for a in program(*prepared, *args, per_item)]
 
     def _program(self, f, shape, prepared, args, per_item, about):
-        key = f, shape, prepared.table is None, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
+        given = jax.tree.structure((prepared.table, args))
+        key = f, shape, given, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
         if key not in self._compiled:
             if about:
                 self.reporter.note(about)

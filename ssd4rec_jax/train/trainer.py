@@ -75,6 +75,8 @@ class Trainer:
         self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))
+        if dataset.gaps:
+            note(dataset.gaps.note)
         note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
