@@ -1,9 +1,10 @@
 """Answers of a saved run in original ids."""
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
@@ -11,6 +12,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.ids import positions
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
 from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.run.saved_run import SavedRun
@@ -44,13 +46,25 @@ class Answers:
             )
 
     def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [histories, D], whose dot products with the item vectors are the scores; NaN without known items."""
+        """float32 [histories, D], the readouts of TopItems.vectors; NaN without known items."""
+        return self._of_known(histories, self.table.shape[1], self._top.vectors)
+
+    def scores(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
+        """float32 [histories, items]; NaN without known items."""
+        distinct, back = np.unique(self.known(items, 'items') + 1, return_inverse=True)
+        found = self._of_known(histories, len(distinct), lambda read: self._top.scores(read, distinct))
+        return found[:, back]
+
+    def _of_known(
+        self, histories: Sequence[Sequence[Any]], width: int, of: Callable[[list[np.ndarray]], np.ndarray]
+    ) -> np.ndarray:
+        """float32 [histories, width]: of(histories of internal ids) where any item is known, NaN elsewhere."""
         _, read, _ = self._asked(None, histories)
-        vectors = np.full((len(read), self.table.shape[1]), np.nan, np.float32)
+        found = np.full((len(read), width), np.nan, np.float32)
         some = [n for n, history in enumerate(read) if len(history)]
         if some:
-            vectors[some] = self._top.vectors([read[n] for n in some])
-        return vectors
+            found[some] = of([read[n] for n in some])
+        return found
 
     def similar(self, item: Any, k: int) -> pl.DataFrame:
         """The k items whose vectors have the highest cosine with an item's: rank, item, cosine."""
@@ -77,6 +91,12 @@ class Answers:
     def table(self) -> np.ndarray:
         """float32 [items + 1, D], row 0 for the mask."""
         return np.asarray(self.saved.network.whole(self.saved.params)[ITEM_EMBEDDING], np.float32)
+
+    @functools.cached_property
+    def item_vectors(self) -> np.ndarray:
+        """float32 [items + 1, D], whose dot products with `vectors` are the scores."""
+        network = self.saved.network.bind(self.saved.params)
+        return np.asarray(item_vectors(network, jnp.asarray(self.table)), np.float32)
 
     @functools.cached_property
     def item_ids(self) -> pl.Series:

@@ -292,11 +292,13 @@ class Recommender:
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]: the score of each item as the next one; NaN for a history without known items."""
-        answers = self._answers
-        return answers.vectors(histories) @ answers.table[answers.known(items, 'items') + 1].T
+        return self._answers.scores(histories, items)
 
     def user_vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items."""
+        """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items.
+
+        With model.seen_bias, items of the history score higher or lower than that (see `score`).
+        """
         return self._answers.vectors(histories)
 
     @property
@@ -307,7 +309,7 @@ class Recommender:
     @property
     def item_vectors(self) -> np.ndarray:
         """float32 [items, D]."""
-        return self._answers.table[1:]
+        return self._answers.item_vectors[1:]
 
     def similar_items(self, item: Any, k: int = 10) -> Any:
         """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item,

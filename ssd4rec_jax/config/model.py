@@ -7,11 +7,12 @@ BIDIRECTIONAL = ('all', 'last')
 BACKWARD_ORDERS = ('reversed', 'aligned')
 TIMES = ('none', 'dt', 'decay_and_dt')
 TIME_GAP = 'time gap'  # the event feature of networks that read when an interaction came
+SCORES = ('dot', 'cosine')
 TABLE_DTYPES = ('float32', 'bfloat16')
 DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
 _CHOICES = {
-    'bidirectional': BIDIRECTIONAL, 'backward_order': BACKWARD_ORDERS, 'time': TIMES, 'dtype': DTYPES,
-    'table_dtype': TABLE_DTYPES,
+    'bidirectional': BIDIRECTIONAL, 'backward_order': BACKWARD_ORDERS, 'time': TIMES, 'scores': SCORES,
+    'dtype': DTYPES, 'table_dtype': TABLE_DTYPES,
 }
 
 
@@ -34,6 +35,9 @@ class ModelConfig:
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
       released code does; 'aligned' flips the output back, as the paper draws it.
+    scores: how a readout and an item's vector make a score: 'dot', their dot product, as published; 'cosine', their
+      cosine divided by temperature.
+    temperature: with 'cosine', what the cosine is divided by.
     seen_bias: whether the score of an item that the history holds gets a learned bias, by how long ago and how often it
       was seen; train.seen_learning_rate is its learning rate.
     time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
@@ -60,6 +64,8 @@ class ModelConfig:
     dropout_prob: float = 0.2
     norm_embedding: bool = True
     backward_order: str = 'reversed'
+    scores: str = 'dot'
+    temperature: float = 0.05
     seen_bias: bool = False
     time: str = 'none'
     dtype: str = 'auto'
@@ -83,6 +89,8 @@ class ModelConfig:
             )
         if not 0.0 <= self.dropout_prob < 1.0:
             raise ConfigError(f'model.dropout_prob={self.dropout_prob} must be in [0, 1)')
+        if not self.temperature > 0:
+            raise ConfigError(f'model.temperature={self.temperature} must be positive')
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f'model.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')

@@ -93,6 +93,10 @@ def _not_released(config: ModelConfig) -> str | None:
         return f'model.bidirectional={config.bidirectional}: its layers all read in both directions'
     if config.beta and config.backward_order != 'reversed':
         return f'model.backward_order={config.backward_order}: it leaves the backward direction in reversed order'
+    if config.scores != 'dot':
+        return f'model.scores={config.scores}: it scores by dot products'
+    if config.seen_bias:
+        return 'model.seen_bias: it has no such parameters'
     if config.time != 'none':
         return f'model.time={config.time}: it reads no times'
     return None

@@ -28,10 +28,10 @@ _AT_ONCE = 2**14  # The number of scores that one trip of a loop adds to.
 
 
 class Bias(NamedTuple):
-    """The learned numbers: age [len(AGES)] and count [len(COUNTS)], one for each bucket, which are added."""
+    """The learned numbers: age [len(AGES)] and times [len(COUNTS)], one for each bucket, which are added."""
 
     age: jax.Array
-    count: jax.Array
+    times: jax.Array
 
 
 class Seen(NamedTuple):
@@ -43,14 +43,14 @@ class Seen(NamedTuple):
     [rows, tokens] of the same shape.
 
     item: the column of the scores. first, readouts: the first of the readouts, and how many there are. age: the age at
-    the first. count: the bucket of the number of occurrences.
+    the first. times: the bucket of the number of occurrences.
     """
 
     item: jax.Array
     first: jax.Array
     readouts: jax.Array
     age: jax.Array
-    count: jax.Array
+    times: jax.Array
 
     def one_list(self, slots: int) -> 'Seen':
         """The tokens of all packed rows, [rows, tokens], as one list for readouts [rows * slots]."""
@@ -77,7 +77,7 @@ class Seen(NamedTuple):
     def add_to(self, scores: jax.Array, bias: Bias) -> jax.Array:
         """scores [readouts, columns] with the bias added; what lies outside the scores is left out."""
         def add(scores, pairs):
-            value = (bias.age[pairs.age] + bias.count[pairs.count]).astype(scores.dtype)
+            value = (bias.age[pairs.age] + bias.times[pairs.times]).astype(scores.dtype)
             return scores.at[pairs.readout, pairs.item].add(value, mode='drop')
 
         return self._over_pairs(add, scores)
@@ -94,7 +94,7 @@ class Seen(NamedTuple):
                 in_bucket = jax.nn.one_hot(bucket, len(sums), dtype=value.dtype)
                 return sums + (value @ in_bucket).astype(sums.dtype)
 
-            return Bias(by_bucket(total.age, pairs.age), by_bucket(total.count, pairs.count))
+            return Bias(by_bucket(total.age, pairs.age), by_bucket(total.times, pairs.times))
 
         return self._over_pairs(add, jax.tree.map(jnp.zeros_like, like))
 
@@ -115,7 +115,7 @@ class Seen(NamedTuple):
             inside = (pair < stop[-1]) & (readout >= 0) & (item >= 0)
             pairs = _Pairs(
                 jnp.where(inside, readout, _NOWHERE), jnp.where(inside, item, _NOWHERE),
-                _bucket(self.age[token] + later, AGES), self.count[token],
+                _bucket(self.age[token] + later, AGES), self.times[token],
             )
             return number + 1, f(carry, pairs)
 
@@ -123,12 +123,12 @@ class Seen(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Scores [readout, item] that get the bias of the buckets age and count; int32 [n]."""
+    """Scores [readout, item] that get the bias of the buckets age and times; int32 [n]."""
 
     readout: jax.Array
     item: jax.Array
     age: jax.Array
-    count: jax.Array
+    times: jax.Array
 
 
 @jax.custom_vjp
@@ -160,12 +160,12 @@ class SeenBias(nnx.Module):
 
     def __init__(self, param_dtype: jax.typing.DTypeLike):
         self.age = nnx.Param(jnp.zeros(len(AGES), param_dtype))
-        self.count = nnx.Param(jnp.zeros(len(COUNTS), param_dtype))
+        self.times = nnx.Param(jnp.zeros(len(COUNTS), param_dtype))
 
     @property
     def bias(self) -> Bias:
         """The learned numbers as arrays."""
-        return Bias(self.age[...], self.count[...])
+        return Bias(self.age[...], self.times[...])
 
 
 def seen_by_histories(items: jax.Array, layout: Layout) -> Seen:
@@ -173,7 +173,7 @@ def seen_by_histories(items: jax.Array, layout: Layout) -> Seen:
     occurrences = _Occurrences.of(items, layout)
     is_last = occurrences.end == jnp.arange(items.shape[1]) + layout.remaining + 1
     counts = is_last & (layout.segment_ids > 0)
-    return Seen(items, layout.slot, counts.astype(jnp.int32), layout.remaining + 1, occurrences.count)
+    return Seen(items, layout.slot, counts.astype(jnp.int32), layout.remaining + 1, occurrences.times)
 
 
 def seen_by_prefixes(items: jax.Array, layout: Layout) -> Seen:
@@ -181,7 +181,7 @@ def seen_by_prefixes(items: jax.Array, layout: Layout) -> Seen:
     occurrences = _Occurrences.of(items, layout)
     token = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
     readouts = jnp.where(layout.segment_ids > 0, occurrences.end - token, 0)
-    return Seen(items, token, readouts, jnp.ones_like(items), occurrences.count)
+    return Seen(items, token, readouts, jnp.ones_like(items), occurrences.times)
 
 
 def _bucket(value: jax.Array, begins: tuple[int, ...]) -> jax.Array:
@@ -193,11 +193,11 @@ class _Occurrences(NamedTuple):
     """For each token, when its item occurs next in its history, and its bucket of occurrences so far.
 
     end: int32 [rows, tokens], the index in the row of the next occurrence, or of the first token after the history.
-    count: int32 [rows, tokens], the bucket in COUNTS of the number of occurrences up to this one.
+    times: int32 [rows, tokens], the bucket in COUNTS of the number of occurrences up to this one.
     """
 
     end: jax.Array
-    count: jax.Array
+    times: jax.Array
 
     @classmethod
     def of(cls, items: jax.Array, layout: Layout) -> '_Occurrences':

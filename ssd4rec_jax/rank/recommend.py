@@ -60,8 +60,21 @@ class TopItems:
         )
         return items[:, :k], scores[:, :k]
 
+    def scores(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """The scores float32 [histories, n] of some items: integers [n], distinct internal ids."""
+        examples, place = self._examples(histories, {}), np.full(self.network.num_items + 1, len(items), np.int32)
+        place[items] = np.arange(len(items))
+        (found,) = self._scorer(
+            self._prepared, examples, self._shape(examples.lengths), ScoresOf(len(items)), lambda _: (),
+            per_item=(place,),
+        )
+        return found
+
     def vectors(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Vectors float32 [histories, D] whose dot products with the rows of the item table are the scores."""
+        """The network's readouts float32 [histories, D]; their dot products with `item_vectors` are the scores.
+
+        Where the network has a seen-item term, this holds for items that the history does not hold.
+        """
         examples = self._examples(histories, {})
         return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))
 
@@ -119,3 +132,24 @@ class TopK:
             best, at = lax.top_k(best, self.k)
             return jnp.take_along_axis(items, at, axis=1), best, finite
         return item[at], best, finite
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoresOf:
+    """The function that a Scorer applies to pick the scores of `chosen` items."""
+
+    chosen: int
+
+    def __call__(
+        self, scores: jax.Array, *, shard: TableShard, per_item: tuple[jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (scores float32 [n, chosen], finite bool [n]).
+
+        scores: float32 [n, held]. per_item: one int32 [held], the place of each of this device's items among the
+        chosen; `chosen` where it is not among them.
+        """
+        # Padding rows of the table come with the place 0, which belongs to a real item.
+        place = jnp.where(shard.first + jnp.arange(shard.held) < shard.rows, per_item[0], self.chosen)
+        own = jnp.zeros((len(scores), self.chosen), scores.dtype).at[:, place].set(scores, mode='drop')
+        found = shard.sum(own)
+        return found, jnp.all(jnp.isfinite(found), axis=1)

@@ -14,6 +14,7 @@ from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
+from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.model.scores import map_scores
 from ssd4rec_jax.model.seen import seen_by_histories
 from ssd4rec_jax.parallel.mesh import (
@@ -166,7 +167,7 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
     slots = readout.shape[:2]
     flat = [a.reshape(slots[0] * slots[1], *a.shape[2:]) for a in (readout, *args)]
     readouts, *rest = (shard.gather(a) for a in flat)
-    scored = model.item_embedding[...] if embedding is None else embedding
+    scored = item_vectors(model, model.item_embedding[...] if embedding is None else embedding)
     more = {'per_item': per_item} if per_item else {}
     if hasattr(model, 'seen'):
         of_device = seen_by_histories(batch.items, layout).one_list(slots[1])

@@ -14,7 +14,7 @@ ITEMS = 9
 def drawn_bias(rng):
     bias = SeenBias(jnp.float64)
     bias.age[...] = jnp.asarray(rng.normal(size=len(AGES)))
-    bias.count[...] = jnp.asarray(rng.normal(size=len(COUNTS)))
+    bias.times[...] = jnp.asarray(rng.normal(size=len(COUNTS)))
     return bias
 
 
@@ -40,7 +40,7 @@ def test_whole_histories(x64, packed):
     bias = drawn_bias(np.random.default_rng(1))
     seen = seen_by_histories(jnp.asarray(batch.items), Layout.of(batch)).one_list(5)
     expected = added_by_hand(
-        [row[slot] if slot < len(row) else [] for row in rows for slot in range(5)], bias.age[...], bias.count[...],
+        [row[slot] if slot < len(row) else [] for row in rows for slot in range(5)], bias.age[...], bias.times[...],
         ITEMS,
     )
     np.testing.assert_allclose(added(seen, bias, 15), expected, rtol=0, atol=1e-14)
@@ -54,7 +54,7 @@ def test_every_prefix(x64, packed):
     for row in rows:
         of_row = [history[:end] for history in row for end in range(1, len(history) + 1)]
         prefixes += of_row + [[]] * (97 - len(of_row))
-    expected = added_by_hand(prefixes, bias.age[...], bias.count[...], ITEMS)
+    expected = added_by_hand(prefixes, bias.age[...], bias.times[...], ITEMS)
     np.testing.assert_allclose(added(seen, bias, 3 * 97), expected, rtol=0, atol=1e-12)
 
 
@@ -79,5 +79,5 @@ def test_many_pairs_take_several_trips(x64):
     bias = drawn_bias(rng)
     seen = seen_by_prefixes(jnp.asarray(batch.items), Layout.of(batch)).one_list(208)
     assert int(seen.readouts.sum()) > 64 * 208
-    expected = added_by_hand([history[:end] for end in range(1, 201)], bias.age[...], bias.count[...], 150)
+    expected = added_by_hand([history[:end] for end in range(1, 201)], bias.age[...], bias.times[...], 150)
     np.testing.assert_allclose(added(seen, bias, 208, 150)[:200], expected, atol=1e-12)

@@ -66,7 +66,7 @@ def dense_scores(net, params, batch, every_prefix):
     model = net.bind(params)
     read = (model.prefix_readouts if every_prefix else model.readout)(batch.items, Layout.of(batch))
     wanted = list(targets_of(batch, every_prefix))
-    age, count = params['seen']['age'], params['seen']['count']
+    age, count = params['seen']['age'], params['seen']['times']
     row, slot = np.array([r for r, *_ in wanted]), np.array([s for _, s, *_ in wanted])
     added = added_by_hand([history for *_, history, _ in wanted], age, count, ITEMS + 1)
     return read[row, slot] @ params['item_embedding'].T + added, np.array([t for *_, t in wanted]), row
