@@ -225,8 +225,8 @@ class Recommender:
         elif self.preset == 'auto':
             # How a log is prepared does not depend on its size, but all else does.
             own = [override for override in overrides if override.startswith('data.')]
-            dataset, _ = prepared_with(apply_overrides(default_config('interactions'), own))
-            config, why = auto_config(dataset, platform=jax.default_backend())
+            published = apply_overrides(default_config('interactions'), own)
+            config, why = auto_config(published, prepared_with(published)[0], platform=jax.default_backend())
             config = apply_overrides(config, overrides)
         else:
             name = 'interactions' if self.preset == 'published' else self.preset

@@ -1,4 +1,5 @@
 """Losses with the seen-item term and their gradients, compared with dense float64 matrices; ranks and lists with it."""
+import dataclasses
 import functools
 
 import jax
@@ -31,9 +32,16 @@ def mesh_of(data, model=1):
     return device_mesh(jax.devices()[:data * model], model)
 
 
+COSINE = dataclasses.replace(CONFIG, scores='cosine', temperature=0.3)
+
+
 @pytest.fixture
 def network(x64):
-    net, params = init_network(CONFIG, ITEMS, seed=0)
+    return drawn_network(CONFIG)
+
+
+def drawn_network(config):
+    net, params = init_network(config, ITEMS, seed=0)
     rng = np.random.default_rng(1)
     return net, jax.tree.map(lambda w: jnp.asarray(w + rng.normal(size=w.shape)), params)
 
@@ -61,15 +69,22 @@ def targets_of(batch, every_prefix):
             yield r, s, history, batch.targets[r, s]
 
 
-def dense_scores(net, params, batch, every_prefix):
-    """(scores of all items for each target [n, items + 1], the targets, their rows), by dense arithmetic."""
-    model = net.bind(params)
+def dense_scores(net, params, batch, every_prefix, temperature=None):
+    """(scores of all items for each target [n, items + 1], the targets, their rows), by dense arithmetic.
+
+    temperature: where it is given, scores are cosines divided by it; net scores by dot products.
+    """
+    model, table = net.bind(params), params['item_embedding']
     read = (model.prefix_readouts if every_prefix else model.readout)(batch.items, Layout.of(batch))
     wanted = list(targets_of(batch, every_prefix))
     age, count = params['seen']['age'], params['seen']['times']
     row, slot = np.array([r for r, *_ in wanted]), np.array([s for _, s, *_ in wanted])
     added = added_by_hand([history for *_, history, _ in wanted], age, count, ITEMS + 1)
-    return read[row, slot] @ params['item_embedding'].T + added, np.array([t for *_, t in wanted]), row
+    read = read[row, slot]
+    if temperature is not None:
+        read, table = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (read, table))
+        read = read / temperature
+    return read @ table.T + added, np.array([t for *_, t in wanted]), row
 
 
 def assert_close(ours, theirs):
@@ -101,6 +116,28 @@ def test_full_softmax(network, every_prefix, data, model, max_scores):
     grads['item_embedding'] = grads['item_embedding'][:ITEMS + 1]
     assert_close(grads, expected_grads)
     assert np.abs(expected_grads['seen']['age'][:5]).min() > 1e-3
+
+
+@pytest.mark.parametrize('data, model', [(1, 1), (2, 4)])
+def test_full_softmax_of_cosines(x64, data, model):
+    net, params = drawn_network(CONFIG)
+    batch, mesh = batch_of(False), mesh_of(data, model)
+
+    def dense(params):
+        logits, targets, _ = dense_scores(net, params, batch, False, temperature=0.3)
+        return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1))
+
+    expected, expected_grads = jax.value_and_grad(dense)(params)
+    cosine, _ = init_network(COSINE, ITEMS, seed=0)
+    split = cosine.split(params, mesh)
+    of = jax.jit(make_gradients(Objective(cosine, 0.0), mesh, split))
+    value, _, grads = of(jax.device_put(split, shardings(split, mesh)), place_rows(batch, mesh, 8), SEED, EPOCH)
+    assert float(value) == pytest.approx(float(expected), rel=1e-9)
+    grads['item_embedding'] = grads['item_embedding'][:ITEMS + 1]
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-8 * max(1, np.abs(b).max()), err_msg=str(path))
 
 
 @pytest.mark.parametrize('every_prefix', [False, True], ids=['prefix', 'one_pass'])
@@ -163,5 +200,7 @@ def test_ranks_and_lists(network, data, model):
     items, scores = TopItems(net, mesh, params)(histories, k=5)
     assert items.tolist() == [own[:5] for own in order]
     np.testing.assert_allclose(scores, np.take_along_axis(np.asarray(logits), items, 1), rtol=1e-6)
+    picked = TopItems(net, mesh, params).scores(histories, np.array([7, 2, ITEMS]))
+    np.testing.assert_allclose(picked, np.asarray(logits)[:, [7, 2, ITEMS]], rtol=1e-6)
     without = dense_scores(net, {**params, 'seen': jax.tree.map(jnp.zeros_like, params['seen'])}, batch, False)[0]
     assert np.abs(np.asarray(logits - without)).max() > 0.1
