@@ -25,7 +25,6 @@ class Family:
     num_layers: int
     beta: float
     dropout_prob: float
-    scores: str
     mask_ratio: float
     most_negatives: int
     max_epochs: int
@@ -33,11 +32,11 @@ class Family:
 
 
 SHORT = Family(
-    num_layers=1, beta=0.1, dropout_prob=0.3, scores='cosine', mask_ratio=0.2, most_negatives=2048, max_epochs=24,
+    num_layers=1, beta=0.1, dropout_prob=0.3, mask_ratio=0.2, most_negatives=2048, max_epochs=24,
     schedule='warmup_cosine',
 )
 LONG = Family(
-    num_layers=2, beta=0.0, dropout_prob=0.2, scores='dot', mask_ratio=0.1, most_negatives=1024, max_epochs=40,
+    num_layers=2, beta=0.0, dropout_prob=0.2, mask_ratio=0.1, most_negatives=1024, max_epochs=40,
     schedule='constant',
 )
 
@@ -52,7 +51,7 @@ def better(
     family = LONG if mean_length > LONG_ABOVE else SHORT
     model = ModelConfig(
         hidden_size=hidden_size, num_layers=family.num_layers, beta=family.beta, dropout_prob=family.dropout_prob,
-        norm_embedding=True, scores=family.scores, seen_bias=True,
+        norm_embedding=True, seen_bias=True,
     )
     train = TrainConfig(
         objective='one_pass', loss='sampled',
