@@ -132,7 +132,7 @@ class Answers:
         return (
             self._user_ids.gather(at).alias('user'), [dataset.items[part] for part in parts],
             {name: [feature.numbers(np.arange(part.start, part.stop)) for part in parts]
-             for name, feature in dataset.read.items()},
+             for name, feature in dataset.values_read.items()},
         )
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:

@@ -243,7 +243,8 @@ class Recommender:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning. A network
+        that reads times (model.time) reads those of users; in histories all gaps in time count as typical.
         exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
         to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
         those of popularity are counts. A row is missing where fewer than k items are left.

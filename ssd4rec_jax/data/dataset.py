@@ -95,7 +95,7 @@ class SequenceDataset:
         return np.diff(self.offsets)
 
     @property
-    def read(self) -> dict[str, Feature | Gaps]:
+    def values_read(self) -> dict[str, Feature | Gaps]:
         """What a network reads of each interaction beside its item, by name: columns, and gaps where it reads them."""
         return {**self.features} if self.gaps is None else {**self.features, TIME_GAP: self.gaps}
 

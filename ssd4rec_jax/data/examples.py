@@ -75,7 +75,7 @@ def train_histories(dataset: SequenceDataset) -> ExampleIndex:
     items = np.asarray(dataset.items)
     return ExampleIndex(
         items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
-        every_prefix=True, features=dataset.read,
+        every_prefix=True, features=dataset.values_read,
     )
 
 
@@ -134,5 +134,5 @@ def _index(
     items = np.asarray(dataset.items)  # a plain view of a memory map, which gathers faster
     return ExampleIndex(
         items=items, start=newest, stop=stop, target=items[stop],
-        cut=int(np.count_nonzero(newest > start)), features=dataset.read,
+        cut=int(np.count_nonzero(newest > start)), features=dataset.values_read,
     )

@@ -79,8 +79,8 @@ def test_a_log_without_times_has_typical_gaps_alone():
 
 def test_columns_stand_beside_gaps():
     data = dataclasses.replace(dataset(), features={'price': Feature(np.arange(11))})
-    assert set(with_features(data, ['price', TIME_GAP]).read) == {'price', TIME_GAP}
-    assert set(with_features(data, [TIME_GAP]).read) == {TIME_GAP} and with_features(data, []).read == {}
+    assert set(with_features(data, ['price', TIME_GAP]).values_read) == {'price', TIME_GAP}
+    assert set(with_features(data, [TIME_GAP]).values_read) == {TIME_GAP} and with_features(data, []).values_read == {}
     with pytest.raises(ConfigError, match='the network reads the feature colour'):
         with_features(data, ['colour', TIME_GAP])
 
