@@ -19,7 +19,7 @@ CONFIG_FILE = flags.DEFINE_string(
 PRESET = flags.DEFINE_enum(
     'preset', None, PRESETS,
     "Settings to begin with: auto fits them to the log and this machine, best are the data set's that were measured, "
-    'published are the paper\'s. If not given: best, or auto where nothing was measured.'
+    'small are half as wide, published are the paper\'s. If not given: best, or auto where nothing was measured.'
 )
 
 

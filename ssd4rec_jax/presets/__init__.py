@@ -1,7 +1,7 @@
 """The settings for each data set, one file per data set, and which of them a run takes.
 
-A file's get_config is the published configuration, where there is one. Where better settings were measured on the data
-set, get_best has them. Any log, measured or not, can take settings that fit its size ('auto').
+A file's get_config is the published configuration, where there is one. Where better settings were measured on such a
+log, get_better has them. Any log, measured or not, can take settings that fit its size ('auto').
 """
 import importlib
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from ssd4rec_jax.data.sources import AMAZON_CATEGORY, OFFICIAL, Official
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import amazon_category
 from ssd4rec_jax.presets.auto import auto_config
+from ssd4rec_jax.presets.families import SMALL
 
-PRESETS = ('auto', 'best', 'published')
+PRESETS = ('auto', 'best', 'small', 'published')
 DATASETS = ['synthetic', *OFFICIAL, 'interactions']
 _REGISTERED: dict[str, Callable[[], RunConfig]] = {}
 
@@ -36,21 +37,23 @@ def preset_config(
 ) -> tuple[RunConfig, str]:
     """(the settings of a preset for a data set, a sentence that says what they are).
 
-    preset: one of PRESETS; None takes the best that were measured on this data set, the published ones of 'synthetic'
+    preset: one of PRESETS; None takes the best that were measured for this data set, the published ones of 'synthetic'
     and of a registered data set, and 'auto' elsewhere. prepared: the log that published settings prepare, and platform:
     jax.default_backend; 'auto' alone asks for them. Raises ConfigError where nothing was measured.
     """
-    published, best = default_config(dataset), _of_file(dataset, 'get_best')
+    published, better = default_config(dataset), _of_file(dataset, 'get_better')
     if preset is None:
         own = 'published' if dataset == 'synthetic' or dataset in _REGISTERED else 'auto'
-        preset = 'best' if best else own
+        preset = 'best' if better else own
     if preset == 'auto':
         return auto_config(published, prepared(published), platform=platform())
     if preset == 'published':
         return published, 'settings: as published'
-    if best is None:
-        raise ConfigError(f'--preset=best: nothing was measured for --dataset={dataset}; take --preset=auto')
-    return best(), 'settings: the best that were measured on this data set; --preset=published takes the paper\'s'
+    if better is None:
+        raise ConfigError(f'--preset={preset}: nothing was measured for --dataset={dataset}; take --preset=auto')
+    if preset == 'small':
+        return better(SMALL // 2), 'settings: those of --preset=best, half as wide'
+    return better(SMALL), 'settings: the best that were measured for such a log; --preset=published takes the paper\'s'
 
 
 def default_config(dataset: str) -> RunConfig:

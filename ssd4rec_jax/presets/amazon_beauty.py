@@ -17,6 +17,8 @@ def get_config() -> RunConfig:
     )
 
 
-def get_best() -> RunConfig:
-    """The settings that ranked best in validation (docs/results.md)."""
-    return better(get_config(), mean_length=8.9, num_items=12_101, num_targets=131_413)
+def get_better(hidden_size: int) -> RunConfig:
+    """The settings that validation chose for histories of this length (docs/results.md), for a network of any width."""
+    return better(
+        get_config(), mean_length=8.9, num_items=12_101, num_targets=131_413, hidden_size=hidden_size
+    )
