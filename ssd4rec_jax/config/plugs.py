@@ -3,22 +3,16 @@
 The networks and losses themselves lie in higher rooms: `ssd4rec_jax.model.networks` and `ssd4rec_jax.train.losses`
 register them together with their settings. So a configuration can be read without importing what it configures.
 """
-import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from ssd4rec_jax.config.loss import FullSoftmax, NoSettings
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.errors import ConfigError
 
-
-@dataclasses.dataclass(frozen=True)
-class NoSettings:
-    """The settings of a loss without settings."""
-
-
 NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig}
-LOSS_SETTINGS: dict[str, type] = {'full': NoSettings, 'sampled': NoSettings}
+LOSS_SETTINGS: dict[str, type] = {'full': FullSoftmax, 'sampled': NoSettings}
 
 
 def network_settings(name: str) -> type:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from typing import Any, get_type_hints
 
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.loss import NoSettings
 from ssd4rec_jax.config.meanings import meanings
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.config.plugs import NoSettings, loss_settings, nearest, network_settings
+from ssd4rec_jax.config.plugs import loss_settings, nearest, network_settings
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 

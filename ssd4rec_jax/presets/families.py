@@ -32,7 +32,7 @@ class Family:
 
 
 SHORT = Family(
-    num_layers=1, beta=0.1, dropout_prob=0.3, mask_ratio=0.2, most_negatives=2048, max_epochs=24,
+    num_layers=1, beta=0.1, dropout_prob=0.3, mask_ratio=0.2, most_negatives=2048, max_epochs=48,
     schedule='warmup_cosine',
 )
 LONG = Family(

@@ -20,10 +20,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ssd4rec_jax.config.plugs import LOSS_SETTINGS, NoSettings
+from ssd4rec_jax.config.loss import NoSettings
+from ssd4rec_jax.config.plugs import LOSS_SETTINGS
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
+from ssd4rec_jax.train.label_smoothing import smoothing_sum
 from ssd4rec_jax.train.sampled_softmax import sampled_losses
 
 
@@ -41,8 +43,11 @@ class Loss(NamedTuple):
 
 
 def _full(readout, table, targets, real, *, shard, settings, seen=None):
-    del settings
-    return softmax_loss_sum(readout, table, targets, real, seen=seen, shard=shard)
+    loss = softmax_loss_sum(readout, table, targets, real, seen=seen, shard=shard)
+    epsilon = getattr(settings, 'label_smoothing', 0.0)  # train.loss=auto has no settings
+    if epsilon:
+        loss = loss + epsilon * smoothing_sum(readout, table, targets, real, seen=seen, shard=shard)
+    return loss
 
 
 def _sampled(*arrays, settings, seen=None):

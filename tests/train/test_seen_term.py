@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssd4rec_jax.config.loss import FullSoftmax
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import init_network
@@ -16,7 +18,7 @@ from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
-from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX, Loss
+from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX, Loss, make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.sampled_softmax import draw_negatives
 from tests.packed import pack
@@ -77,9 +79,9 @@ def dense_scores(net, params, batch, every_prefix, temperature=None):
     model, table = net.bind(params), params['item_embedding']
     read = (model.prefix_readouts if every_prefix else model.readout)(batch.items, Layout.of(batch))
     wanted = list(targets_of(batch, every_prefix))
-    age, count = params['seen']['age'], params['seen']['times']
+    bias = params.get('seen', {'age': jnp.zeros(8), 'times': jnp.zeros(4)})
     row, slot = np.array([r for r, *_ in wanted]), np.array([s for _, s, *_ in wanted])
-    added = added_by_hand([history for *_, history, _ in wanted], age, count, ITEMS + 1)
+    added = added_by_hand([history for *_, history, _ in wanted], bias['age'], bias['times'], ITEMS + 1)
     read = read[row, slot]
     if temperature is not None:
         read, table = (a / jnp.linalg.norm(a, axis=1, keepdims=True) for a in (read, table))
@@ -204,3 +206,26 @@ def test_ranks_and_lists(network, data, model):
     np.testing.assert_allclose(picked, np.asarray(logits)[:, [7, 2, ITEMS]], rtol=1e-6)
     without = dense_scores(net, {**params, 'seen': jax.tree.map(jnp.zeros_like, params['seen'])}, batch, False)[0]
     assert np.abs(np.asarray(logits - without)).max() > 0.1
+
+
+@pytest.mark.parametrize('data, model', [(1, 1), (2, 4)])
+@pytest.mark.parametrize('seen_bias', [True, False])
+def test_label_smoothing(x64, data, model, seen_bias):
+    """Cross-entropy with a target of 0.9 + 0.1 / 13 and 0.1 / 13 for all others, on one device and on parts."""
+    net, params = drawn_network(dataclasses.replace(CONFIG, seen_bias=seen_bias))
+    batch, mesh = batch_of(False), mesh_of(data, model)
+
+    def dense(params):
+        logits, targets, _ = dense_scores(net, params, batch, False)
+        smoothed = 0.9 * jax.nn.one_hot(targets, ITEMS + 1) + 0.1 / (ITEMS + 1)
+        return -jnp.sum(smoothed * jax.nn.log_softmax(logits))
+
+    expected, expected_grads = jax.value_and_grad(dense)(params)
+    loss = make_loss(TrainConfig(loss='full'), FullSoftmax(label_smoothing=0.1), ITEMS)
+    split = net.split(params, mesh)
+    of = jax.jit(make_gradients(Objective(net, 0.0, False, loss), mesh, split))
+    value, _, grads = of(jax.device_put(split, shardings(split, mesh)), place_rows(batch, mesh, 8), SEED, EPOCH)
+    assert float(value) == pytest.approx(float(expected), rel=1e-11)
+    assert not np.any(grads['item_embedding'][ITEMS + 1:])
+    grads['item_embedding'] = grads['item_embedding'][:ITEMS + 1]
+    assert_close(grads, expected_grads)

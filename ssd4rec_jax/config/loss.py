@@ -1,0 +1,23 @@
+"""Settings of the losses."""
+import dataclasses
+
+from ssd4rec_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """The settings of a loss without settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FullSoftmax:
+    """The settings of train.loss=full.
+
+    label_smoothing: the share of each target's probability that is spread evenly over the catalogue; 0 as published.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f'loss.label_smoothing={self.label_smoothing} must be in [0, 1)')
