@@ -36,10 +36,7 @@ from ssd4rec_jax.show.frames import in_library, library_of
 from ssd4rec_jax.show.terminal import shown_progress
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
-
-# An update trains this share of the epochs that the first training took to its best, at this share of its rates: the
-# optimiser begins anew, and at full rate its first steps would undo what the table has learnt.
-UPDATE_SHARE, UPDATE_RATE = 0.1, 0.1
+from ssd4rec_jax.train.warm_start import WarmStart, users_to_read, warm_config
 
 
 class Recommender:
@@ -101,8 +98,8 @@ class Recommender:
     ) -> 'Recommender':
         """Go on from the present parameters with more rows of the log, new users and items included; returns self.
 
-        data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of
-        the epochs that the first training took; a new item begins with the mean of the items that it occurs beside.
+        data, user, item, time: as for `fit`, but the new rows alone. Training reads the histories that have grown, and
+        as many others; a new item begins with the mean of the items that it occurs beside.
         workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved
@@ -122,13 +119,9 @@ class Recommender:
         vectors = neighbour_vectors(params[ITEM_EMBEDDING], _beside(dataset, new))
         table = params[ITEM_EMBEDDING]
         params = {**params, ITEM_EMBEDDING: np.concatenate([table, vectors.astype(table.dtype)])}
-        train = saved.config.train
-        config = dataclasses.replace(saved.config, train=dataclasses.replace(
-            train, max_epochs=max(1, round(UPDATE_SHARE * saved.best_epoch)),
-            table_learning_rate=UPDATE_RATE * train.table_learning_rate,
-            learning_rate=UPDATE_RATE * train.learning_rate,
-        ))
-        self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or shown_progress())
+        users = users_to_read(dataset, saved.dataset.lengths, seed=saved.config.train.seed)
+        how = Launch(warm=WarmStart(params, users))
+        self._train(warm_config(saved.config), dataset, prepared, folder, how, reporter or shown_progress())
         return self
 
     def _train(
@@ -145,6 +138,7 @@ class Recommender:
             return signals[0].requested
 
         try:
+            reporter.note(f'workdir: {folder}')
             launch(
                 config, folder, lambda: (dataset, prepared), how, log_is_named=True, reporter=reporter,
                 watch_for_stop=watch_for_stop,
@@ -243,7 +237,7 @@ class Recommender:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning, UnknownIds.
         exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
         to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
         those of popularity are counts. A row is missing where fewer than k items are left.
@@ -298,6 +292,11 @@ class Recommender:
     def user_vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items."""
         return self._answers.vectors(histories)
+
+    @property
+    def num_users(self) -> int:
+        """Users who can be asked for by id, as users='all' does, those whom the log's k-core left out included."""
+        return self._answers.num_users
 
     @property
     def items(self) -> list[Any]:

@@ -16,7 +16,7 @@ import pytest
 import ssd4rec_jax.recommender
 import ssd4rec_jax.run.saved_run
 import ssd4rec_jax.train.trainer
-from ssd4rec_jax import Recommender, UserError
+from ssd4rec_jax import Recommender, UnknownIds, UserError
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.extend import extended
@@ -106,8 +106,12 @@ def test_evaluating_gives_the_metrics_of_the_run_with_intervals(fitted, tmp_path
 
 
 def test_unknown_ids_are_skipped_with_a_warning_and_an_empty_history_gets_what_is_popular(fitted):
-    with pytest.warns(UserWarning, match="2 of 3 user ids are not in the log and are skipped; the first is 'nobody'"):
+    with pytest.warns(
+        UnknownIds, match="2 of 3 user ids are not in the log and are skipped; the first is 'nobody'"
+    ) as told:
         assert fitted.recommend(users=['nobody', 'u1', 7], k=1)['user'].to_list() == ['u1']
+    warning = told[0].message
+    assert (warning.argument, warning.missing, warning.asked, warning.first) == ('users', 2, 3, 'nobody')
     with pytest.warns(UserWarning, match="1 of 2 item ids .* the first is 'new'"):
         frame = fitted.recommend(histories=[['new', 'i4'], []], k=2)
     counts = ring_log()['item'].value_counts().sort('count', descending=True)
@@ -171,10 +175,38 @@ def test_an_update_learns_new_users_and_items_and_leaves_the_old_run_alone(tmp_p
     assert set(frame['user']) == {'new', 'u0'}
     assert not {'fresh', 'i9'} & set(frame.filter(pl.col('user') == 'u0')['item'])
     assert Recommender.load(tmp_path / 'run').recommend(users='all', k=3).equals(before)
+    rates = [(c.learning_rate, c.table_learning_rate, c.max_epochs) for c in (
+        rec._saved.config.train, rec.update(more.with_columns(pl.col('time') + 9))._saved.config.train
+    )]
+    assert rates[0] == rates[1] == (3e-5, 3e-3, 1)  # the rates of an update's update are those of an update
     # It goes on from what it knew: the ring is still known after one epoch.
     right = [item == f'i{(int(user[1:]) + 9) % 12}' for user, _, item in rows_of(
         rec.recommend(users=[f'u{u}' for u in range(1, 40)], k=1))]
     assert np.mean(right) > 0.8
+
+
+def test_users_whom_the_core_left_out_are_answered_from_their_events(tmp_path):
+    """By name as by their history of items that were kept; without one they get what is popular."""
+    rare = pl.DataFrame({
+        'user': ['rare', 'rare', 'rare', 'odd'], 'item': ['i4', 'once', 'i3', 'once'], 'time': [3, 2, 1, 1],
+    })
+    settings = SMALL | {'data.min_interactions': 3, 'train.max_epochs': 2}
+    rec = Recommender(settings=settings).fit(pl.concat([ring_log(), rare]), workdir=tmp_path / 'run')
+    assert (len(rec.items), rec.num_users) == (12, 42)
+    rec.save(tmp_path / 'model')
+    for there in (rec, Recommender.load(tmp_path / 'model')):
+        frame = there.recommend(users=['odd', 'u1', 'rare'], k=3)
+        assert frame.group_by('user', maintain_order=True).first()['user'].to_list() == ['odd', 'u1', 'rare']
+        assert frame['reason'].to_list() == ['popularity'] * 3 + ['model'] * 6
+        by_history = there.recommend(histories=[['i3', 'i4']], k=3)
+        assert frame.filter(user='rare')['item'].to_list() == by_history['item'].to_list()
+        everybody = there.recommend(users='all', k=1)['user'].to_list()
+        assert everybody[:40] == [f'u{u}' for u in range(40)] and set(everybody[40:]) == {'rare', 'odd'}
+    more = pl.DataFrame({'user': ['rare', 'u0'], 'item': ['i5', 'i9'], 'time': [10**6, 10**6]})
+    rec.update(more, workdir=tmp_path / 'updated')
+    assert rec.num_users == 42 and len(rec._saved.dataset.user_ids) == 41  # `rare` is inside now, with all three events
+    dataset = rec._saved.dataset
+    assert [rec.items[i - 1] for i in dataset.items[dataset.offsets[-2]:]] == ['i3', 'i4', 'i5']
 
 
 def test_a_log_with_more_rows_is_what_preparing_all_of_them_gives():

@@ -14,7 +14,7 @@ def neighbour_vectors(table: np.ndarray, neighbours: Sequence[np.ndarray]) -> np
     of many vectors is short; it is given the mean length of the vectors that it is made of, so that it can compete.
     """
     lengths = np.linalg.norm(table, axis=1)
-    vectors = np.stack([table[beside].mean(axis=0) for beside in neighbours])
+    vectors = np.asarray([table[beside].mean(axis=0) for beside in neighbours]).reshape(-1, table.shape[1])
     wanted = np.asarray([lengths[beside].mean() for beside in neighbours])
     return (vectors * (wanted / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12))[:, None]).astype(np.float32)
 
