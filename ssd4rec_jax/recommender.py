@@ -99,7 +99,7 @@ class Recommender:
         """Go on from the present parameters with more rows of the log, new users and items included; returns self.
 
         data, user, item, time: as for `fit`, but the new rows alone. Training reads the histories that have grown, and
-        as many others; a new item begins with the mean of the items that it occurs beside.
+        half as many others; a new item begins with the mean of the items that it occurs beside.
         workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved

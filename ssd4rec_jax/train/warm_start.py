@@ -21,14 +21,14 @@ class WarmStart(NamedTuple):
 
 
 def users_to_read(dataset: SequenceDataset, lengths_before: np.ndarray, *, seed: int) -> np.ndarray:
-    """bool [users]: those whose histories have grown, and as many others, drawn at random, so that none is forgotten.
+    """bool [users]: those whose histories have grown, and half as many others, drawn so that nothing is forgotten.
 
     lengths_before: int [users before], interactions of each; users behind them are new.
     """
     before = np.pad(lengths_before, (0, dataset.num_users - len(lengths_before)))
     read = dataset.lengths > before
     others = np.flatnonzero(~read)
-    read[np.random.default_rng(seed).permutation(others)[:read.sum()]] = True
+    read[np.random.default_rng(seed).permutation(others)[:-(-read.sum() // 2)]] = True
     return read
 
 
