@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.arguments import listed, truth, whole
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset
 from ssd4rec_jax.data.ids import positions
 from ssd4rec_jax.errors import UnknownIds, UserError
@@ -28,9 +29,8 @@ class Answers:
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
+        k, exclude_seen = whole(k, 'k'), truth(exclude_seen, 'exclude_seen')
         names, read = self._asked(users, histories)
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise UserError(f'k={k!r} must be a whole number from 1')
         catalogue = self.saved.dataset.num_items
         if k > catalogue:
             warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
@@ -50,6 +50,7 @@ class Answers:
 
     def similar(self, item: Any, k: int) -> pl.DataFrame:
         """The k items whose vectors have the highest cosine with an item's: rank, item, cosine."""
+        k = whole(k, 'k')
         (at,) = self.known([item], 'item')
         vectors = self.table[1:] / np.maximum(np.linalg.norm(self.table[1:], axis=1, keepdims=True), 1e-30)
         cosine = vectors @ vectors[at]
@@ -96,7 +97,8 @@ class Answers:
         if (users is None) == (histories is None):
             raise UserError('give either users (ids of the log, or \'all\') or histories (lists of item ids)')
         if histories is not None:
-            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories)
+            read = self._read_histories(histories)
+            return pl.Series('user', range(len(read)), pl.Int64), read
         if not self.saved.dataset.num_users:
             raise UserError(
                 'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
@@ -184,10 +186,3 @@ class Answers:
 
 def _series(ids: Any) -> pl.Series:
     return pl.Series(ids) if isinstance(ids, np.ndarray) else ids.series()
-
-
-def listed(values: Any, what: str) -> list[Any]:
-    """A list of what a caller gave; UserError for one text, which would be taken apart into its letters."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise UserError(f'{what} is {values!r}; it must be a list of ids')
-    return list(values)

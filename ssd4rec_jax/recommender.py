@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 
 from ssd4rec_jax.answers import Answers
+from ssd4rec_jax.arguments import listed, mapped, of_kind, one_of, text, truth, whole
+from ssd4rec_jax.arguments import path as folder_path
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset, save_dataset, with_split
 from ssd4rec_jax.data.extend import extended
-from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.ids import canonical, positions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
 from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
@@ -60,7 +62,10 @@ class Recommender:
     def __init__(
         self, preset: str = 'auto', *, settings: Mapping[str, Any] | None = None, config: RunConfig | None = None
     ):
-        self.preset, self.settings, self.config = preset, dict(settings or {}), config
+        self.preset, self.settings = text(preset, 'preset'), {}
+        if settings:
+            self.settings = mapped(settings, 'settings', 'settings and their values, {"model.num_layers": 1}')
+        self.config = None if config is None else of_kind(config, 'config', RunConfig)
         self._taken: Answers | None = None
         self._library = 'polars'
 
@@ -78,17 +83,12 @@ class Recommender:
         the run; a progress bar in a terminal or a notebook where it is not given. Ctrl-C stops after the step that
         runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
         """
+        reporter = _reporter(reporter)
+        source = _source(data, user=user, item=item, time=time)
         self._library = library_of(data)
-        options = TableOptions(user=user, item=item, time=time)
-        if isinstance(data, (str, Path)):
-            source: FileSource | FrameSource | SyntheticSource = find_source('interactions', data, options=options)
-        elif len(data):
-            source = FrameSource(data, options)
-        else:
-            raise UserError('the frame holds no rows: give the whole log')
-        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        folder = _folder(workdir)
         config, dataset, prepared, why = self._configured(source, folder)
-        (reporter := reporter or shown_progress()).note(why)
+        reporter.note(why)
         self._train(config, dataset, prepared, folder, Launch(), reporter)
         return self
 
@@ -107,11 +107,10 @@ class Recommender:
             raise UserError('this model was saved without histories, which an update needs: fit it on the whole log')
         if saved.config.data.split == 'files':
             raise UserError('the test items of this run came from files of their own: fit it on the longer log instead')
-        options = TableOptions(user=user, item=item, time=time)
-        rows = (find_source('interactions', data, options=options) if isinstance(data, (str, Path))
-                else FrameSource(data, options)).read()
+        reporter = _reporter(reporter)
+        rows = _source(data, user=user, item=item, time=time).read()
         dataset = with_split(extended(saved.dataset, rows), saved.config.data)
-        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        folder = _folder(workdir)
         prepared = folder / 'data' / f'prepared-{dataset.fingerprint[:12]}'
         save_dataset(dataset, prepared)
         params = saved.network.whole(saved.params)
@@ -121,7 +120,7 @@ class Recommender:
         params = {**params, ITEM_EMBEDDING: np.concatenate([table, vectors.astype(table.dtype)])}
         users = users_to_read(dataset, saved.dataset.lengths, seed=saved.config.train.seed)
         how = Launch(warm=WarmStart(params, users))
-        self._train(warm_config(saved.config), dataset, prepared, folder, how, reporter or shown_progress())
+        self._train(warm_config(saved.config), dataset, prepared, folder, how, reporter)
         return self
 
     def _train(
@@ -164,8 +163,11 @@ class Recommender:
         table = self._answers.table
         if features is not None:
             frame = as_polars(features).collect()
+            item = text(item, 'item')
             if item not in frame.columns:
                 raise UserError(f'features has no column {item!r}; it has {", ".join(frame.columns)}')
+            if frame[item].null_count() or frame[item].is_duplicated().any() or frame.width < 2:
+                raise UserError(f'features must have each item once in {item!r}, and a column beside it')
             at = positions(self._saved.dataset.item_ids, [str(i) for i in frame[item].to_list()])
             known, new = frame.filter(pl.Series(at >= 0)), frame.filter(pl.Series(at < 0))
             if not len(known) or not len(new):
@@ -173,14 +175,21 @@ class Recommender:
             names = new[item].to_list()
             found = feature_vectors(known.drop(item), self.item_vectors[at[at >= 0]], new.drop(item))
         elif beside is not None:
-            names = list(beside)
-            found = neighbour_vectors(
-                table, [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in beside.items()]
-            )
+            neighbours = mapped(beside, 'beside', 'new ids and lists of known ones')
+            names = list(neighbours)
+            groups = [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in neighbours.items()]
+            if empty := [name for name, group in zip(names, groups, strict=True) if not len(group)]:
+                raise UserError(f'beside[{empty[0]!r}] is empty: name an item that it occurs beside')
+            found = neighbour_vectors(table, groups)
         else:
-            names = list(vectors or {})
-            found = np.asarray([np.asarray(v, np.float32) for v in (vectors or {}).values()])
-            if found.shape != (len(names), table.shape[1]) or not np.isfinite(found).all():
+            given = mapped(vectors, 'vectors', f'new ids and {table.shape[1]} numbers each')
+            names = list(given)
+            try:
+                found = np.asarray([np.asarray(vector, np.float32) for vector in given.values()])
+                right = found.shape == (len(names), table.shape[1]) and np.isfinite(found).all()
+            except (TypeError, ValueError):
+                right = False
+            if not right:
                 raise UserError(f'vectors must be {table.shape[1]} finite numbers for each item')
         self._append_items(names, found)
         return self
@@ -191,10 +200,13 @@ class Recommender:
         if (at >= 0).any():
             raise UserError(f'{names[int(np.argmax(at >= 0))]!r} is in the catalogue already')
         known = saved.dataset.item_ids
-        item_ids = (
-            TextIds.of([*known.tolist(), *(str(n).strip() for n in names)]) if isinstance(known, TextIds)
-            else np.concatenate([np.asarray(known), np.asarray([int(n) for n in names], np.int64)])
-        )
+        if isinstance(known, TextIds):
+            item_ids: TextIds | np.ndarray = TextIds.of([*known.tolist(), *(str(name).strip() for name in names)])
+        else:
+            ids = canonical(pl.Series([str(name) for name in names]))
+            if ids.dtype != pl.Int64 or ids.null_count():
+                raise UserError(f'the ids of this log are integers, and {names!r} are not all: give them alike')
+            item_ids = np.concatenate([np.asarray(known), ids.to_numpy()])
         network, _ = abstract_network(saved.config.model, len(item_ids), saved.mesh)
         whole = saved.network.whole(saved.params)
         table = np.concatenate([whole[ITEM_EMBEDDING], vectors.astype(whole[ITEM_EMBEDDING].dtype)])
@@ -265,21 +277,23 @@ class Recommender:
         lists: also coverage, Gini index, novelty and tail share of the lists, without an interval.
         """
         saved = self._saved
-        for name, value, known in (('split', split, SPLITS), ('seen', seen, ('in', 'out', 'both'))):
-            if value not in known:
-                raise UserError(f'{name}={value!r} must be one of {", ".join(known)}')
-        if not k or not all(isinstance(n, int) and 1 <= n <= saved.dataset.num_items for n in k):
-            items = saved.dataset.num_items
-            raise UserError(f'k={k!r} must be whole numbers from 1 to the {items} items of the catalogue')
+        split, seen = one_of(split, 'split', SPLITS), one_of(seen, 'seen', ('in', 'out', 'both'))
+        items = saved.dataset.num_items
+        try:
+            cutoffs = tuple(whole(n, 'k', items) for n in listed(k, 'k'))
+        except UserError:
+            cutoffs = ()
+        if not cutoffs:
+            raise UserError(f'k={k!r} must be a list of whole numbers from 1 to the {items} items of the catalogue')
         if not saved.dataset.num_users:
             raise UserError('this model was saved without histories, so there is nothing to rank')
         evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, split)
         frames = []
         for way in ('in', 'out') if seen == 'both' else (seen,):
-            found = evaluator.evaluate(saved.params, longest_list=max(k), seen_out=way == 'out')
-            rows = [found.metrics(tuple(k))]
+            found = evaluator.evaluate(saved.params, longest_list=max(cutoffs), seen_out=way == 'out')
+            rows = [found.metrics(cutoffs)]
             if lists:
-                metrics = found.list_metrics(tuple(k))
+                metrics = found.list_metrics(cutoffs)
                 rows.append(pl.DataFrame({'metric': list(metrics), 'value': list(metrics.values())}))
             frames.append(pl.concat(rows, how='diagonal').select(pl.lit(way).alias('seen'), pl.all()))
         return in_library(pl.concat(frames), self._library)
@@ -320,8 +334,8 @@ class Recommender:
         """Write a folder with all that `load` needs, to be copied anywhere; histories=False leaves out who did what."""
         saved = self._saved
         save_model(
-            Path(path), saved.config, saved.dataset, saved.network.whole(saved.params), step=saved.step,
-            best_epoch=saved.best_epoch, histories=histories,
+            folder_path(path, 'path'), saved.config, saved.dataset, saved.network.whole(saved.params), step=saved.step,
+            best_epoch=saved.best_epoch, histories=truth(histories, 'histories'),
         )
 
     @classmethod
@@ -330,7 +344,7 @@ class Recommender:
 
         model_shards: devices that share the item table; the run may have been trained on any number of them.
         """
-        saved = load_run(path, model_shards=model_shards)
+        saved = load_run(folder_path(path, 'path'), model_shards=whole(model_shards, 'model_shards'))
         recommender = cls(config=saved.config)
         recommender._take(saved)
         return recommender
@@ -350,6 +364,33 @@ class Recommender:
     @property
     def _saved(self) -> SavedRun:
         return self._answers.saved
+
+
+def _source(
+    data: Any, *, user: str | None, item: str | None, time: str | None
+) -> FileSource | FrameSource | SyntheticSource:
+    """Where a log is read from: a frame, or the path of a file."""
+    for name, column in (('user', user), ('item', item), ('time', time)):
+        if column is not None:
+            text(column, name)
+    options = TableOptions(user=user, item=item, time=time)
+    if isinstance(data, (str, Path)):
+        return find_source('interactions', data, options=options)
+    if not as_polars(data).select(pl.len()).collect().item():
+        raise UserError('the frame holds no rows')
+    return FrameSource(data, options)
+
+
+def _folder(workdir: str | Path | None) -> Path:
+    """The folder of a run; a new temporary one where none is named."""
+    folder = folder_path(tempfile.mkdtemp(prefix='ssd4rec-') if workdir is None else workdir, 'workdir').absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'workdir={str(workdir)!r} is a file: name a folder')
+    return folder
+
+
+def _reporter(reporter: Reporter | None) -> Reporter:
+    return shown_progress() if reporter is None else of_kind(reporter, 'reporter', Reporter)
 
 
 def _beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:

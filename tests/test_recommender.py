@@ -263,6 +263,10 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     found = feature_vectors(frame, vectors, new, ridge=1e-6)
     np.testing.assert_allclose(found[0], genres['jazz'] + 2 * genres['noise'], atol=1e-3)
     np.testing.assert_allclose(found[1], vectors.mean(axis=0), atol=1e-5)
+    # Strong regularisation makes predictions short; they are as long as the vectors that are known, on the average.
+    shrunk = feature_vectors(frame, vectors, frame, ridge=100.0)
+    lengths = [np.linalg.norm(v, axis=1).mean() for v in (shrunk, vectors)]
+    assert lengths[0] == pytest.approx(lengths[1])
     table = np.array([[0, 0], [3, 0], [0, 4]], float)
     np.testing.assert_allclose(neighbour_vectors(table, [np.array([1, 2])])[0], np.array([3, 4]) / 5 * 3.5)
 
@@ -276,7 +280,28 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     (lambda r: r.recommend(histories=['i1']), "a history is 'i1'; it must be a list"),
     (lambda r: r.recommend(users=['u1'], exclude='i1'), "exclude is 'i1'; it must be a list"),
     (lambda r: r.evaluate('train'), "split='train' must be one of"),
-    (lambda r: r.evaluate(k=[0]), r'k=\[0\] must be whole numbers from 1 to the 12 items'),
+    (lambda r: r.evaluate(k=[0]), r'k=\[0\] must be a list of whole numbers from 1 to the 12 items'),
+    (lambda r: r.evaluate(k=5), 'k=5 must be a list of whole numbers'),
+    (lambda r: r.recommend(histories=5), 'histories is 5; it must be a list'),
+    (lambda r: r.recommend(users=['u1'], exclude_seen='no'), "exclude_seen='no' must be True or False"),
+    (lambda r: r.similar_items('i1', k=0), 'k=0 must be a whole number from 1'),
+    (lambda r: r.save(3), 'path=3 must be the path of a folder'),
+    (lambda _: Recommender.load(None), 'path=None must be the path of a folder'),
+    (lambda _: Recommender.load('x', model_shards='a'), "model_shards='a' must be a whole number"),
+    (lambda _: Recommender(3), 'preset=3 must be a text'),
+    (lambda _: Recommender(settings='model.num_layers=1'), 'it must be a dict of settings'),
+    (lambda _: Recommender(config={}), 'config={} must be a RunConfig'),
+    (lambda _: Recommender().fit(None), 'a NoneType is no table'),
+    (lambda _: Recommender().fit(ring_log(), user=3), 'user=3 must be a text'),
+    (lambda _: Recommender().fit(ring_log(), workdir=3), 'workdir=3 must be the path of a folder'),
+    (lambda _: Recommender().fit(ring_log(), workdir=__file__), 'is a file: name a folder'),
+    (lambda _: Recommender().fit(ring_log(), reporter=3), 'reporter=3 must be a Reporter'),
+    (lambda r: r.update(ring_log().clear()), 'holds no rows'),
+    (lambda r: r.add_items(vectors=[1]), 'it must be a dict of new ids and 16 numbers each'),
+    (lambda r: r.add_items(vectors={'x': [1.0] * 16, 'y': [1.0]}), 'must be 16 finite numbers'),
+    (lambda r: r.add_items(beside={'x': []}), r"beside\['x'\] is empty"),
+    (lambda r: r.add_items(features=pl.DataFrame({'item': ['i1', 'x']})), "once in 'item', and a column beside it"),
+    (lambda r: r.add_items(features=pl.DataFrame({'item': ['i1', 'x', 'x'], 'c': [1, 2, 3]})), 'each item once'),
     (lambda r: r.evaluate(seen='some'), "seen='some' must be one of in, out, both"),
     (lambda r: r.score([['i1']], ['nothing']), "items: 'nothing' is not in the log"),
     (lambda r: r.similar_items('nothing'), "item: 'nothing' is not in the log"),

@@ -66,7 +66,8 @@ def test_preparation_equals_the_oracle(seed, k, block_rows, as_text, precision):
         assert dataset.item_ids[dataset.items[start:stop] - 1].tolist() == histories[user]
     # The users whom the core left out have what they did with items that it kept.
     events = [
-        (user, time, row, item) for row, (user, item, time) in enumerate(rows) if user not in histories and item in items
+        (user, time, row, item) for row, (user, item, time) in enumerate(rows)
+        if user not in histories and item in items
     ]
     others, order = dataset.outside, int if precision == 'exact' else lambda t: float(np.float32(t))
     assert set(others.user_ids.tolist()) == {user for user, _, _ in rows} - set(histories)
