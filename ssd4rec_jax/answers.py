@@ -101,7 +101,8 @@ class Answers:
             return pl.Series('user', range(len(read)), pl.Int64), read
         if not self.saved.dataset.num_users:
             raise UserError(
-                'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
+                'this model was saved without histories: give histories of items instead of users (in Python '
+                'histories=[[item, ...], ...], on the command line --history or --histories)'
             )
         if isinstance(users, str) and users == 'all':
             at = np.arange(self.num_users)
