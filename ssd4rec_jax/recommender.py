@@ -23,7 +23,7 @@ from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars
 from ssd4rec_jax.data.vocabulary import TextIds
-from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
@@ -138,14 +138,22 @@ class Recommender:
 
         try:
             reporter.note(f'workdir: {folder}')
-            launch(
+            result = launch(
                 config, folder, lambda: (dataset, prepared), how, log_is_named=True, reporter=reporter,
                 watch_for_stop=watch_for_stop,
             )
         finally:
             for stop in signals:
                 stop.release()
-        self._take(load_run(folder))
+        try:
+            self._take(load_run(folder))
+        except CheckpointError as error:
+            if result is not None:
+                raise
+            raise UserError(
+                f'stopped before the end of the first epoch, so that nothing answers yet: the same call with '
+                f'workdir={str(folder)!r} goes on from there'
+            ) from error
 
     def add_items(
         self, *, vectors: Mapping[Any, Any] | None = None, beside: Mapping[Any, Sequence[Any]] | None = None,

@@ -333,6 +333,19 @@ def test_it_fits_in_a_thread(tmp_path):
     assert len(done) == 1 and len(done[0].items) == 12
 
 
+def test_a_fit_that_is_stopped_goes_on_in_the_same_workdir(tmp_path, monkeypatch):
+    class AtOnce:
+        requested, release = (lambda self: True), (lambda self: None)
+
+    settings = SMALL | {'train.max_epochs': 1, 'train.targets_per_step': 64}
+    with monkeypatch.context() as patch:
+        patch.setattr(ssd4rec_jax.recommender, 'StopSignals', AtOnce)
+        with pytest.raises(UserError, match='stopped before the end of the first epoch, .* workdir=.* goes on'):
+            Recommender(settings=settings).fit(ring_log(), workdir=tmp_path / 'run')
+    rec = Recommender(settings=settings).fit(ring_log(), workdir=tmp_path / 'run')
+    assert len(rec.recommend(users=['u1'], k=3)) == 3
+
+
 def test_importing_the_package_starts_neither_jax_nor_polars():
     code = (
         'import sys, ssd4rec_jax; assert not {"jax", "polars", "flax"} & set(sys.modules); '
