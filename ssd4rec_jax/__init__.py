@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ssd4rec_jax.config.run import RunConfig
     from ssd4rec_jax.config.train import TrainConfig
     from ssd4rec_jax.data.dataset import SequenceDataset
-    from ssd4rec_jax.errors import UserError
+    from ssd4rec_jax.errors import UnknownIds, UserError
     from ssd4rec_jax.model.networks import register_network
     from ssd4rec_jax.presets import default_config, register_dataset
     from ssd4rec_jax.recommender import Recommender
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # polars.
 _PUBLIC = {
     'Recommender': 'recommender', 'RunConfig': 'config.run', 'ModelConfig': 'config.model', 'DataConfig': 'config.data',
-    'TrainConfig': 'config.train', 'SequenceDataset': 'data.dataset', 'UserError': 'errors',
+    'TrainConfig': 'config.train', 'SequenceDataset': 'data.dataset', 'UserError': 'errors', 'UnknownIds': 'errors',
     'default_config': 'presets', 'register_dataset': 'presets', 'register_network': 'model.networks',
     'register_loss': 'train.losses',
 }
 __all__ = [
-    'DataConfig', 'ModelConfig', 'Recommender', 'RunConfig', 'SequenceDataset', 'TrainConfig', 'UserError',
-    'default_config', 'register_dataset', 'register_loss', 'register_network',
+    'DataConfig', 'ModelConfig', 'Recommender', 'RunConfig', 'SequenceDataset', 'TrainConfig', 'UnknownIds',
+    'UserError', 'default_config', 'register_dataset', 'register_loss', 'register_network',
 ]
 
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.arguments import listed, truth, whole
 from ssd4rec_jax.config.plugs import features_read
-from ssd4rec_jax.data.dataset import SequenceDataset, with_features
+from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_features
+from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.ids import positions
-from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.errors import UnknownIds, UserError
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
 from ssd4rec_jax.rank.recommend import TopItems
@@ -31,9 +33,8 @@ class Answers:
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
+        k, exclude_seen = whole(k, 'k'), truth(exclude_seen, 'exclude_seen')
         names, read, features = self._asked(users, histories)
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise UserError(f'k={k!r} must be a whole number from 1')
         catalogue = self.saved.dataset.num_items
         if k > catalogue:
             warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
@@ -68,6 +69,7 @@ class Answers:
 
     def similar(self, item: Any, k: int) -> pl.DataFrame:
         """The k items whose vectors have the highest cosine with an item's: rank, item, cosine."""
+        k = whole(k, 'k')
         (at,) = self.known([item], 'item')
         vectors = self.table[1:] / np.maximum(np.linalg.norm(self.table[1:], axis=1, keepdims=True), 1e-30)
         cosine = vectors @ vectors[at]
@@ -104,7 +106,15 @@ class Answers:
 
     @functools.cached_property
     def _user_ids(self) -> pl.Series:
-        return _series(self.saved.dataset.user_ids)
+        dataset = self.saved.dataset
+        known = _series(dataset.user_ids)
+        return known if dataset.outside is None else pl.concat([known, _series(dataset.outside.user_ids)])
+
+    @property
+    def num_users(self) -> int:
+        """Users who can be asked for by id: those of the log, and those whom its core left out."""
+        outside = self.saved.dataset.outside
+        return self.saved.dataset.num_users + (0 if outside is None else len(outside.user_ids))
 
     @functools.cached_property
     def _counts(self) -> np.ndarray:
@@ -117,39 +127,63 @@ class Answers:
         if (users is None) == (histories is None):
             raise UserError('give either users (ids of the log, or \'all\') or histories (lists of item ids)')
         if histories is not None:
-            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories), {}
-        dataset = self._dataset
-        if not dataset.num_users:
+            read = self._read_histories(histories)
+            return pl.Series('user', range(len(read)), pl.Int64), read, {}
+        if not self._dataset.num_users:
             raise UserError(
-                'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
+                'this model was saved without histories: give histories of items instead of users (in Python '
+                'histories=[[item, ...], ...], on the command line --history or --histories)'
             )
         if isinstance(users, str) and users == 'all':
-            at = np.arange(dataset.num_users)
+            at = np.arange(self.num_users)
         else:
-            at = self._found(dataset.user_ids, listed(users, 'users'), 'user')
+            at = self._found(self._users_at, listed(users, 'users'), 'users')
             at = at[at >= 0]
-        parts = [slice(dataset.offsets[u], dataset.offsets[u + 1]) for u in at.tolist()]
-        return (
-            self._user_ids.gather(at).alias('user'), [dataset.items[part] for part in parts],
-            {name: [feature.numbers(np.arange(part.start, part.stop)) for part in parts]
-             for name, feature in dataset.values_read.items()},
-        )
+        return self._user_ids.gather(at).alias('user'), [self._history(u) for u in at.tolist()], {
+            name: [self._feature(name, u) for u in at.tolist()] for name in self._dataset.values_read
+        }
+
+    def _users_at(self, wanted: list[str]) -> np.ndarray:
+        """Position of each user id among those of the log and then those whom its core left out, else -1."""
+        dataset = self.saved.dataset
+        at = positions(dataset.user_ids, wanted)
+        if dataset.outside is None:
+            return at
+        outside = positions(dataset.outside.user_ids, wanted)
+        return np.where((at < 0) & (outside >= 0), dataset.num_users + outside, at)
+
+    def _history(self, user: int) -> np.ndarray:
+        """Internal item ids of the user at a position."""
+        held: SequenceDataset | Outside | None = self.saved.dataset
+        if user >= self.saved.dataset.num_users:
+            held, user = self.saved.dataset.outside, user - self.saved.dataset.num_users
+        assert held is not None
+        return held.items[held.offsets[user]:held.offsets[user + 1]]
+
+    def _feature(self, name: str, user: int) -> np.ndarray:
+        """float32, what the network reads of each of a user's events; missing for users whom the core left out."""
+        dataset = self._dataset
+        values = dataset.values_read[name]
+        if user < dataset.num_users:
+            return values.numbers(np.arange(dataset.offsets[user], dataset.offsets[user + 1]))
+        is_number = isinstance(values, Feature) and values.categories is None
+        return np.full(len(self._history(user)), np.nan if is_number else 0, np.float32)
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
         lists = [listed(history, 'a history') for history in listed(histories, 'histories')]
-        flat = self._found(self.saved.dataset.item_ids, [item for history in lists for item in history], 'item')
+        flat = self._found(self._items_at, [item for history in lists for item in history], 'histories')
         ends = np.cumsum([len(history) for history in lists], dtype=np.int64)
         return [part[part >= 0].astype(np.int32) + 1 for part in np.split(flat, ends[:-1])] if lists else []
 
-    def _found(self, vocabulary: Any, wanted: list[Any], what: str) -> np.ndarray:
-        """Position of each id in a vocabulary, -1 with one warning where the log does not have it."""
-        at = positions(vocabulary, [str(id_) for id_ in wanted])
+    def _items_at(self, wanted: list[str]) -> np.ndarray:
+        return positions(self.saved.dataset.item_ids, wanted)
+
+    def _found(self, at_of: Callable[[list[str]], np.ndarray], wanted: list[Any], argument: str) -> np.ndarray:
+        """Position of each id of an argument, -1 with one warning where the log does not have it."""
+        at = at_of([str(id_) for id_ in wanted])
         missing = np.flatnonzero(at < 0)
         if len(missing):
-            warnings.warn(
-                f'{len(missing)} of {len(wanted)} {what} ids are not in the log and are skipped; the first is '
-                f'{wanted[missing[0]]!r}', stacklevel=4,
-            )
+            warnings.warn(UnknownIds(argument, len(missing), len(wanted), wanted[missing[0]]), stacklevel=4)
         return at
 
     def known(self, items: Iterable[Any], what: str) -> np.ndarray:
@@ -166,11 +200,10 @@ class Answers:
         left_out, chosen = listed(exclude, 'exclude'), None if only is None else listed(only, 'only')
         if not left_out and chosen is None:
             return None
-        item_ids = self.saved.dataset.item_ids
         allowed = np.full(self.saved.dataset.num_items + 1, chosen is None)
         if chosen is not None:
-            allowed[(at := self._found(item_ids, chosen, 'item'))[at >= 0] + 1] = True
-        allowed[(at := self._found(item_ids, left_out, 'item'))[at >= 0] + 1] = False
+            allowed[(at := self._found(self._items_at, chosen, 'only'))[at >= 0] + 1] = True
+        allowed[(at := self._found(self._items_at, left_out, 'exclude'))[at >= 0] + 1] = False
         return allowed
 
     def _ranked(
@@ -198,10 +231,3 @@ class Answers:
 
 def _series(ids: Any) -> pl.Series:
     return pl.Series(ids) if isinstance(ids, np.ndarray) else ids.series()
-
-
-def listed(values: Any, what: str) -> list[Any]:
-    """A list of what a caller gave; UserError for one text, which would be taken apart into its letters."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise UserError(f'{what} is {values!r}; it must be a list of ids')
-    return list(values)

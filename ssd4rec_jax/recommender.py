@@ -11,17 +11,19 @@ import numpy as np
 import polars as pl
 
 from ssd4rec_jax.answers import Answers
+from ssd4rec_jax.arguments import listed, mapped, of_kind, one_of, text, truth, whole
+from ssd4rec_jax.arguments import path as folder_path
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset, save_dataset, with_split
 from ssd4rec_jax.data.extend import extended
-from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.ids import canonical, positions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
 from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars
 from ssd4rec_jax.data.vocabulary import TextIds
-from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
@@ -36,10 +38,7 @@ from ssd4rec_jax.show.frames import in_library, library_of
 from ssd4rec_jax.show.terminal import shown_progress
 from ssd4rec_jax.train.launch import Launch, launch
 from ssd4rec_jax.train.stop_signals import StopSignals
-
-# An update trains this share of the epochs that the first training took to its best, at this share of its rates: the
-# optimiser begins anew, and at full rate its first steps would undo what the table has learnt.
-UPDATE_SHARE, UPDATE_RATE = 0.1, 0.1
+from ssd4rec_jax.train.warm_start import WarmStart, users_to_read, warm_config
 
 
 class Recommender:
@@ -63,7 +62,10 @@ class Recommender:
     def __init__(
         self, preset: str = 'auto', *, settings: Mapping[str, Any] | None = None, config: RunConfig | None = None
     ):
-        self.preset, self.settings, self.config = preset, dict(settings or {}), config
+        self.preset, self.settings = text(preset, 'preset'), {}
+        if settings:
+            self.settings = mapped(settings, 'settings', 'settings and their values, {"model.num_layers": 1}')
+        self.config = None if config is None else of_kind(config, 'config', RunConfig)
         self._taken: Answers | None = None
         self._library = 'polars'
 
@@ -81,17 +83,12 @@ class Recommender:
         the run; a progress bar in a terminal or a notebook where it is not given. Ctrl-C stops after the step that
         runs, with what has been learnt so far. UserError says what is wrong with the log or the settings.
         """
+        reporter = _reporter(reporter)
+        source = _source(data, user=user, item=item, time=time)
         self._library = library_of(data)
-        options = TableOptions(user=user, item=item, time=time)
-        if isinstance(data, (str, Path)):
-            source: FileSource | FrameSource | SyntheticSource = find_source('interactions', data, options=options)
-        elif len(data):
-            source = FrameSource(data, options)
-        else:
-            raise UserError('the frame holds no rows: give the whole log')
-        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        folder = _folder(workdir)
         config, dataset, prepared, why = self._configured(source, folder)
-        (reporter := reporter or shown_progress()).note(why)
+        reporter.note(why)
         self._train(config, dataset, prepared, folder, Launch(), reporter)
         return self
 
@@ -101,8 +98,8 @@ class Recommender:
     ) -> 'Recommender':
         """Go on from the present parameters with more rows of the log, new users and items included; returns self.
 
-        data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of
-        the epochs that the first training took; a new item begins with the mean of the items that it occurs beside.
+        data, user, item, time: as for `fit`, but the new rows alone. Training reads the histories that have grown, and
+        half as many others; a new item begins with the mean of the items that it occurs beside.
         workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved
@@ -110,11 +107,10 @@ class Recommender:
             raise UserError('this model was saved without histories, which an update needs: fit it on the whole log')
         if saved.config.data.split == 'files':
             raise UserError('the test items of this run came from files of their own: fit it on the longer log instead')
-        options = TableOptions(user=user, item=item, time=time)
-        rows = (find_source('interactions', data, options=options) if isinstance(data, (str, Path))
-                else FrameSource(data, options)).read()
+        reporter = _reporter(reporter)
+        rows = _source(data, user=user, item=item, time=time).read()
         dataset = with_split(extended(saved.dataset, rows), saved.config.data)
-        folder = Path(workdir or tempfile.mkdtemp(prefix='ssd4rec-')).absolute()
+        folder = _folder(workdir)
         prepared = folder / 'data' / f'prepared-{dataset.fingerprint[:12]}'
         save_dataset(dataset, prepared)
         params = saved.network.whole(saved.params)
@@ -122,13 +118,9 @@ class Recommender:
         vectors = neighbour_vectors(params[ITEM_EMBEDDING], _beside(dataset, new))
         table = params[ITEM_EMBEDDING]
         params = {**params, ITEM_EMBEDDING: np.concatenate([table, vectors.astype(table.dtype)])}
-        train = saved.config.train
-        config = dataclasses.replace(saved.config, train=dataclasses.replace(
-            train, max_epochs=max(1, round(UPDATE_SHARE * saved.best_epoch)),
-            table_learning_rate=UPDATE_RATE * train.table_learning_rate,
-            learning_rate=UPDATE_RATE * train.learning_rate,
-        ))
-        self._train(config, dataset, prepared, folder, Launch(initial=params), reporter or shown_progress())
+        users = users_to_read(dataset, saved.dataset.lengths, seed=saved.config.train.seed)
+        how = Launch(warm=WarmStart(params, users))
+        self._train(warm_config(saved.config), dataset, prepared, folder, how, reporter)
         return self
 
     def _train(
@@ -145,14 +137,23 @@ class Recommender:
             return signals[0].requested
 
         try:
-            launch(
+            reporter.note(f'workdir: {folder}')
+            result = launch(
                 config, folder, lambda: (dataset, prepared), how, log_is_named=True, reporter=reporter,
                 watch_for_stop=watch_for_stop,
             )
         finally:
             for stop in signals:
                 stop.release()
-        self._take(load_run(folder))
+        try:
+            self._take(load_run(folder))
+        except CheckpointError as error:
+            if result is not None:
+                raise
+            raise UserError(
+                f'stopped before the end of the first epoch, so that nothing answers yet: the same call with '
+                f'workdir={str(folder)!r} goes on from there'
+            ) from error
 
     def add_items(
         self, *, vectors: Mapping[Any, Any] | None = None, beside: Mapping[Any, Sequence[Any]] | None = None,
@@ -170,8 +171,11 @@ class Recommender:
         table = self._answers.table
         if features is not None:
             frame = as_polars(features).collect()
+            item = text(item, 'item')
             if item not in frame.columns:
                 raise UserError(f'features has no column {item!r}; it has {", ".join(frame.columns)}')
+            if frame[item].null_count() or frame[item].is_duplicated().any() or frame.width < 2:
+                raise UserError(f'features must have each item once in {item!r}, and a column beside it')
             at = positions(self._saved.dataset.item_ids, [str(i) for i in frame[item].to_list()])
             known, new = frame.filter(pl.Series(at >= 0)), frame.filter(pl.Series(at < 0))
             if not len(known) or not len(new):
@@ -179,14 +183,21 @@ class Recommender:
             names = new[item].to_list()
             found = feature_vectors(known.drop(item), self.item_vectors[at[at >= 0]], new.drop(item))
         elif beside is not None:
-            names = list(beside)
-            found = neighbour_vectors(
-                table, [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in beside.items()]
-            )
+            neighbours = mapped(beside, 'beside', 'new ids and lists of known ones')
+            names = list(neighbours)
+            groups = [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in neighbours.items()]
+            if empty := [name for name, group in zip(names, groups, strict=True) if not len(group)]:
+                raise UserError(f'beside[{empty[0]!r}] is empty: name an item that it occurs beside')
+            found = neighbour_vectors(table, groups)
         else:
-            names = list(vectors or {})
-            found = np.asarray([np.asarray(v, np.float32) for v in (vectors or {}).values()])
-            if found.shape != (len(names), table.shape[1]) or not np.isfinite(found).all():
+            given = mapped(vectors, 'vectors', f'new ids and {table.shape[1]} numbers each')
+            names = list(given)
+            try:
+                found = np.asarray([np.asarray(vector, np.float32) for vector in given.values()])
+                right = found.shape == (len(names), table.shape[1]) and np.isfinite(found).all()
+            except (TypeError, ValueError):
+                right = False
+            if not right:
                 raise UserError(f'vectors must be {table.shape[1]} finite numbers for each item')
         self._append_items(names, found)
         return self
@@ -197,10 +208,13 @@ class Recommender:
         if (at >= 0).any():
             raise UserError(f'{names[int(np.argmax(at >= 0))]!r} is in the catalogue already')
         known = saved.dataset.item_ids
-        item_ids = (
-            TextIds.of([*known.tolist(), *(str(n).strip() for n in names)]) if isinstance(known, TextIds)
-            else np.concatenate([np.asarray(known), np.asarray([int(n) for n in names], np.int64)])
-        )
+        if isinstance(known, TextIds):
+            item_ids: TextIds | np.ndarray = TextIds.of([*known.tolist(), *(str(name).strip() for name in names)])
+        else:
+            ids = canonical(pl.Series([str(name) for name in names]))
+            if ids.dtype != pl.Int64 or ids.null_count():
+                raise UserError(f'the ids of this log are integers, and {names!r} are not all: give them alike')
+            item_ids = np.concatenate([np.asarray(known), ids.to_numpy()])
         network, _ = abstract_network(saved.config.model, len(item_ids), saved.mesh)
         whole = saved.network.whole(saved.params)
         table = np.concatenate([whole[ITEM_EMBEDDING], vectors.astype(whole[ITEM_EMBEDDING].dtype)])
@@ -243,8 +257,8 @@ class Recommender:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning. A network
-        that reads times (model.time) reads those of users; in histories all gaps in time count as typical.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning, UnknownIds.
+        A network that reads times (model.time) reads those of users; in histories all gaps in time count as typical.
         exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
         to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
         those of popularity are counts. A row is missing where fewer than k items are left.
@@ -272,21 +286,23 @@ class Recommender:
         lists: also coverage, Gini index, novelty and tail share of the lists, without an interval.
         """
         saved = self._saved
-        for name, value, known in (('split', split, SPLITS), ('seen', seen, ('in', 'out', 'both'))):
-            if value not in known:
-                raise UserError(f'{name}={value!r} must be one of {", ".join(known)}')
-        if not k or not all(isinstance(n, int) and 1 <= n <= saved.dataset.num_items for n in k):
-            items = saved.dataset.num_items
-            raise UserError(f'k={k!r} must be whole numbers from 1 to the {items} items of the catalogue')
+        split, seen = one_of(split, 'split', SPLITS), one_of(seen, 'seen', ('in', 'out', 'both'))
+        items = saved.dataset.num_items
+        try:
+            cutoffs = tuple(whole(n, 'k', items) for n in listed(k, 'k'))
+        except UserError:
+            cutoffs = ()
+        if not cutoffs:
+            raise UserError(f'k={k!r} must be a list of whole numbers from 1 to the {items} items of the catalogue')
         if not saved.dataset.num_users:
             raise UserError('this model was saved without histories, so there is nothing to rank')
         evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, split)
         frames = []
         for way in ('in', 'out') if seen == 'both' else (seen,):
-            found = evaluator.evaluate(saved.params, longest_list=max(k), seen_out=way == 'out')
-            rows = [found.metrics(tuple(k))]
+            found = evaluator.evaluate(saved.params, longest_list=max(cutoffs), seen_out=way == 'out')
+            rows = [found.metrics(cutoffs)]
             if lists:
-                metrics = found.list_metrics(tuple(k))
+                metrics = found.list_metrics(cutoffs)
                 rows.append(pl.DataFrame({'metric': list(metrics), 'value': list(metrics.values())}))
             frames.append(pl.concat(rows, how='diagonal').select(pl.lit(way).alias('seen'), pl.all()))
         return in_library(pl.concat(frames), self._library)
@@ -301,6 +317,11 @@ class Recommender:
         With model.seen_bias, items of the history score higher or lower than that (see `score`).
         """
         return self._answers.vectors(histories)
+
+    @property
+    def num_users(self) -> int:
+        """Users who can be asked for by id, as users='all' does, those whom the log's k-core left out included."""
+        return self._answers.num_users
 
     @property
     def items(self) -> list[Any]:
@@ -324,8 +345,8 @@ class Recommender:
         """Write a folder with all that `load` needs, to be copied anywhere; histories=False leaves out who did what."""
         saved = self._saved
         save_model(
-            Path(path), saved.config, saved.dataset, saved.network.whole(saved.params), step=saved.step,
-            best_epoch=saved.best_epoch, histories=histories,
+            folder_path(path, 'path'), saved.config, saved.dataset, saved.network.whole(saved.params), step=saved.step,
+            best_epoch=saved.best_epoch, histories=truth(histories, 'histories'),
         )
 
     @classmethod
@@ -334,7 +355,7 @@ class Recommender:
 
         model_shards: devices that share the item table; the run may have been trained on any number of them.
         """
-        saved = load_run(path, model_shards=model_shards)
+        saved = load_run(folder_path(path, 'path'), model_shards=whole(model_shards, 'model_shards'))
         recommender = cls(config=saved.config)
         recommender._take(saved)
         return recommender
@@ -354,6 +375,33 @@ class Recommender:
     @property
     def _saved(self) -> SavedRun:
         return self._answers.saved
+
+
+def _source(
+    data: Any, *, user: str | None, item: str | None, time: str | None
+) -> FileSource | FrameSource | SyntheticSource:
+    """Where a log is read from: a frame, or the path of a file."""
+    for name, column in (('user', user), ('item', item), ('time', time)):
+        if column is not None:
+            text(column, name)
+    options = TableOptions(user=user, item=item, time=time)
+    if isinstance(data, (str, Path)):
+        return find_source('interactions', data, options=options)
+    if not as_polars(data).select(pl.len()).collect().item():
+        raise UserError('the frame holds no rows')
+    return FrameSource(data, options)
+
+
+def _folder(workdir: str | Path | None) -> Path:
+    """The folder of a run; a new temporary one where none is named."""
+    folder = folder_path(tempfile.mkdtemp(prefix='ssd4rec-') if workdir is None else workdir, 'workdir').absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'workdir={str(workdir)!r} is a file: name a folder')
+    return folder
+
+
+def _reporter(reporter: Reporter | None) -> Reporter:
+    return shown_progress() if reporter is None else of_kind(reporter, 'reporter', Reporter)
 
 
 def _beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import pytest
 import ssd4rec_jax.recommender
 import ssd4rec_jax.run.saved_run
 import ssd4rec_jax.train.trainer
-from ssd4rec_jax import Recommender, UserError
+from ssd4rec_jax import Recommender, UnknownIds, UserError
 from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.data.dataset import with_features
@@ -112,8 +112,12 @@ def test_evaluating_gives_the_metrics_of_the_run_with_intervals(fitted, tmp_path
 
 
 def test_unknown_ids_are_skipped_with_a_warning_and_an_empty_history_gets_what_is_popular(fitted):
-    with pytest.warns(UserWarning, match="2 of 3 user ids are not in the log and are skipped; the first is 'nobody'"):
+    with pytest.warns(
+        UnknownIds, match="2 of 3 user ids are not in the log and are skipped; the first is 'nobody'"
+    ) as told:
         assert fitted.recommend(users=['nobody', 'u1', 7], k=1)['user'].to_list() == ['u1']
+    warning = told[0].message
+    assert (warning.argument, warning.missing, warning.asked, warning.first) == ('users', 2, 3, 'nobody')
     with pytest.warns(UserWarning, match="1 of 2 item ids .* the first is 'new'"):
         frame = fitted.recommend(histories=[['new', 'i4'], []], k=2)
     counts = ring_log()['item'].value_counts().sort('count', descending=True)
@@ -177,10 +181,38 @@ def test_an_update_learns_new_users_and_items_and_leaves_the_old_run_alone(tmp_p
     assert set(frame['user']) == {'new', 'u0'}
     assert not {'fresh', 'i9'} & set(frame.filter(pl.col('user') == 'u0')['item'])
     assert Recommender.load(tmp_path / 'run').recommend(users='all', k=3).equals(before)
+    rates = [(c.learning_rate, c.table_learning_rate, c.max_epochs) for c in (
+        rec._saved.config.train, rec.update(more.with_columns(pl.col('time') + 9))._saved.config.train
+    )]
+    assert rates[0] == rates[1] == (3e-5, 3e-3, 1)  # the rates of an update's update are those of an update
     # It goes on from what it knew: the ring is still known after one epoch.
     right = [item == f'i{(int(user[1:]) + 9) % 12}' for user, _, item in rows_of(
         rec.recommend(users=[f'u{u}' for u in range(1, 40)], k=1))]
     assert np.mean(right) > 0.8
+
+
+def test_users_whom_the_core_left_out_are_answered_from_their_events(tmp_path):
+    """By name as by their history of items that were kept; without one they get what is popular."""
+    rare = pl.DataFrame({
+        'user': ['rare', 'rare', 'rare', 'odd'], 'item': ['i4', 'once', 'i3', 'once'], 'time': [3, 2, 1, 1],
+    })
+    settings = SMALL | {'data.min_interactions': 3, 'train.max_epochs': 2}
+    rec = Recommender(settings=settings).fit(pl.concat([ring_log(), rare]), workdir=tmp_path / 'run')
+    assert (len(rec.items), rec.num_users) == (12, 42)
+    rec.save(tmp_path / 'model')
+    for there in (rec, Recommender.load(tmp_path / 'model')):
+        frame = there.recommend(users=['odd', 'u1', 'rare'], k=3)
+        assert frame.group_by('user', maintain_order=True).first()['user'].to_list() == ['odd', 'u1', 'rare']
+        assert frame['reason'].to_list() == ['popularity'] * 3 + ['model'] * 6
+        by_history = there.recommend(histories=[['i3', 'i4']], k=3)
+        assert frame.filter(user='rare')['item'].to_list() == by_history['item'].to_list()
+        everybody = there.recommend(users='all', k=1)['user'].to_list()
+        assert everybody[:40] == [f'u{u}' for u in range(40)] and set(everybody[40:]) == {'rare', 'odd'}
+    more = pl.DataFrame({'user': ['rare', 'u0'], 'item': ['i5', 'i9'], 'time': [10**6, 10**6]})
+    rec.update(more, workdir=tmp_path / 'updated')
+    assert rec.num_users == 42 and len(rec._saved.dataset.user_ids) == 41  # `rare` is inside now, with all three events
+    dataset = rec._saved.dataset
+    assert [rec.items[i - 1] for i in dataset.items[dataset.offsets[-2]:]] == ['i3', 'i4', 'i5']
 
 
 def test_a_log_with_more_rows_is_what_preparing_all_of_them_gives():
@@ -237,6 +269,10 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     found = feature_vectors(frame, vectors, new, ridge=1e-6)
     np.testing.assert_allclose(found[0], genres['jazz'] + 2 * genres['noise'], atol=1e-3)
     np.testing.assert_allclose(found[1], vectors.mean(axis=0), atol=1e-5)
+    # Strong regularisation makes predictions short; they are as long as the vectors that are known, on the average.
+    shrunk = feature_vectors(frame, vectors, frame, ridge=100.0)
+    lengths = [np.linalg.norm(v, axis=1).mean() for v in (shrunk, vectors)]
+    assert lengths[0] == pytest.approx(lengths[1])
     table = np.array([[0, 0], [3, 0], [0, 4]], float)
     np.testing.assert_allclose(neighbour_vectors(table, [np.array([1, 2])])[0], np.array([3, 4]) / 5 * 3.5)
 
@@ -250,7 +286,28 @@ def test_vectors_from_features_are_found_again_where_features_decide():
     (lambda r: r.recommend(histories=['i1']), "a history is 'i1'; it must be a list"),
     (lambda r: r.recommend(users=['u1'], exclude='i1'), "exclude is 'i1'; it must be a list"),
     (lambda r: r.evaluate('train'), "split='train' must be one of"),
-    (lambda r: r.evaluate(k=[0]), r'k=\[0\] must be whole numbers from 1 to the 12 items'),
+    (lambda r: r.evaluate(k=[0]), r'k=\[0\] must be a list of whole numbers from 1 to the 12 items'),
+    (lambda r: r.evaluate(k=5), 'k=5 must be a list of whole numbers'),
+    (lambda r: r.recommend(histories=5), 'histories is 5; it must be a list'),
+    (lambda r: r.recommend(users=['u1'], exclude_seen='no'), "exclude_seen='no' must be True or False"),
+    (lambda r: r.similar_items('i1', k=0), 'k=0 must be a whole number from 1'),
+    (lambda r: r.save(3), 'path=3 must be the path of a folder'),
+    (lambda _: Recommender.load(None), 'path=None must be the path of a folder'),
+    (lambda _: Recommender.load('x', model_shards='a'), "model_shards='a' must be a whole number"),
+    (lambda _: Recommender(3), 'preset=3 must be a text'),
+    (lambda _: Recommender(settings='model.num_layers=1'), 'it must be a dict of settings'),
+    (lambda _: Recommender(config={}), 'config={} must be a RunConfig'),
+    (lambda _: Recommender().fit(None), 'a NoneType is no table'),
+    (lambda _: Recommender().fit(ring_log(), user=3), 'user=3 must be a text'),
+    (lambda _: Recommender().fit(ring_log(), workdir=3), 'workdir=3 must be the path of a folder'),
+    (lambda _: Recommender().fit(ring_log(), workdir=__file__), 'is a file: name a folder'),
+    (lambda _: Recommender().fit(ring_log(), reporter=3), 'reporter=3 must be a Reporter'),
+    (lambda r: r.update(ring_log().clear()), 'holds no rows'),
+    (lambda r: r.add_items(vectors=[1]), 'it must be a dict of new ids and 16 numbers each'),
+    (lambda r: r.add_items(vectors={'x': [1.0] * 16, 'y': [1.0]}), 'must be 16 finite numbers'),
+    (lambda r: r.add_items(beside={'x': []}), r"beside\['x'\] is empty"),
+    (lambda r: r.add_items(features=pl.DataFrame({'item': ['i1', 'x']})), "once in 'item', and a column beside it"),
+    (lambda r: r.add_items(features=pl.DataFrame({'item': ['i1', 'x', 'x'], 'c': [1, 2, 3]})), 'each item once'),
     (lambda r: r.evaluate(seen='some'), "seen='some' must be one of in, out, both"),
     (lambda r: r.score([['i1']], ['nothing']), "items: 'nothing' is not in the log"),
     (lambda r: r.similar_items('nothing'), "item: 'nothing' is not in the log"),
@@ -280,6 +337,19 @@ def test_it_fits_in_a_thread(tmp_path):
     thread.start()
     thread.join()
     assert len(done) == 1 and len(done[0].items) == 12
+
+
+def test_a_fit_that_is_stopped_goes_on_in_the_same_workdir(tmp_path, monkeypatch):
+    class AtOnce:
+        requested, release = (lambda self: True), (lambda self: None)
+
+    settings = SMALL | {'train.max_epochs': 1, 'train.targets_per_step': 64}
+    with monkeypatch.context() as patch:
+        patch.setattr(ssd4rec_jax.recommender, 'StopSignals', AtOnce)
+        with pytest.raises(UserError, match='stopped before the end of the first epoch, .* workdir=.* goes on'):
+            Recommender(settings=settings).fit(ring_log(), workdir=tmp_path / 'run')
+    rec = Recommender(settings=settings).fit(ring_log(), workdir=tmp_path / 'run')
+    assert len(rec.recommend(users=['u1'], k=3)) == 3
 
 
 def test_importing_the_package_starts_neither_jax_nor_polars():

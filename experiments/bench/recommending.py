@@ -49,7 +49,7 @@ def _torch() -> Any:
 
 def _torch_top(torch: Any, vectors: np.ndarray, table: np.ndarray, at_once: int = 1024) -> None:
     """The scoring half alone: PyTorch is given the users' vectors."""
-    items = torch.from_numpy(table).T
+    items = torch.from_numpy(table.copy()).T  # the copy may be written to, as PyTorch wants
     for start in range(0, len(vectors), at_once):
         torch.topk(torch.from_numpy(vectors[start:start + at_once]) @ items, K)
 

@@ -37,7 +37,7 @@ from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.table_file import check_table_file, write_table
 from ssd4rec_jax.commands.workdir_flag import required_workdir
-from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.errors import UnknownIds, UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.recommender import Recommender
 from ssd4rec_jax.show.output import complain, shown_id, write_stdout
@@ -75,22 +75,35 @@ def main() -> int:
         recommender = Recommender.load(workdir, model_shards=MODEL_SHARDS.value)
         frames = _frames(recommender, asked, k, exclude, only)
         if path:
-            write_table(path, _with_bar(frames, total))
+            everybody = recommender.num_users if _USERS.value == EVERYBODY else None
+            write_table(path, _with_bar(frames, total or everybody))
         else:
             for frame in frames:
                 write_stdout(_lines(frame))
-    messages = list(dict.fromkeys(str(warning.message) for warning in told))
-    for message in messages:
+    unknown = _summed([w.message for w in told if isinstance(w.message, UnknownIds)])
+    others = [str(w.message) for w in told if not isinstance(w.message, UnknownIds)]
+    for message in dict.fromkeys([*others, *map(str, unknown)]):
         complain(f'warning: {message}')
-    # The warning has no category of its own, so its words tell it.
-    if not any('are not in the log and are skipped' in message for message in messages):
+    if not unknown:
         return 0
     complain(f'Ids on the command line are {HOW}')
     return UNKNOWN_IDS
 
 
+def _summed(told: list[UnknownIds]) -> list[UnknownIds]:
+    """One of each argument. Histories come in parts, each with its own; the other arguments are the same each time."""
+    found: dict[str, UnknownIds] = {}
+    for one in told:
+        before = found.setdefault(one.argument, one)
+        if one is not before and one.argument == 'histories':
+            found['histories'] = UnknownIds(
+                'histories', before.missing + one.missing, before.asked + one.asked, before.first
+            )
+    return list(found.values())
+
+
 def _asked() -> tuple[Iterable[_Asked], int | None]:
-    """(what is asked for, in parts; how many histories that is, None where it is not known yet)."""
+    """(what is asked for, in parts; how many histories that is, None where only the model or the file's end tells)."""
     given = [flag for flag in (_USERS, _USERS_FILE, _HISTORY, _HISTORIES) if flag.value is not None]
     if len(given) != 1:
         raise UserError(

@@ -36,6 +36,10 @@ _RESTART = flags.DEFINE_bool(
 _ADOPT_CONFIG = flags.DEFINE_bool(
     'adopt_config', False, "Go on from the workdir's last checkpoint with this command's config though it differs."
 )
+_WITHOUT_HISTORIES = flags.DEFINE_bool(
+    'without_histories', False,
+    "Leave what each user did out of the run's folder model, which then answers histories alone.",
+)
 _FINAL = flags.DEFINE_string(
     'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
 )
@@ -73,7 +77,10 @@ def _train() -> int:
     with no_folder_left(path):
         result = launch(
             entered.config, path, entered.dataset,
-            Launch(_RESTART.value, _ADOPT_CONFIG.value or entered.more_epochs, MODEL_SHARDS.value),
+            Launch(
+                _RESTART.value, _ADOPT_CONFIG.value or entered.more_epochs, MODEL_SHARDS.value,
+                histories=not _WITHOUT_HISTORIES.value,
+            ),
             # A log that is gone is not missed by a run that is finished.
             log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()), reporter=terminal,
             watch_for_stop=watch_for_stop,

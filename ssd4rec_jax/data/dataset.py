@@ -27,14 +27,53 @@ from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, swap_in, u
 FORMAT_VERSION = 2
 # Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
 _READ_VERSIONS = 1, FORMAT_VERSION
-_ARRAYS = ('items', 'offsets', 'user_ids', 'item_ids', 'times', 'parts')
-_IDS = ('user_ids', 'item_ids')
+_OUTSIDE = 'outside_'  # begins the names of arrays of users outside the core
+_ARRAYS = (
+    'items', 'offsets', 'user_ids', 'item_ids', 'times', 'parts',
+    'outside_items', 'outside_offsets', 'outside_user_ids', 'outside_times',
+)
+_IDS = ('user_ids', 'item_ids', 'outside_user_ids')
 _DESCRIPTION = 'dataset.json'
 _FEATURE = re.compile(r'feature-\d+\.(values|offsets|bytes)\.npy')
 # Ids of text are two arrays (TextIds).
 _FILES = {
     _DESCRIPTION, *(f'{array}.npy' for array in _ARRAYS), *(f'{ids}.{part}.npy' for ids in _IDS for part in TEXT_ARRAYS)
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """Users of a log whom the core left out, with what they did with items that it kept.
+
+    Nothing is trained on them or measured on them, but they can be recommended to. items, offsets, times: as in
+    SequenceDataset; a history may be empty. user_ids: likewise, in any order.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    user_ids: np.ndarray | TextIds
+    times: np.ndarray
+
+    def of(self, users: np.ndarray) -> 'Outside':
+        """Some of the users, bool [users]."""
+        rows = np.repeat(users, np.diff(self.offsets))
+        lengths = np.diff(self.offsets)[users]
+        return Outside(
+            self.items[rows], np.concatenate([[0], np.cumsum(lengths)]), self.user_ids[np.flatnonzero(users)],
+            self.times[rows],
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """{name: array} of all but the ids, as they are stored."""
+        return {f'{_OUTSIDE}{name}': getattr(self, name) for name in ('items', 'offsets', 'times')}
+
+    @classmethod
+    def stored(cls, arrays: dict[str, np.ndarray], user_ids: np.ndarray | TextIds | None) -> 'Outside | None':
+        """What `arrays` gave, taken out of a dict of arrays; None where there are no such users."""
+        if user_ids is None:
+            return None
+        items, offsets, times = (arrays.pop(f'{_OUTSIDE}{name}') for name in ('items', 'offsets', 'times'))
+        return cls(items, offsets, user_ids, times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +92,7 @@ class SequenceDataset:
     typical_gap: the one that measured the gaps of the log before rows were added (Gaps.typical); 0 where none were.
     gaps: what `with_features` adds where a network reads them. They are not stored: times give them.
     parts: int8 [interactions], the place in PARTS of what the log's files say of each; None where they say nothing.
+    outside: the users whom the core left out; None where it left out none, or where an older version prepared the data.
     report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
 
@@ -70,6 +110,7 @@ class SequenceDataset:
     parts: np.ndarray | None = None
     typical_gap: float = 0.0
     gaps: Gaps | None = None
+    outside: Outside | None = None
 
     @property
     def num_users(self) -> int:
@@ -188,12 +229,13 @@ def open_dataset(path: Path) -> SequenceDataset | None:
         }
         ids: dict[str, Any] = {name: stored_ids(arrays.pop(name)) if name in arrays else TextIds(
             *(arrays.pop(f'{name}.{part}') for part in TEXT_ARRAYS)
-        ) for name in _IDS}
+        ) for name in _IDS if name in arrays or f'{name}.{TEXT_ARRAYS[0]}' in arrays}
+        outside = Outside.stored(arrays, ids.pop(f'{_OUTSIDE}user_ids', None))
         features = features_of(description.get('features', []), arrays)
         return SequenceDataset(
             name=description['name'], fingerprint=description['fingerprint'],
             time_unit=description.get('time_unit', ''), report=description.get('report', {}), features=features,
-            typical_gap=description.get('typical_gap', 0.0), **ids, **arrays,
+            typical_gap=description.get('typical_gap', 0.0), outside=outside, **ids, **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)
@@ -203,8 +245,12 @@ def open_dataset(path: Path) -> SequenceDataset | None:
 def _stored_arrays(dataset: SequenceDataset) -> dict[str, np.ndarray]:
     """{name: array} of all that is written."""
     arrays = {'items': dataset.items, 'offsets': dataset.offsets}
-    for name in _IDS:
-        ids = stored_ids(getattr(dataset, name))
+    vocabularies = {'user_ids': dataset.user_ids, 'item_ids': dataset.item_ids}
+    if dataset.outside is not None:
+        arrays |= dataset.outside.arrays()
+        vocabularies[f'{_OUTSIDE}user_ids'] = dataset.outside.user_ids
+    for name, ids in vocabularies.items():
+        ids = stored_ids(ids)
         if isinstance(ids, TextIds):
             arrays |= {f'{name}.{part}': getattr(ids, part) for part in TEXT_ARRAYS}
         else:

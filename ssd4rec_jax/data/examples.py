@@ -45,6 +45,14 @@ class ExampleIndex:
         """int64 [examples], items to predict of each."""
         return self.lengths if self.every_prefix else np.ones(len(self), np.int64)
 
+    def of(self, chosen: np.ndarray) -> 'ExampleIndex':
+        """The examples where `chosen`, bool [examples], is True."""
+        return dataclasses.replace(
+            self, start=self.start[chosen], stop=self.stop[chosen],
+            target=self.target if self.every_prefix else self.target[chosen],
+            missed=None if self.missed is None else self.missed[chosen],
+        )
+
     def target_counts(self, num_items: int) -> np.ndarray:
         """int64 [num_items + 1], how often each item is a target."""
         if not self.every_prefix:

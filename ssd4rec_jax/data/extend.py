@@ -1,13 +1,14 @@
 """A prepared log with more rows of the same log: new users and items are appended, nothing gets another number."""
 import dataclasses
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import Outside, SequenceDataset
 from ssd4rec_jax.data.features import followed_by
-from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.ids import positions, texts_of
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.times import as_stored
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
@@ -19,12 +20,18 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
     there.
 
     Ids of users and items that are new follow the ones that are there, in order of first appearance; none is left out
-    for being rare. DataError where ids or times are of another kind than the log's.
+    for being rare, and a new user whom the log's core had left out begins with what is known of that user (of a log
+    with features, nothing). DataError where ids or times are of another kind than the log's.
     """
     users, user_ids = _numbered(dataset.user_ids, more.users, f'{more.source}: user')
     items, item_ids = _numbered(dataset.item_ids, more.items, f'{more.source}: item')
     times, unit = as_stored(more.times, more.time_unit)
-    there = np.zeros(dataset.num_interactions, np.int64) if dataset.times is None else np.asarray(dataset.times)
+    back, outside = _back(dataset, user_ids)
+    old_users = np.concatenate([np.repeat(np.arange(dataset.num_users), dataset.lengths), back.users])
+    old_items = np.concatenate([dataset.items, back.items])
+    there = np.zeros(len(old_items), np.int64)
+    if dataset.times is not None:
+        there = np.concatenate([dataset.times, back.times])
     if unit != dataset.time_unit or dataset.times is None:
         if unit or dataset.time_unit:
             raise DataError(
@@ -32,8 +39,8 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
                 f'{dataset.time_unit or "no unit"}: give them alike'
             )
         # Both tell the order alone: what comes later is later.
-        there, times = np.arange(dataset.num_interactions), dataset.num_interactions + np.arange(len(more))
-    all_users = np.concatenate([np.repeat(np.arange(dataset.num_users), dataset.lengths), users])
+        there, times = np.arange(len(old_items)), len(old_items) + np.arange(len(more))
+    all_users = np.concatenate([old_users, users])
     all_times = np.concatenate([there, times])
     order = np.lexsort((all_times, all_users))  # stable: old rows come before new ones of the same time
     if lacking := [name for name in dataset.features if name not in more.features]:
@@ -47,11 +54,31 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
     for array in (users, items, times, *(feature.values for feature in features.values())):
         digest.update(np.ascontiguousarray(array).tobytes())
     return dataclasses.replace(
-        dataset, items=np.concatenate([dataset.items, items + 1])[order].astype(np.int32), times=all_times[order],
+        dataset, items=np.concatenate([old_items, items + 1])[order].astype(np.int32), times=all_times[order],
         offsets=np.concatenate([[0], np.cumsum(np.bincount(all_users, minlength=len(user_ids)))]),
         user_ids=user_ids, item_ids=item_ids, fingerprint=digest.hexdigest(), split=None,
-        features=features, parts=None, typical_gap=dataset.measured_gaps().typical,
+        features=features, parts=None, typical_gap=dataset.measured_gaps().typical, outside=outside,
     )
+
+
+class _Back(NamedTuple):
+    """Rows of users whom the core had left out and who come back: positions in the new vocabulary, items, times."""
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+
+
+def _back(dataset: SequenceDataset, user_ids: np.ndarray | TextIds) -> tuple[_Back, Outside | None]:
+    """(the rows of those who come back, the users who stay outside). user_ids: the new vocabulary."""
+    outside, none = dataset.outside, np.zeros(0, np.int64)
+    if outside is None or dataset.features:
+        return _Back(none, none.astype(np.int32), none), outside
+    new = user_ids[np.arange(dataset.num_users, len(user_ids))]
+    at = positions(new, texts_of(outside.user_ids.tolist()))
+    found = outside.of(at >= 0)
+    users = np.repeat(dataset.num_users + at[at >= 0], np.diff(found.offsets))
+    return _Back(users, found.items, found.times), outside.of(at < 0)
 
 
 def _numbered(vocabulary: np.ndarray | TextIds, ids: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray | TextIds]:

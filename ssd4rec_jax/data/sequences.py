@@ -5,14 +5,15 @@ gathers or counts does so in blocks.
 """
 import collections
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ssd4rec_jax.config.data import DataConfig
-from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.data.dataset import Outside, SequenceDataset
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.times import as_stored, in_words
 from ssd4rec_jax.data.vocabulary import stored_ids
@@ -55,6 +56,7 @@ def build_sequences(
             'lower '
             'data.min_interactions'
         )
+    others = _Others.of(users, items, times, core.kept, block_rows)
     if not core.kept.all():
         users, items, times = users[core.kept], items[core.kept], times[core.kept]
         features = {name: feature.at(core.kept) for name, feature in features.items()}
@@ -67,11 +69,14 @@ def build_sequences(
     beside = [times, *(feature.values for feature in features.values())]
     histories = _histories(users, items, beside, parts, epoch, offsets, config.timestamp_precision, block_rows)
     del users, items, times, beside
+    outside = others and others.outside(user_vocabulary, kept_items, functools.partial(
+        _histories, epoch=epoch, precision=config.timestamp_precision, block_rows=block_rows
+    ), epoch, time_unit)
     in_order, *values = histories.beside
-    stored, unit = as_stored(in_order + epoch if in_order.dtype == np.uint32 else in_order, time_unit)
+    stored, unit = _stored_times(in_order, epoch, time_unit)
     return SequenceDataset(
         name=name, items=histories.items, offsets=offsets, fingerprint=fingerprint, times=stored, time_unit=unit,
-        parts=histories.parts, features={
+        parts=histories.parts, outside=outside, features={
             name: dataclasses.replace(feature, values=in_order)
             for (name, feature), in_order in zip(features.items(), values, strict=True)
         },
@@ -121,6 +126,53 @@ def k_core(
                 removed[rule] += int(there - np.count_nonzero(kept[block]))
         if sum(removed) == before:
             return Core(kept, *removed)
+
+
+class _Others(NamedTuple):
+    """The rows in which users whom the core left out meet items that it kept.
+
+    users, items: codes. times: as `_since` gives them. absent: the codes of such users without such a row.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    absent: np.ndarray
+
+    @classmethod
+    def of(
+        cls, users: np.ndarray, items: np.ndarray, times: np.ndarray, kept: np.ndarray, block_rows: int
+    ) -> '_Others | None':
+        """None where the core left out no user."""
+        left_out = (_counts(users, block_rows) > 0) & (_counts(users, block_rows, kept) == 0)
+        if not left_out.any():
+            return None
+        stays = _counts(items, block_rows, kept) > 0
+        rows = np.concatenate([
+            block.start + np.flatnonzero(left_out[users[block]] & stays[items[block]])
+            for block in _blocks(len(users), block_rows)
+        ])
+        left_out[users[rows]] = False
+        return cls(users[rows], items[rows], times[rows], np.flatnonzero(left_out))
+
+    def outside(
+        self, vocabulary: np.ndarray, kept_items: np.ndarray, histories: Callable[..., '_Histories'], epoch: np.int64,
+        time_unit: str,
+    ) -> Outside:
+        """Their histories in time order. kept_items: the code of each internal item."""
+        seen, users = np.unique(self.users, return_inverse=True)
+        codes = np.concatenate([seen, self.absent])
+        number = np.zeros(kept_items.max() + 1, np.int64)
+        number[kept_items] = np.arange(len(kept_items))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(codes)))])
+        found = histories(users, number[self.items], [self.times], None, offsets=offsets)
+        times, _ = _stored_times(found.beside[0], epoch, time_unit)
+        return Outside(found.items, offsets, stored_ids(vocabulary[codes]), times)
+
+
+def _stored_times(times: np.ndarray, epoch: np.int64, unit: str) -> tuple[np.ndarray, str]:
+    """The times that `_since` made smaller, as a prepared data set stores them, and their unit."""
+    return as_stored(times + epoch if times.dtype == np.uint32 else times, unit)
 
 
 def _codes(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.rank.baselines import training_counts
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.rank.recommend import TopItems
-from ssd4rec_jax.rank.report import grouped, list_metrics, metric_frame
+from ssd4rec_jax.rank.report import grouped, list_metrics, metric_frame, set_metric_frame
 
 SPLITS = 'test', 'valid'
 GROUPINGS = 'history_length', 'item_popularity'
@@ -43,8 +43,18 @@ class Evaluation:
         return float(np.mean(self.ranks == 0))
 
     def metrics(self, cutoffs: Sequence[int]) -> pl.DataFrame:
-        """The columns metric, value, low, high: HR, NDCG and MRR with 95% bootstrap intervals."""
-        return metric_frame(self.ranks, cutoffs)
+        """The columns metric, value, low, high: HR, NDCG and MRR with 95% bootstrap intervals.
+
+        HR, NDCG and MRR are means over held-out items, each predicted from all that the user did before it. Where a
+        user has several, recall and MAP follow, of one list: the one that is shown before the first of them.
+        """
+        frame = metric_frame(self.ranks, cutoffs)
+        _, first, each = np.unique(self.users, return_index=True, return_inverse=True)
+        if len(first) == len(self.users):
+            return frame
+        order = np.argsort(each, kind='stable')
+        held_out = np.split(self.examples.target[order], np.flatnonzero(np.diff(each[order])) + 1)
+        return pl.concat([frame, set_metric_frame(self.lists[first], held_out, cutoffs)])
 
     def list_metrics(self, cutoffs: Sequence[int]) -> dict[str, float]:
         """Coverage, Gini index, novelty and tail share of the lists; no cutoff may be above their length."""

@@ -14,7 +14,7 @@ def neighbour_vectors(table: np.ndarray, neighbours: Sequence[np.ndarray]) -> np
     of many vectors is short; it is given the mean length of the vectors that it is made of, so that it can compete.
     """
     lengths = np.linalg.norm(table, axis=1)
-    vectors = np.stack([table[beside].mean(axis=0) for beside in neighbours])
+    vectors = np.asarray([table[beside].mean(axis=0) for beside in neighbours]).reshape(-1, table.shape[1])
     wanted = np.asarray([lengths[beside].mean() for beside in neighbours])
     return (vectors * (wanted / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12))[:, None]).astype(np.float32)
 
@@ -24,14 +24,18 @@ def feature_vectors(known: pl.DataFrame, vectors: np.ndarray, new: pl.DataFrame,
 
     known, new: frames of the same feature columns; text is taken apart into its lower-case words, a list into its
     elements, anything else is one category. vectors: float32 [known items, D]. Features that no known item has tell
-    nothing; an item without any known feature gets the mean vector.
+    nothing; an item without any known feature gets the mean vector. What a regression predicts is shorter than what it
+    was fitted to; all vectors are made longer by the same factor, which gives the known items their mean length.
     """
     words = [_words(frame) for frame in (known, new)]
     numbers = {word: n for n, word in enumerate(sorted(set().union(*words[0])))}
     design, wanted = (_indicators(rows, numbers) for rows in words)
     mean = vectors.mean(axis=0)
     gram = design.T @ design + ridge * np.eye(len(numbers))
-    return (mean + wanted @ np.linalg.solve(gram, design.T @ (vectors - mean))).astype(np.float32)
+    map_ = np.linalg.solve(gram, design.T @ (vectors - mean))
+    fitted, found = (mean + rows @ map_ for rows in (design, wanted))
+    scale = np.linalg.norm(vectors, axis=1).mean() / np.linalg.norm(fitted, axis=1).mean()
+    return (scale * found).astype(np.float32)
 
 
 def _words(frame: pl.DataFrame) -> list[set[str]]:

@@ -33,6 +33,29 @@ def metric_frame(ranks: np.ndarray, cutoffs: Sequence[int], *, seed: int = 0) ->
     return pl.DataFrame(rows, schema=['metric', 'value', 'low', 'high'], orient='row')
 
 
+def set_metric_frame(
+    lists: np.ndarray, held_out: Sequence[np.ndarray], cutoffs: Sequence[int], *, seed: int = 0
+) -> pl.DataFrame:
+    """The columns metric, value, low, high of recall and MAP, for users with several held-out items each.
+
+    lists: int [users, at least max(cutoffs)], what each is shown, 0 where a list is short. held_out: each user's items.
+    recall@k is the share of them in the first k places; MAP@k the mean over users of the average precision, that is of
+    the precision at each of the first k places that holds one of them, over the number that fits: at most k.
+    """
+    found = np.asarray([np.isin(own, items) for own, items in zip(lists, held_out, strict=True)])
+    sizes = np.asarray([len(np.unique(items)) for items in held_out])
+    hits = np.cumsum(found, axis=1)
+    precisions = np.cumsum(found * hits / np.arange(1, hits.shape[1] + 1), axis=1)
+    names = [f'{name}@{k}' for k in cutoffs for name in ('recall', 'MAP')]
+    values = np.stack([
+        column for k in cutoffs for column in (hits[:, k - 1] / sizes, precisions[:, k - 1] / np.minimum(sizes, k))
+    ], axis=1)
+    rng = np.random.default_rng(seed)
+    resampled = [values[rng.integers(0, len(values), len(values))].mean(axis=0) for _ in range(RESAMPLES)]
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return pl.DataFrame({'metric': names, 'value': values.mean(axis=0), 'low': low, 'high': high})
+
+
 def list_metrics(items: np.ndarray, counts: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
     """What the lists [users, at least max(cutoffs)] of internal item ids, 0 where a list is short, are like.
 

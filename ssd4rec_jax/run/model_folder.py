@@ -9,6 +9,7 @@
 
 Text ids are stored as offsets and UTF-8 bytes, integer ids as int64.
 """
+import dataclasses
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
-from ssd4rec_jax.data.dataset import SequenceDataset, with_split
+from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
@@ -101,6 +102,9 @@ def save_model(
             arrays = {'items': dataset.items, 'offsets': dataset.offsets, **feature_arrays(dataset.features)}
             optional = {'times': dataset.times, 'parts': dataset.parts}
             arrays |= {name: array for name, array in optional.items() if array is not None}
+            if dataset.outside is not None:
+                vocabulary |= _id_arrays('outside_user_ids', dataset.outside.user_ids)
+                arrays |= dataset.outside.arrays()
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
             events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
             events.write_parquet(partial / 'users.parquet')
@@ -142,6 +146,9 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
             typical_gap=description.get('typical_gap', 0.0),
             features=features_of(description.get('features', []), arrays) if arrays else {},
         )
+        if 'outside_items' in arrays:
+            outside = Outside.stored(arrays, _ids('outside_user_ids', vocabulary))
+            dataset = dataclasses.replace(dataset, outside=outside)
         dataset = with_split(dataset, config.data) if arrays else dataset
         network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)
     except Damaged as damage:

@@ -95,7 +95,7 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     newest = checkpoints.newest_meta()
     if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
         try:
-            return _open_model(folder.model, mesh)
+            return _with_histories(_open_model(folder.model, mesh), prepared)
         except CheckpointError as error:
             logging.warning('%s: the best checkpoint answers in its place', error)
     dataset = open_dataset(prepared)
@@ -127,6 +127,16 @@ def _open_model(path: Path, mesh: Mesh) -> SavedRun:
     return SavedRun(
         config, dataset, mesh, network, params, description['best_epoch'], description['step'], counts
     )
+
+
+def _with_histories(saved: SavedRun, prepared: Path) -> SavedRun:
+    """A run's model that was told to keep no histories takes them from the prepared data, as long as that is there."""
+    if saved.dataset.num_users:
+        return saved
+    there = open_dataset(prepared)
+    if there is None or there.fingerprint != saved.dataset.fingerprint:
+        return saved
+    return dataclasses.replace(saved, dataset=with_split(there, saved.config.data))
 
 
 def _restore(

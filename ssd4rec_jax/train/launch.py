@@ -17,6 +17,7 @@ from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import checkpoint_config, read_config, write_config
 from ssd4rec_jax.train.trainer import Trainer
+from ssd4rec_jax.train.warm_start import WarmStart
 
 Prepared = tuple[SequenceDataset, Path]
 
@@ -25,13 +26,15 @@ class Launch(NamedTuple):
     """How a run is entered.
 
     restart: set aside what lies in the folder and begin anew. adopt_config: go on with a config that differs from the
-    run's. model_shards: devices that share the item table. initial: the parameters that a new run begins with.
+    run's. model_shards: devices that share the item table. histories: whether the run's model keeps what each user did.
+    warm: what a new run goes on from; None begins afresh.
     """
 
     restart: bool = False
     adopt_config: bool = False
     model_shards: int = 1
-    initial: dict | None = None
+    histories: bool = True
+    warm: WarmStart | None = None
 
 
 def launch(
@@ -62,10 +65,10 @@ def launch(
     if several():  # the first one prepares what the others open
         on_first(lambda: str(prepare()[1]))
     dataset, prepared = together(prepare)
-    reporter.note('\n'.join([f'data: {prepared}', *kept_lines(dataset, prepared), f'workdir: {path}']))
+    reporter.note('\n'.join([f'data: {prepared}', *kept_lines(dataset, prepared)]))
     trainer = Trainer(
         config, dataset, workdir, model_shards=how.model_shards, reporter=reporter, stop_requested=watch_for_stop(),
-        on_saved=lambda: _adopt(workdir, config, prepared), initial=how.initial,
+        on_saved=lambda: _adopt(workdir, config, prepared), histories=how.histories, warm=how.warm,
     ).open()
     if found is None or found.is_current:  # a new config takes the run over with its first checkpoint
         on_first(lambda: write_config(workdir, config, prepared))

@@ -27,6 +27,12 @@ from ssd4rec_jax.train.state import (
     place_probability,
 )
 
+# Without its optimisations XLA's CPU backend compiles a step in a fifth of the time, and the step takes three times as
+# long, which pays for this many steps (docs/decisions/recommending.md).
+HASTY_STEPS = 40
+HASTE: dict[str, str | bool] = {'xla_backend_optimization_level': '0'}
+_LESS_FUSION: dict[str, str | bool] = {'xla_cpu_use_fusion_emitters': False}
+
 
 class TrainProgram:
     """The one place where a train step is assembled; trainer, benchmarks and the pod compiler all take it from here.
@@ -114,9 +120,18 @@ class TrainProgram:
         with self._platform():
             return self.step.trace(*self.abstract_arguments(shape)).lower()
 
-    def compile(self, shape: StepShape) -> jax.stages.Compiled:
-        """The step for batches of this shape, compiled for the mesh's devices."""
-        return self.lower(shape).compile()
+    def compile(self, shape: StepShape, *, steps: int | None = None) -> jax.stages.Compiled:
+        """The step for batches of this shape, compiled for the mesh's devices.
+
+        steps: how often it will be run, where that is known. On a CPU few steps are compiled in haste.
+        """
+        lowered = self.lower(shape)
+        if steps is None or steps > HASTY_STEPS or self.mesh.devices.flat[0].platform != 'cpu':
+            return lowered.compile()
+        try:
+            return lowered.compile(compiler_options=HASTE | _LESS_FUSION)
+        except jax.errors.JaxRuntimeError:  # a version that has no such option any more
+            return lowered.compile(compiler_options=HASTE)
 
     def _platform(self) -> contextlib.AbstractContextManager[None]:
         return tracing_for(self.mesh.devices.flat[0].platform)

@@ -28,6 +28,7 @@ from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
 from ssd4rec_jax.train.session import TrainSession
 from ssd4rec_jax.train.state import TrainState
+from ssd4rec_jax.train.warm_start import WarmStart, examples_of
 
 STOPPING_METRIC = 'NDCG@10'
 
@@ -42,7 +43,8 @@ class Trainer:
     on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
       is a run of this config.
 
-    initial: the parameters that a new run begins with, whole NumPy arrays; None draws them.
+    histories: whether the model that a finished run leaves keeps what each user did.
+    warm: what a new run begins with and whose histories it reads; None draws parameters and reads all.
 
     program, session, state: the train step, the record of the run and its arrays, once `open` has been called.
     """
@@ -51,13 +53,14 @@ class Trainer:
         self, config: RunConfig, dataset: SequenceDataset, folder: RunFolder, *, model_shards: int = 1,
         devices: Sequence[jax.Device] | None = None, reporter: Reporter | None = None,
         stop_requested: Callable[[], bool] = lambda: False, on_saved: Callable[[], None] | None = None,
-        initial: dict | None = None,
+        histories: bool = True, warm: WarmStart | None = None,
     ):
         self.config, self.folder = config, folder
         self.dataset = with_features(dataset, features_read(config.model))
         self.model_shards, self.devices = model_shards, devices
         self.reporter = reporter or Reporter()
-        self.stop_requested, self.on_saved, self.initial = stop_requested, on_saved, initial
+        self.stop_requested, self.on_saved = stop_requested, on_saved
+        self.histories, self.warm = histories, warm
         self.program: TrainProgram
         self.session: TrainSession
         self.state: TrainState
@@ -73,7 +76,8 @@ class Trainer:
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
         max_history = config.data.max_history
-        self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
+        every = training_examples(config.train.objective, config.model, dataset, max_history)
+        self.examples = examples_of(every, self.warm.users, dataset) if self.warm else every
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))
         if dataset.gaps:
@@ -86,12 +90,14 @@ class Trainer:
             )
         self.program = TrainProgram(
             config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix,
-            steps_per_epoch=self._first_plan(mesh).num_steps if config.train.schedule_spans_epochs else 0,
+            steps_per_epoch=self._steps_per_epoch(mesh) if config.train.schedule_spans_epochs else 0,
         )
         like = self.program.like
         foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
-        self.state = self.session.restore(lambda: self._choose_shape(mesh), self.initial)
+        self.state = self.session.restore(
+            lambda: self._choose_shape(mesh, every.lengths), self.warm.params if self.warm else None
+        )
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
         if self.implementation:
@@ -126,14 +132,15 @@ class Trainer:
         finally:
             self.session.checkpoints.close()
 
-    def _first_plan(self, mesh: Mesh) -> EpochPlan:
-        """The plan of the first epoch on this mesh."""
-        return plan_epoch(self.examples.lengths, self._choose_shape(mesh), seed=self.config.train.seed, epoch=0)
+    def _steps_per_epoch(self, mesh: Mesh) -> int:
+        """The steps of the first epoch on this mesh."""
+        lengths = self.examples.lengths
+        return plan_epoch(lengths, self._choose_shape(mesh, lengths), seed=self.config.train.seed, epoch=0).num_steps
 
-    def _choose_shape(self, mesh: Mesh) -> StepShape:
+    def _choose_shape(self, mesh: Mesh, lengths: np.ndarray) -> StepShape:
         data = self.config.data
         return choose_step_shape(
-            self.examples.lengths, targets_per_step=self.config.train.targets_per_step,
+            lengths, targets_per_step=self.config.train.targets_per_step,
             tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,
             every_prefix=self.examples.every_prefix,
         )
@@ -180,7 +187,9 @@ class Trainer:
         for number, batch in enumerate(loader, start=done + 1):
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
-                    self._compiled = self.program.compile(plan.shape)
+                    self._compiled = self.program.compile(
+                        plan.shape, steps=train.max_epochs * plan.num_steps if self.warm else None
+                    )
                 foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
             self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
@@ -242,7 +251,7 @@ class Trainer:
         if is_first():
             save_model(
                 self.folder.model, self.config, self.dataset, params, step=stopping.best_step,
-                best_epoch=stopping.best_epoch,
+                best_epoch=stopping.best_epoch, histories=self.histories,
             )
             self.folder.write_result(result)
         return result

@@ -1,4 +1,5 @@
 """Evaluating from the command line: the same figures as the library's and as plain NumPy's, in each form."""
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from ssd4rec_jax.commands import evaluate
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.recommender import Recommender
 from ssd4rec_jax.run.model_folder import save_model
 from tests.commands.in_process import call
 from tests.tiny import DATA, MODEL, TRAIN, history, tiny_dataset
@@ -77,6 +79,24 @@ def test_groups_of_users_partition_them(users):
     for row in rows:
         own = ranks.filter(pl.col('history_length').is_between(row['from'], row['to']))
         assert (row['users'], row['value']) == (len(own), pytest.approx((own['rank'] <= 20).mean()))
+
+
+def test_recall_and_map_where_users_have_several_held_out_items(model, tmp_path):
+    """Of the list that is shown before the first of them, against a loop over users."""
+    config = RunConfig('interactions', MODEL, dataclasses.replace(DATA, split='last_n', split_last=2), TRAIN)
+    network, params = init_network(MODEL, ITEMS, seed=1)
+    save_model(tmp_path / 'm', config, tiny_dataset(), network.whole(params), step=1, best_epoch=1)
+    rec, dataset = Recommender.load(tmp_path / 'm'), tiny_dataset()
+    shown = rec.recommend(histories=[history(dataset, u, 2) + 1000 for u in range(USERS)], k=6)
+    recalls, precisions = [], []
+    for u in range(USERS):
+        items, own = set((history(dataset, u)[-2:] + 1000).tolist()), shown.filter(user=u)['item'].to_list()
+        hits = [item in items for item in own]
+        recalls.append(sum(hits) / len(items))
+        precisions.append(sum(sum(hits[:n + 1]) / (n + 1) for n in range(6) if hits[n]) / len(items))
+    found = json.loads(ask(tmp_path / 'm', '--k=6', '--json'))['seen_in']['metrics']
+    values = {row['metric']: row['value'] for row in found}
+    assert (values['recall@6'], values['MAP@6']) == pytest.approx((np.mean(recalls), np.mean(precisions)))
 
 
 def test_lists_without_seen_items_hold_none(users):

@@ -148,6 +148,14 @@ def test_many_histories_are_answered_in_parts_under_their_names(model, monkeypat
     stdin = ''.join(json.dumps({'user': name, 'history': ['i1']}) + '\n' for name in names)
     done = ask(model, '--histories=-', '--k=1', f'--output={tmp_path}/out.csv', stdin=stdin)
     assert done.returncode == 0 and pl.read_csv(tmp_path / 'out.csv')['user'].to_list() == names
+    # Unknown ids of the parts are counted together, those that all parts leave out once.
+    stdin = '["i1", "x"]\n' * 7
+    done = ask(model, '--histories=-', '--k=1', '--exclude=gone,i4', f'--output={tmp_path}/out.csv', stdin=stdin)
+    assert done.returncode == 3
+    assert [line for line in done.stderr.splitlines() if 'skipped' in line] == [
+        "warning: 7 of 14 item ids are not in the log and are skipped; the first is 'x'",
+        "warning: 1 of 2 item ids are not in the log and are skipped; the first is 'gone'",
+    ]
 
 
 @pytest.mark.parametrize('flags, text', [

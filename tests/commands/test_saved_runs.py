@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_hidden
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import load_run, write_config
 from tests.packed import pack
 from tests.tiny import DATA, MODEL, TRAIN, StopAfter, history, tiny_dataset, trainer_in
@@ -50,6 +52,19 @@ def root(tmp_path_factory):
     for name in ('done', 'running'):
         write_config(RunFolder(root / name), config, root / 'prepared')
     return root
+
+
+def test_a_run_without_histories_reads_them_where_its_data_lies_prepared(root, tmp_path):
+    shutil.copytree(root / 'done', run := tmp_path / 'run')
+    saved = load_run(run)
+    params = saved.network.whole(saved.params)
+    save_model(run / 'model', saved.config, saved.dataset, params, step=saved.step, best_epoch=1, histories=False)
+    here = load_run(run)
+    assert here.dataset.num_users == USERS and here.step == saved.step
+    write_config(RunFolder(run), saved.config, tmp_path / 'gone')
+    moved = load_run(run)
+    assert (moved.dataset.num_users, moved.dataset.num_items) == (0, ITEMS)
+    np.testing.assert_array_equal(moved.item_counts, here.item_counts)
 
 
 @pytest.fixture(scope='module')

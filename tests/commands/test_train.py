@@ -126,6 +126,15 @@ def test_a_workdir_alone_goes_on_and_a_finished_run_trains_some_epochs_more(root
     assert json.loads((root / 'run/config.json').read_text())['train']['max_epochs'] == 2
 
 
+def test_a_model_without_histories_answers_histories_alone_and_a_start_names_its_workdir_once(root):
+    done = train(
+        root, *TINY, '--data_dir=log0.csv', '--workdir=nameless', '--set=train.max_epochs=1', '--without_histories'
+    )
+    assert done.returncode == 0 and done.stdout.count('workdir: ') == 1, done.stderr
+    files = {file.name for file in (root / 'nameless/model').iterdir()}
+    assert 'weights.safetensors' in files and not {'histories.safetensors', 'users.parquet'} & files
+
+
 def test_a_failed_start_leaves_no_folder_and_the_default_one_is_named_first(root):
     done = train(root, *TINY, '--data_dir=absent.csv')
     refused(done, 'absent.csv')

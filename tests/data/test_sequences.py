@@ -64,6 +64,18 @@ def test_preparation_equals_the_oracle(seed, k, block_rows, as_text, precision):
     assert dataset.num_interactions == sum(map(len, histories.values()))
     for user, start, stop in zip(dataset.user_ids.tolist(), dataset.offsets[:-1], dataset.offsets[1:], strict=True):
         assert dataset.item_ids[dataset.items[start:stop] - 1].tolist() == histories[user]
+    # The users whom the core left out have what they did with items that it kept.
+    events = [
+        (user, time, row, item) for row, (user, item, time) in enumerate(rows)
+        if user not in histories and item in items
+    ]
+    others, order = dataset.outside, int if precision == 'exact' else lambda t: float(np.float32(t))
+    assert set(others.user_ids.tolist()) == {user for user, _, _ in rows} - set(histories)
+    assert others.items.dtype == np.int32 and len(others.items) == len(events)
+    for user, start, stop in zip(others.user_ids.tolist(), others.offsets[:-1], others.offsets[1:], strict=True):
+        expected = sorted((order(time), row, time, item) for who, time, row, item in events if who == user)
+        assert dataset.item_ids[others.items[start:stop] - 1].tolist() == [item for *_, item in expected]
+        assert others.times[start:stop].tolist() == [time for _, _, time, _ in expected]
 
 
 def test_float32_times_change_the_order():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
+from ssd4rec_jax.rank.report import set_metric_frame
 
 
 def brute_force_rank(scores, target):
@@ -87,3 +88,15 @@ def test_metrics_of_many_users_match_gains_over_sorted_lists():
         dcg = (top / np.log2(positions + 1)).sum(1)
         assert found[f'NDCG@{k}'] == pytest.approx(dcg.mean(), rel=1e-12)
         assert found[f'MRR@{k}'] == pytest.approx((top / positions).sum(1).mean(), rel=1e-12)
+
+
+def test_recall_and_map_of_literal_lists():
+    """Two users with two held-out items each, one of which is listed first, or second and fourth."""
+    lists, held_out = np.array([[7, 1, 2, 3], [4, 5, 6, 8]]), [np.array([7, 9]), np.array([8, 5])]
+    frame = set_metric_frame(lists, held_out, (1, 4))
+    values = dict(zip(frame['metric'], frame['value'], strict=True))
+    assert values == pytest.approx({
+        'recall@1': (1 / 2 + 0) / 2, 'MAP@1': (1 + 0) / 2,
+        'recall@4': (1 / 2 + 1) / 2, 'MAP@4': (1 / 2 + (1 / 2 + 2 / 4) / 2) / 2,
+    })
+    assert ((frame['low'] <= frame['value']) & (frame['value'] <= frame['high'])).all()
