@@ -1,12 +1,16 @@
 """Flags that change settings: one by one, and all those of a file."""
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import flags
 
+from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.presets import PRESETS
+from ssd4rec_jax.presets import PRESETS, default_config, preset_config
 
 SET = flags.DEFINE_multi_string(
     'set', [], 'A setting, KEY=VALUE such as model.num_layers=1; `ssd4rec settings` lists all keys.'
@@ -21,6 +25,17 @@ PRESET = flags.DEFINE_enum(
     "Settings to begin with: auto fits them to the log and this machine, best are the data set's that were measured, "
     'small are half as wide, published are the paper\'s. If not given: best, or auto where nothing was measured.'
 )
+
+
+def begun_with(dataset: str, prepared: Callable[[RunConfig], SequenceDataset]) -> tuple[RunConfig, str]:
+    """(the settings to begin with that the flags choose, a sentence that says what they are); see preset_config.
+
+    A network of one's own begins with the published settings of the data set, which suit any network.
+    """
+    published, preset = default_config(dataset), PRESET.value
+    if preset is None and not isinstance(overridden(published).model, ModelConfig):
+        preset = 'published'
+    return preset_config(dataset, preset, prepared, jax.default_backend)
 
 
 def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConfig:

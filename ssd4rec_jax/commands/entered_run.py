@@ -3,16 +3,14 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from absl import flags
 
-from ssd4rec_jax.commands.config_flags import PRESET, SET, overridden
+from ssd4rec_jax.commands.config_flags import SET, begun_with, overridden
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, prepared_dataset
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.presets import preset_config
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import read_config
@@ -61,9 +59,7 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
         raise ConfigError(f'--set={_MORE}{more} goes on with a run, and there is none in {path}')
     if found is None:
         there = None if restart else read_config(RunFolder(path))
-        config, about = preset_config(
-            DATASET.value, PRESET.value, lambda published: _log(published, there), jax.default_backend
-        )
+        config, about = begun_with(DATASET.value, lambda published: _log(published, there))
         return EnteredRun(overridden(config), None, False, about)
     own, prepared = found
     config = overridden(own, [override for override in SET.value if not override.startswith(_MORE)])

@@ -8,16 +8,14 @@ study.db (Optuna's, in SQLite), the runs of the trials, and best.toml, the best 
 """
 from pathlib import Path
 
-import jax
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.config_flags import PRESET, overridden
+from ssd4rec_jax.commands.config_flags import begun_with, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.presets import preset_config
 from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.tune.search import Found, search
 from ssd4rec_jax.tune.space import DEFAULT, read_space
@@ -31,9 +29,7 @@ _MINUTES = flags.DEFINE_float('minutes', None, 'Minutes after which no other tri
 def main() -> int:
     console = Console(highlight=False)
     enable_compilation_cache()
-    config, about = preset_config(
-        DATASET.value, PRESET.value, lambda published: prepared_dataset(overridden(published))[0], jax.default_backend
-    )
+    config, about = begun_with(DATASET.value, lambda published: prepared_dataset(overridden(published))[0])
     base = overridden(config)
     space = read_space(Path(_SPACE.value) if _SPACE.value else DEFAULT, base)
     folder = Path(_STUDY.value or Path('runs') / f'{DATASET.value}-study').resolve()
