@@ -103,6 +103,7 @@ class Recommender:
 
         data, user, item, time: as for `fit`, but the new rows alone. The whole log is read again, for about a tenth of
         the epochs that the first training took; a new item begins with the mean of the items that it occurs beside.
+        Columns that the network reads as features have to be among them.
         workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved
@@ -110,7 +111,7 @@ class Recommender:
             raise UserError('this model was saved without histories, which an update needs: fit it on the whole log')
         if saved.config.data.split == 'files':
             raise UserError('the test items of this run came from files of their own: fit it on the longer log instead')
-        options = TableOptions(user=user, item=item, time=time)
+        options = TableOptions(user=user, item=item, time=time, features=tuple(saved.dataset.features))
         rows = (find_source('interactions', data, options=options) if isinstance(data, (str, Path))
                 else FrameSource(data, options)).read()
         dataset = with_split(extended(saved.dataset, rows), saved.config.data)

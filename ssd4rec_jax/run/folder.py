@@ -74,6 +74,18 @@ class RunFolder:
         """Write result.json, sealed against changes."""
         write_json(self.result, seal(result))
 
+    def result_of_earlier(self) -> dict | None:
+        """The same for another run, in whose folder nothing is changed: ConfigError if its result.json is damaged."""
+        try:
+            return self._sound_result()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f'{self.result} is damaged ({first_line(error)}): run its training command again, which computes it '
+                'from the best checkpoint'
+            ) from error
+
     def read_result(self) -> dict | None:
         """The content of result.json, None where there is none.
 
@@ -81,12 +93,7 @@ class RunFolder:
         command computes it again from the best checkpoint.
         """
         try:
-            result = parse_json(self.result.read_bytes())
-            try:
-                return unseal(result)
-            except Unsealed:
-                _check_unsealed(result)
-                return result
+            return self._sound_result()
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -101,6 +108,15 @@ class RunFolder:
                 '%s is damaged (%s): kept as %s and computed again', self.result, first_line(error), aside.name
             )
             return None
+
+    def _sound_result(self) -> dict:
+        """The content of result.json; ValueError where it is not what was written."""
+        result = parse_json(self.result.read_bytes())
+        try:
+            return unseal(result)
+        except Unsealed:
+            _check_unsealed(result)
+            return result
 
 
 def _check_unsealed(result: dict) -> None:

@@ -38,33 +38,6 @@ EVALUATE = 'evaluate', '--workdir=run'
 RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """A folder with a log and `run`, a finished run."""
-    root = tmp_path_factory.mktemp('finished') / 'root'
-    root.mkdir()
-    write_log(root / 'log.csv')
-    done = call('train', *TINY, folder=root)
-    assert done.code == 0, done
-    return root
-
-
-@pytest.fixture
-def root(finished, tmp_path):
-    """A copy of it; data that the copy's config names lies in the copy too."""
-    shutil.copytree(finished, tmp_path / 'root')
-    config = tmp_path / 'root/run/config.json'
-    config.write_text(config.read_text().replace(str(finished), str(tmp_path / 'root')))
-    return tmp_path / 'root'
-
-
-@pytest.fixture
-def from_checkpoints(root):
-    """The same without the saved model, so that the checkpoints answer."""
-    shutil.rmtree(root / 'run/model')
-    return root
-
-
 def refused(done: Done, *texts: str) -> None:
     assert done.code == 1 and not done.is_traceback and done.err.count('error: ') == 1, done
     for text in texts:
@@ -101,6 +74,24 @@ def test_what_answers_is_the_config_of_the_weights(from_checkpoints, section, ke
     assert expected.code == 0 and (done.code, done.out) == (0, expected.out)
     assert 'is not the config that the newest checkpoint was trained with' in done.err
     assert f'{section}.{key}' in done.err
+
+
+def test_a_saved_model_names_a_config_json_that_is_not_its_own(root):
+    expected = call(*EVALUATE, folder=root)
+    config = json.loads((root / 'run/config.json').read_text())
+    (root / 'run/config.json').write_text(json.dumps({**config, 'model': {**config['model'], 'beta': 0.0}}))
+    done = call(*EVALUATE, folder=root)
+    assert expected.err == '' and (done.code, done.out) == (0, expected.out)
+    assert 'is not the config that the saved model was trained with' in done.err and 'model.beta' in done.err
+
+
+@pytest.mark.parametrize('old, new', [('"best_epoch": ', '"best_epoch": 1'), ('"best_epoch"', '"best_epoc"')])
+def test_the_final_run_believes_no_damaged_result(root, old, new):
+    text = (root / 'run/result.json').read_text()
+    assert old in text
+    (root / 'run/result.json').write_text(text.replace(old, new, 1))
+    refused(call('train', *TINY, '--workdir=final', '--final=run', folder=root), 'run/result.json is damaged')
+    assert (root / 'run/result.json').exists() and not (root / 'final').exists()
 
 
 class Killed(BaseException):
@@ -427,43 +418,6 @@ def test_a_lock_of_a_folder_that_was_just_set_aside_holds_nothing(tmp_path, monk
     monkeypatch.setattr(fcntl, 'flock', overtaken)
     with pytest.raises(UserError, match='another process'):
         RunFolder(tmp_path / 'run').lock()
-
-
-# ---- remedies
-
-
-@pytest.mark.parametrize('how', ['deleted', 'moved'])
-def test_its_training_command_again_prepares_what_is_gone(from_checkpoints, how):
-    root, recommend = from_checkpoints, ('recommend', '--workdir=run', '--users=1', '--k=1')
-    expected = call(*recommend, folder=root)
-    if how == 'deleted':
-        shutil.rmtree(root / 'data')
-    else:
-        root.rename(root.with_name('elsewhere'))
-        root = root.with_name('elsewhere')
-    refused(call(*recommend, folder=root), 'run its training command again, which prepares it')
-    done = call('train', *TINY, folder=root)
-    assert done.code == 0 and 'is prepared again' in done.out
-    assert call(*recommend, folder=root).out == expected.out
-
-
-def test_a_best_checkpoint_that_is_lost_is_found_anew_by_the_same_command(from_checkpoints):
-    root = from_checkpoints
-    for step in Checkpoints(root / 'run/checkpoints').steps()[:-1]:
-        shutil.rmtree(root / 'run/checkpoints' / str(step))
-    done = call(*EVALUATE, folder=root)
-    assert done.code in (0, 1) and not done.is_traceback
-    assert call('train', *TINY, folder=root).code == 0
-
-
-def test_all_checkpoints_damaged_and_the_remedy_of_the_message(from_checkpoints):
-    root = from_checkpoints
-    (root / 'run/result.json').unlink()
-    for meta in root.glob('run/checkpoints/*/meta.json'):
-        meta.write_text('{}')
-    refused(call('train', *TINY, folder=root), 'start the training anew with --restart')
-    assert call('train', *TINY, '--restart', folder=root).code == 0
-    assert (root / 'run.1/checkpoints').exists() and result(root)['epochs'] == 2
 
 
 # ---- tracebacks from input
