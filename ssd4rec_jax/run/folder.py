@@ -90,13 +90,13 @@ class RunFolder:
         """The content of result.json, None where there is none.
 
         A damaged one is kept beside it as result.json.damaged, with a warning, and counts as absent: the training
-        command computes it again from the best checkpoint.
+        command computes it again from the best checkpoint. UserError where the disk fails to read it.
         """
         try:
             return self._sound_result()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (IsADirectoryError, ValueError) as error:
             aside = unused_path(self.result.with_name(f'{self.result.name}.damaged'))
             try:
                 self.result.rename(aside)
@@ -108,6 +108,8 @@ class RunFolder:
                 '%s is damaged (%s): kept as %s and computed again', self.result, first_line(error), aside.name
             )
             return None
+        except OSError as error:
+            raise UserError(f'{self.result} cannot be read ({first_line(error)}): try again') from error
 
     def _sound_result(self) -> dict:
         """The content of result.json; ValueError where it is not what was written."""

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from ssd4rec_jax.parallel import out_of_memory
 from ssd4rec_jax.parallel.free_memory import available_bytes
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run import folder as run_folder
+from ssd4rec_jax.run import manifest
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.show import output
@@ -372,6 +372,34 @@ def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(t
     stopping = again.session.progress.stopping
     assert (stopping.best, stopping.best_epoch, stopping.best_step, stopping.worse) == (0.3, 3, steps[2], 0)
     assert (tmp_path / 'checkpoints' / f'{steps[0]}.damaged').exists()
+
+
+@pytest.mark.parametrize('failing', ['best checkpoint', 'result.json'])
+def test_what_a_disk_fails_to_read_is_not_taken_for_lost(root, monkeypatch, failing):
+    kept = Checkpoints(root / 'run/checkpoints')
+    best, before, more = kept.best_step(), contents(root / 'run'), (*TINY, '--set=train.max_epochs=3', '--adopt_config')
+    assert best != kept.steps()[-1]
+    fingerprint, read_bytes = manifest._fingerprint, Path.read_bytes
+
+    def fails_to_verify(path):
+        if path.parts[-3:-1] == (str(best), 'arrays') or path.parts[-2] == str(best):
+            raise OSError(5, 'Input/output error')
+        return fingerprint(path)
+
+    def fails_to_read(path):
+        if path.name == 'result.json':
+            raise OSError(5, 'Input/output error')
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        if failing == 'result.json':
+            patch.setattr(Path, 'read_bytes', fails_to_read)
+            refused(call('train', *TINY, folder=root), 'result.json cannot be read')
+        else:
+            patch.setattr(manifest, '_fingerprint', fails_to_verify)
+            refused(call('train', *more, folder=root), f'checkpoints/{best} cannot be read')
+    assert contents(root / 'run') == before
+    assert call('train', *more, folder=root).code == 0 and json.loads(call(*EVALUATE, folder=root).out)['best_epoch'] == 1
 
 
 @pytest.fixture

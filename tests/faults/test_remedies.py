@@ -2,6 +2,7 @@
 
 The last test of this file finds a new message without such a test.
 """
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-import signal
+import subprocess
 import sys
 import threading
 import tomllib
@@ -26,18 +27,22 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pallas_kernels import bench_ssd, compile_tpu
 from ssd4rec_jax import Recommender
-from ssd4rec_jax.commands import backend, distributed
-from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.run import flat
 from ssd4rec_jax.data import download, sources
+from ssd4rec_jax.data.dataset import open_dataset
+from ssd4rec_jax.data.extend import extended
+from ssd4rec_jax.data.sources import FrameSource
+from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.errors import UserError
-from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.parallel import out_of_memory
+from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.rank.evaluation import Evaluator
+from ssd4rec_jax.run import checkpoints
 from ssd4rec_jax.run.checkpoints import Checkpoints
-from ssd4rec_jax.show import frames, output
-from ssd4rec_jax.train.losses import make_loss
-from ssd4rec_jax.train.stop_signals import StopSignals
+from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.manifest import MANIFEST, write_manifest
+from ssd4rec_jax.run.saved_run import load_run
 from tests.faults.inside import TINY, Done, call, write_log
 from tests.faults.messages import ROOT, messages
 
@@ -227,3 +232,570 @@ def _write(folder: Path, files: dict[str, str | bytes]) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Answers with the first of server.answers as long as there are several."""
+
+    def do_GET(self) -> None:
+        answers = self.server.answers  # type: ignore[attr-defined]
+        status, content = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.send_response(status)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def beauty(monkeypatch) -> Iterator[list[tuple[int, bytes]]]:
+    """What a server on this machine answers for amazon-beauty, of which an official 5-core has 12 users here."""
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Server)
+    server.answers = [(200, rows(line='u{u},i{i},5.0,{t}').encode())]  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+    thread.start()
+    monkeypatch.setitem(sources.OFFICIAL, 'amazon-beauty', dataclasses.replace(
+        sources.OFFICIAL['amazon-beauty'], counts=(12, 6, 72),
+        address=f'http://127.0.0.1:{server.server_port}/ratings_Beauty.csv',
+    ))
+    monkeypatch.setattr(download.time, 'sleep', lambda seconds: None)
+    yield server.answers  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@tries('cannot download {} ({}): try again, {}', 'what arrived as {} is not the official file ({}) and was removed: '
+       'try again, {}', 'try later, {}')
+@pytest.mark.parametrize('failing, said', [
+    ([(503, b'')] * 4, 'cannot download {} ({}): try again, {}'), ([(404, b'')], 'try later, {}'),
+    ([(200, b'<html>')], 'what arrived as {} is not the official file ({}) and was removed: try again, {}'),
+])
+def test_a_download_is_tried_again_or_fetched_by_hand(beauty, tmp_path, failing, said):
+    sound, = beauty
+    prepare = functools.partial(call, 'prepare', '--dataset=amazon-beauty', folder=tmp_path)
+    beauty[:] = [*failing, sound]
+    refused(prepare(), said)
+    expected = works(prepare()).out
+    shutil.rmtree(tmp_path / 'data')
+    beauty[:] = [*failing, sound]
+    folder = re.search(r'put it into (\S+)', prepare().err)
+    assert folder is not None
+    Path(folder[1], 'ratings_Beauty.csv').write_bytes(sound[1])
+    assert works(prepare()).out == expected
+
+
+NOT_OFFICIAL = 'Remove it, and the same command downloads it again; a log of your own is named by --data_dir'
+
+
+@tries(NOT_OFFICIAL)
+def test_another_file_in_the_place_of_the_official_one(beauty, tmp_path):
+    prepare = functools.partial(call, 'prepare', '--dataset=amazon-beauty', folder=tmp_path)
+    _write(tmp_path, {'data/.keep': '', 'data/amazon-beauty/ratings_Beauty.csv': ''})
+    (tmp_path / 'data/amazon-beauty/ratings_Beauty.csv').write_text(rows(line='u{u},i{i},5.0,{t}', users=9))
+    done = prepare()
+    refused(done, NOT_OFFICIAL)
+    works(prepare('--data_dir=data/amazon-beauty'))
+    (tmp_path / done.err.split()[1]).unlink()
+    assert json.loads(works(prepare()).out)['users'] == 12
+
+
+# ---- runs
+
+
+SAVED = 'stopped and saved: the same command goes on from here'
+BEST_LOST = 'the same training command goes on from the newest and finds the best anew'
+NONE_SOUND = 'restore one from a copy, or start the training anew with --restart, which sets this run aside'
+UNREADABLE = 'try again, or rename its folder to go on with the one before'
+ANOTHER_CONFIG = 'Name another --workdir, set it aside with --restart, or go on with the new config with --adopt_config'
+GONE = 'the prepared data of {} is no longer in {}: run its training command again, which prepares it'
+ANOTHER_LOG = 'is not what its config.json names: run its training command again, which prepares it'
+
+
+def parameters(root: Path, run: str = 'run') -> str:
+    return json.loads((root / run / 'result.json').read_text())['parameters_sha256']
+
+
+@tries(SAVED)
+def test_a_stopped_run_goes_on_with_the_same_command(half, finished):
+    assert says(SAVED, (half / 'said').read_text())
+    works(call('train', *TINY, folder=half), SAVED)
+    assert parameters(half) == parameters(finished)
+
+
+@tries(BEST_LOST)
+def test_a_best_checkpoint_that_is_lost_is_found_anew_by_the_same_command(half):
+    kept = Checkpoints(half / 'run/checkpoints')
+    best, *others = kept.steps()
+    assert kept.best_step() == best and len(others) == 2
+    shutil.rmtree(half / f'run/checkpoints/{best}')
+    refused(call(*EVALUATE, folder=half), BEST_LOST)
+    works(call('train', *TINY, folder=half))
+    assert json.loads(works(call(*EVALUATE, folder=half)).out)['best_epoch'] == 2
+
+
+@tries(NONE_SOUND)
+@pytest.mark.parametrize('way', ['restore', 'restart'])
+def test_no_checkpoint_is_sound(half, finished, way):
+    shutil.copytree(half / 'run', half / 'copy')
+    metas = list(half.glob('run/checkpoints/*/meta.json'))
+    for meta in metas:
+        meta.write_text('{}')
+    refused(call('train', *TINY, folder=half), NONE_SOUND)
+    if way == 'restore':
+        newest = max(Checkpoints(half / 'copy/checkpoints').steps())
+        shutil.copytree(half / f'copy/checkpoints/{newest}', half / f'run/checkpoints/{newest}')
+    works(call('train', *TINY, *(['--restart'] if way == 'restart' else []), folder=half))
+    assert way == 'restore' or parameters(half) == parameters(finished)
+    assert way == 'restore' or len(list(half.glob('run.1/checkpoints/*/meta.json'))) == len(metas)
+
+
+@tries(UNREADABLE)
+@pytest.mark.parametrize('way', ['again', 'rename'])
+def test_a_disk_that_fails_to_read_a_checkpoint(half, finished, monkeypatch, way):
+    newest, verify = max(Checkpoints(half / 'run/checkpoints').steps()), checkpoints.verify
+
+    def fails(path: Path) -> None:
+        if path.name == str(newest):
+            raise OSError(5, 'Input/output error')
+        verify(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, 'verify', fails)
+        refused(call('train', *TINY, folder=half), UNREADABLE)
+        if way == 'rename':
+            (half / f'run/checkpoints/{newest}').rename(half / f'run/checkpoints/{newest}.unreadable')
+            works(call('train', *TINY, folder=half))
+    if way == 'again':
+        works(call('train', *TINY, folder=half))
+    assert parameters(half) == parameters(finished)
+
+
+@tries(GONE)
+@pytest.mark.parametrize('how', ['deleted', 'moved'])
+def test_its_training_command_again_prepares_what_is_gone(from_checkpoints, how):
+    root = from_checkpoints
+    expected = works(call(*RECOMMEND, folder=root)).out
+    if how == 'deleted':
+        shutil.rmtree(root / 'data')
+    else:
+        root.rename(root.with_name('elsewhere'))
+        root = root.with_name('elsewhere')
+    refused(call(*RECOMMEND, folder=root), GONE)
+    done = works(call('train', *TINY, folder=root))
+    assert 'is prepared again' in done.out
+    assert works(call(*RECOMMEND, folder=root), GONE).out == expected
+
+
+@tries(ANOTHER_LOG)
+def test_its_training_command_again_names_the_data_that_it_was_trained_on(from_checkpoints):
+    root = from_checkpoints
+    expected = works(call(*RECOMMEND, folder=root)).out
+    write_log(root / 'other.csv', seed=1)
+    works(call('prepare', '--dataset=interactions', '--data_dir=other.csv', '--output=other', folder=root))
+    config = json.loads((root / 'run/config.json').read_text())
+    (root / 'run/config.json').write_text(json.dumps({**config, 'prepared': str(root / 'other')}))
+    refused(call(*RECOMMEND, folder=root), ANOTHER_LOG)
+    works(call('train', *TINY, folder=root))
+    assert works(call(*RECOMMEND, folder=root), ANOTHER_LOG).out == expected
+
+
+FINISHED_ON_ANOTHER_LOG = 'holds a finished run on another log ({}; this one is {}): name another --workdir, or set it ' \
+    'aside with --restart'
+TRAINED_ON_ANOTHER_LOG = 'was trained on another log or other data settings ({}): name another --workdir'
+
+
+@tries(ANOTHER_CONFIG)
+@pytest.mark.parametrize('way', ['--workdir=another', '--restart', '--adopt_config'])
+def test_a_run_of_another_config(half, way):
+    changed = *TINY, '--set=train.learning_rate=0.01', '--set=train.max_epochs=2'
+    refused(call('train', *changed, folder=half), ANOTHER_CONFIG)
+    works(call('train', *changed, way, folder=half))
+    folder = half / ('another' if 'another' in way else 'run')
+    assert json.loads((folder / 'config.json').read_text())['train']['learning_rate'] == 0.01
+    assert (folder / 'result.json').exists() and (half / 'run.1').exists() == (way == '--restart')
+
+
+@tries(FINISHED_ON_ANOTHER_LOG, 'was trained on another log or other data settings (fingerprint {} there, {} here): name '
+       'another --workdir')
+@pytest.mark.parametrize('is_finished, way', [(True, '--workdir=another'), (True, '--restart'), (False, '--workdir=b')])
+def test_a_run_on_another_log(root, is_finished, way):
+    write_log(root / 'other.csv', seed=1)
+    if not is_finished:
+        (root / 'run/result.json').unlink()
+    other = *TINY, '--data_dir=other.csv', '--set=train.max_epochs=2'
+    refused(call('train', *other, folder=root), FINISHED_ON_ANOTHER_LOG if is_finished else (
+        'was trained on another log or other data settings (fingerprint {} there, {} here): name another --workdir'
+    ))
+    works(call('train', *other, way, folder=root))
+
+
+WITHOUT_CONFIG = 'holds checkpoints but no config.json: name another --workdir'
+HELD = 'another process is training in {}: wait for it or name another --workdir'
+CONFIG_DAMAGED = '{} cannot be read ({}); restore it or name another --workdir'
+
+
+@tries(WITHOUT_CONFIG, HELD, CONFIG_DAMAGED)
+def test_another_workdir_is_free_where_this_one_is_not(root):
+    config = (root / 'run/config.json').read_bytes()
+    (root / 'run/config.json').write_bytes(b'{')
+    refused(call('train', *TINY, folder=root), CONFIG_DAMAGED)
+    (root / 'run/config.json').unlink()
+    refused(call('train', *TINY, folder=root), WITHOUT_CONFIG)
+    (root / 'run/config.json').write_bytes(config)
+    holder = RunFolder(root / 'run')
+    holder.lock()
+    refused(call('train', *TINY, folder=root), HELD)
+    works(call('train', *TINY, '--workdir=another', folder=root))
+    del holder
+    works(call('train', *TINY, folder=root))
+    assert parameters(root, 'another') == parameters(root)
+
+
+NO_RESULT = '--final={} holds no finished run (result.json): train one on the same log first'
+RESULT_DAMAGED = 'is damaged ({}): run its training command again, which computes it from the best checkpoint'
+
+
+@tries(NO_RESULT, RESULT_DAMAGED, '--final={} held nothing out, so that no epoch is known to be best: name another')
+def test_the_final_run_needs_the_result_of_another(root):
+    final = *TINY, '--workdir=final', '--final=run'
+    result = (root / 'run/result.json').read_text()
+    (root / 'run/result.json').write_text(result[:-9])
+    refused(call('train', *final, folder=root), RESULT_DAMAGED)
+    works(call('train', *TINY, folder=root))
+    (root / 'run/result.json').unlink()
+    refused(call('train', *final, folder=root), NO_RESULT)
+    works(call('train', *TINY, folder=root))
+    works(call('train', *final, folder=root))
+    refused(call('train', *final[:-1], '--final=final', folder=root),
+            '--final={} held nothing out, so that no epoch is known to be best: name another')
+
+
+MODEL_DAMAGED = 'the model in {} is damaged: {}; copy it again or save it anew'
+MODEL_UNREADABLE = 'the model in {} cannot be read ({}): copy it again'
+OTHER_FORMAT = 'use the version of ssd4rec-jax that saved it, or save it again'
+
+
+@tries(MODEL_DAMAGED, MODEL_UNREADABLE, OTHER_FORMAT)
+def test_a_model_that_is_damaged_is_copied_again_or_saved_anew(root):
+    elsewhere = root / 'model'
+    copy, save = functools.partial(shutil.copytree, root / 'run/model', elsewhere), Recommender.load(root / 'run').save
+    recommend = functools.partial(call, *RECOMMEND, '--workdir=model', folder=root)
+    copy()
+    expected = works(recommend()).out
+    (elsewhere / 'weights.safetensors').write_bytes(b'')
+    refused(recommend(), MODEL_DAMAGED)
+    save(elsewhere)
+    assert works(recommend()).out == expected
+    (elsewhere / 'weights.safetensors').write_bytes(b'')
+    _write_manifest(elsewhere)
+    refused(recommend(), MODEL_UNREADABLE)
+    shutil.rmtree(elsewhere)
+    copy()
+    assert works(recommend()).out == expected
+    description = json.loads((elsewhere / 'model.json').read_text())
+    (elsewhere / 'model.json').write_text(json.dumps({**description, 'format_version': 9}))
+    _write_manifest(elsewhere)
+    refused(recommend(), OTHER_FORMAT)
+    save(elsewhere)
+    assert works(recommend()).out == expected
+
+
+def _write_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    write_manifest(folder)
+
+
+WORKDIR, ASK = 'give --workdir, the folder of a training run', 'give one of --users (of the log; --users=all for all of ' \
+    'them), --users_file, --history and --histories'
+QUOTES = 'ids separated by commas, or a JSON list where an id holds a comma, a quote or an outer blank: {}'
+
+
+@tries(WORKDIR, ASK, 'Ids on the command line are {}', QUOTES)
+def test_flags_that_a_command_asks_for(root):
+    refused(call('recommend', '--users=1', folder=root), WORKDIR)
+    refused(call('recommend', '--workdir=run', folder=root), ASK)
+    (root / 'ids.txt').write_text('1\n2\n')
+    (root / 'histories.jsonl').write_text('[1, 2]\n')
+    for way in ('--users=1', '--users=all', '--users_file=ids.txt', '--history=1,2', '--histories=histories.jsonl'):
+        works(call('recommend', '--workdir=run', way, folder=root))
+    unknown = call('recommend', '--workdir=run', '--history=none,1', folder=root)
+    assert unknown.code == 3 and says('Ids on the command line are {}', unknown.err) and says(QUOTES, unknown.err)
+    assert works(call('recommend', '--workdir=run', '--history=["1", "2"]', folder=root)).out == (
+        works(call('recommend', '--workdir=run', '--history=1,2', folder=root)).out
+    )
+
+
+# ---- settings
+
+
+def settings(*flags: str) -> Done:
+    return call('settings', *flags, folder=ROOT)
+
+
+ADAMW, WARMUP = 'train.weight_decay needs train.optimizer=adamw; plain Adam has none', \
+    'train.schedule=warmup_cosine needs train.decay_steps={} above train.warmup_steps={}'
+
+
+@tries(' `ssd4rec settings` lists all of them', ADAMW, WARMUP)
+def test_settings_that_belong_together():
+    refused(settings('--set=train.weight_decay=0.1'), ADAMW)
+    works(settings('--set=train.weight_decay=0.1', '--set=train.optimizer=adamw'))
+    refused(settings('--set=train.schedule=warmup_cosine', '--set=train.warmup_steps=9'), WARMUP)
+    works(settings('--set=train.schedule=warmup_cosine', '--set=train.warmup_steps=9', '--set=train.decay_steps=10'))
+    refused(settings('--set=nothing.resembles=1'), ' `ssd4rec settings` lists all of them')
+    listed = re.findall(r'(?m)^(\w+\.\w+) = (\S*)', works(settings('--dataset=interactions')).out)
+    assert {key for key, _ in listed} == set(flat(default_config('interactions'))) - {'dataset'}
+    works(settings('--dataset=interactions', *(f'--set={key}={value.strip(chr(39))}' for key, value in listed)))
+
+
+TWO_PASSES = 'train.objective=one_pass would not be exact: {}; set train.objective=prefix'
+SAMPLED = 'model.table_dtype=bfloat16 needs train.loss=sampled'
+ROWS = 'data.rows_per_step={} is more than the {} histories that there are to train on: lower it'
+X64 = 'model.dtype=float64 needs JAX_ENABLE_X64=1'
+
+
+@tries(TWO_PASSES, SAMPLED, ROWS, X64)
+@pytest.mark.parametrize('said, wrong, right', [
+    (TWO_PASSES, ('train.objective=one_pass', 'model.num_layers=2'), ('train.objective=prefix', 'model.num_layers=2')),
+    (SAMPLED, ('model.table_dtype=bfloat16', 'train.loss=full'), ('model.table_dtype=bfloat16', 'train.loss=sampled')),
+    (ROWS, ('data.rows_per_step=1000',), ('data.rows_per_step=10',)),
+    (X64, ('model.dtype=float64',), ('model.dtype=float64',)),
+])
+def test_a_setting_that_this_run_cannot_have(finished, tmp_path, monkeypatch, said, wrong, right):
+    def train(settings: tuple[str, ...]) -> Done:
+        log = f'--data_dir={finished}/log.csv'
+        return call('train', *TINY, log, *(f'--set={s}' for s in settings), '--set=train.max_epochs=1', folder=tmp_path)
+
+    refused(train(wrong), said)
+    with jax.enable_x64(True) if said == X64 else contextlib.nullcontext():
+        works(train(right))
+
+
+def test_the_setting_that_makes_an_epoch_cheaper(tmp_path):
+    """The notes `--set=... would read N` and `Nothing is cut; data.max_history would cut`."""
+    rng = np.random.default_rng(0)
+    lines = [f'{u},{i},{t}' for u in range(8) for t, i in enumerate(rng.integers(0, 9, 700 if u == 0 else 6))]
+    (tmp_path / 'log.csv').write_text('\n'.join(['user_id,item_id,timestamp', *lines]) + '\n')
+    train = functools.partial(
+        call, 'train', *TINY, '--set=train.max_epochs=1', '--set=data.tokens_per_row=64',
+        '--set=train.targets_per_step=512', folder=tmp_path,
+    )
+    done = works(train())
+    setting, tokens = re.search(r'--set=(\S+) would read ([0-9,]+), ', done.out).groups()
+    assert says(LONGEST, done.err)
+    again = works(train(f'--set={setting}', '--restart'))
+    assert f'an epoch reads {tokens} tokens' in again.out and '--set=' not in again.out
+    works(train('--set=data.max_history=20', '--restart'), LONGEST)
+
+
+LONGEST = 'Nothing is cut; data.max_history would cut'
+TESTED.add(LONGEST)
+MEMORY = 'out of memory in {}: lower train.targets_per_step (fewer tokens a step), then model.hidden_size; {}'
+DIVERGED = '{} is not finite at step {} (epoch {}, learning rate {}); {}. Lower train.learning_rate or set train.clip_norm'
+NAN_SCORES = 'The checkpoint comes from a run that diverged: lower train.learning_rate'
+
+
+@tries(MEMORY)
+@pytest.mark.parametrize('lower, available', [('model.hidden_size=8', 3 << 20), ('train.targets_per_step=8', 12 << 20)])
+def test_less_memory_is_needed_with_the_lower_setting(finished, tmp_path, monkeypatch, lower, available):
+    train = functools.partial(
+        call, 'train', *TINY, f'--data_dir={finished}/log.csv', '--set=model.hidden_size=128',
+        '--set=train.targets_per_step=512', '--set=train.max_epochs=1', folder=tmp_path,
+    )
+    monkeypatch.setattr(out_of_memory, 'available_bytes', lambda: available)
+    refused(train(), MEMORY)
+    works(train(f'--set={lower}'))
+
+
+@tries(DIVERGED, NAN_SCORES)
+def test_a_run_that_diverged(root):
+    saved = load_run(root / 'run')
+    evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, 'test')
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, saved.params)
+    with pytest.raises(UserError, match=NAN_SCORES):
+        evaluator.ranker.metrics(broken, evaluator.examples)
+    train = functools.partial(call, 'train', *TINY, '--restart', '--set=train.objective=prefix', folder=root)
+    refused(train('--set=train.learning_rate=1e30'), DIVERGED)
+    works(train('--set=train.learning_rate=1e-3'))
+    works(call(*EVALUATE, folder=root))
+
+
+# ---- the program and its surroundings
+
+
+@tries('give either users (ids of the log, or {}', 'this model was saved without histories: give histories=[[item, ...], '
+       '...] instead of users', 'read it with the same --features')
+def test_what_the_recommender_asks_for(root):
+    recommender = Recommender.load(root / 'run')
+    recommender.save(root / 'model', histories=False)
+    alone = Recommender.load(root / 'model')
+    with pytest.raises(UserError, match=re.escape('give histories=[[item, ...], ...] instead of users')):
+        alone.recommend(users=[1])
+    assert len(alone.recommend(histories=[[1, 2]], k=3)) == 3
+    log = root / 'priced.csv'
+    log.write_text(rows('user_id,item_id,timestamp,price', line='{u},{i},{t},{n}'))
+    more = pl.DataFrame({'user_id': [0, 1], 'item_id': [1, 2], 'timestamp': [1_700_000_000] * 2, 'price': [1, 2]})
+    priced, unpriced = (
+        FrameSource(more, TableOptions(features=features)).read() for features in (('price',), ())
+    )
+    works(call('prepare', '--dataset=interactions', '--data_dir=priced.csv', '--features=price', '--output=priced',
+               folder=root))
+    dataset = open_dataset(root / 'priced')
+    assert dataset is not None
+    with pytest.raises(UserError, match='read it with the same --features'):
+        extended(dataset, unpriced)
+    assert extended(dataset, priced).num_interactions == 74
+
+
+UNSHOWN = "stdout's encoding, {}, cannot show {}: set PYTHONIOENCODING=utf-8"
+HELP, NO_FLAG, EVERY = 'See {} --help', 'there is no flag --{}{}', 'unexpected argument {}: every setting is a --flag=value'
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'} | environment
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, encoding='utf-8')
+
+
+@tries(UNSHOWN)
+def test_an_id_that_the_terminal_cannot_show():
+    program = 'from ssd4rec_jax.show.output import write_stdout; write_stdout("ж")'
+    assert says(UNSHOWN, python('-c', program, PYTHONIOENCODING='latin-1').stderr)
+    assert python('-c', program, PYTHONIOENCODING='utf-8').stdout == 'ж'
+
+
+@tries(HELP, NO_FLAG, EVERY)
+def test_the_help_that_a_wrong_flag_leads_to():
+    done = python('-m', 'experiments.settings', '--datasett=kuairand')
+    assert done.returncode == 2 and says(NO_FLAG, done.stderr) and says(HELP, done.stderr)
+    found = re.search(r'See python (-m .*)', done.stderr)
+    assert found is not None
+    shown = python(*found[1].split())
+    assert shown.returncode == 0 and '--dataset=' in shown.stdout
+    done = python('-m', 'experiments.settings', 'dataset=kuairand')
+    assert done.returncode == 1 and says(EVERY, done.stderr)
+    assert python('-m', 'experiments.settings', '--dataset=kuairand').returncode == 0
+
+
+GOLDEN = '--golden=FILE.npz must name a golden file, such as {}'
+
+
+@tries('--golden=FILE.npz must name a golden file, such as tests/golden/ssd4rec_2layer.npz')
+def test_the_golden_file_that_is_named():
+    said = '--golden=FILE.npz must name a golden file, such as tests/golden/ssd4rec_2layer.npz'
+    refused(call('parity', folder=ROOT), said)
+    works(call('parity', f'--golden={said.split()[-1]}', folder=ROOT))
+
+
+@tries(' (by default; --workdir names another)')
+def test_the_workdir_by_default(finished, tmp_path):
+    said, flags = ' (by default; --workdir names another)', [flag for flag in TINY if not flag.startswith('--workdir')]
+    train = functools.partial(call, 'train', *flags, f'--data_dir={finished}/log.csv', folder=tmp_path)
+    assert says(said, works(train()).out) and (tmp_path / 'runs/interactions/result.json').exists()
+    works(train('--workdir=another'), said)
+    assert (tmp_path / 'another/result.json').exists()
+
+
+EXTRAS = {  # message: the modules that are missing without the extra
+    'this machine has an NVIDIA GPU but JAX runs on the CPU: pip install "ssd4rec-jax[gpu]"': ('jax_cuda13_plugin',),
+    'this machine has a TPU but JAX runs on the CPU: pip install "ssd4rec-jax[tpu]"': ('libtpu',),
+    'compiling for a TPU needs libtpu: pip install "ssd4rec-jax[tpu]"': ('libtpu',),
+    "is compressed with zstd, which is read with pyarrow: pip install 'ssd4rec-jax[frames]', or decompress it first":
+        ('pyarrow',),
+    'a frame of {} needs it and pyarrow: pip install "ssd4rec-jax[frames]"': ('pandas', 'pyarrow'),
+}
+TESTED.update(EXTRAS)
+
+
+@pytest.mark.parametrize('said', EXTRAS)
+def test_the_extra_that_is_named_brings_the_module(said):
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    extra = re.search(r'\[(\w+)\]', said)
+    assert extra is not None
+    brought = set()
+    for requirement in project['optional-dependencies'][extra[1]]:
+        name, _, more = re.fullmatch(r'([\w-]+)(\[(\w+)\])?.*', requirement).groups()
+        brought.add(name)
+        if more:  # an extra of another project
+            brought |= {
+                re.match(r'[\w-]+', line)[0] for line in importlib.metadata.requires(name)
+                if f'extra == "{more}"' in line.replace("'", '"')
+            }
+    assert set(EXTRAS[said]) <= {name.replace('-', '_') for name in brought}
+
+
+def test_without_an_extra_the_sentence_is_said_and_the_other_way_works(tmp_path, monkeypatch):
+    import pyarrow
+    out = io.BytesIO()
+    with pyarrow.CompressedOutputStream(out, 'zstd') as stream:
+        stream.write(LOG.encode())
+        stream.flush()
+        content = out.getvalue()
+    _write(tmp_path, {'log.csv': content})
+    expected = works(call('prepare', *HERE, '--output=with', folder=tmp_path)).out
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'pyarrow', None)
+        refused(call('prepare', *HERE, '--output=without', folder=tmp_path), next(said for said in EXTRAS if 'zstd' in said))
+        _write(tmp_path, {'log.csv': LOG})
+        decompressed = works(call('prepare', *HERE, '--output=without', folder=tmp_path)).out
+    assert json.loads(decompressed)['users'] == json.loads(expected)['users']
+
+
+# ---- the list
+
+# Messages whose way out is gone in another test.
+ELSEWHERE = {
+    '--plug=MODULE imports a module that registers another':
+        'tests/test_extending.py::test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated',
+    'name its column with --features={}': 'tests/test_extending.py::test_a_network_reads_the_features_of_the_events',
+    'works on a whole item table alone: train with --model_shards=1':
+        'tests/test_extending.py::test_a_network_of_ones_own_trains_alike_on_a_table_split_over_devices',
+    'set data.rows_per_step to a multiple of {}, or resume on a device count that divides it':
+        'tests/train/test_trainer.py::test_rows_that_the_devices_cannot_share_are_refused',
+    'go on with --set=train.max_epochs={} or more, and --adopt_config':
+        'tests/faults/test_answers.py::test_a_finished_run_adopts_no_config_that_it_does_not_train_with',
+    'kept as %s and computed again': 'tests/faults/test_answers.py::test_a_changed_result_is_computed_again',
+    'the data of the run was no longer in {} and is prepared again: {}':
+        'tests/faults/test_remedies.py::test_its_training_command_again_prepares_what_is_gone',
+    'download of %s broke off (%s): trying again':
+        'tests/data/test_download.py::test_an_interrupted_transfer_goes_on_where_it_broke_off',
+    'the config packs epochs in another way: epoch {} starts anew':
+        'tests/train/test_trainer.py::test_a_config_that_packs_in_another_way_starts_the_epoch_anew',
+    'Ctrl-C again stops without saving':
+        'tests/commands/test_train.py::test_the_first_signal_asks_and_a_second_ctrl_c_interrupts',
+    'the same command goes on from it':
+        'tests/commands/test_distributed.py::test_a_killed_process_ends_the_others_and_the_restart_goes_on',
+    'Start all with the same command and data':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    'Check that process 0 was started on the host of --coordinator_address':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '{} needs --distributed': 'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    'give all of --coordinator_address, --num_processes and --process_id':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '--workdir has to lie on a file system of all hosts':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '{} COMMAND --help shows the flags of a command.':
+        'tests/commands/test_main.py::test_help_shows_own_flags_by_topic_in_80_columns',
+    '{} has no command {}': 'tests/commands/test_main.py::test_a_command_that_there_is_not_is_answered_with_the_nearest',
+    'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
+}
+# Texts that name a command or a flag without a way out.
+NO_WAY_OUT = {
+    'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]', '--distributed: {}. {}',
+    '--features takes numbers and texts',
+    'warning: the data of the run is no longer in {} and cannot be prepared again ({})',
+}
+
+
+def test_every_message_that_names_a_way_out_has_a_test_that_goes_it():
+    known = [*TESTED, *ELSEWHERE, *NO_WAY_OUT]
+    found = dict(messages())
+    untested = {at: text for at, text in found.items() if not any(said in text for said in known)}
+    assert not untested, 'test each of these, in this file'
+    for at in ELSEWHERE.values():
+        file, _, name = at.partition('::')
+        assert f'def {name}(' in (ROOT / file).read_text(), at
+    gone = [said for said in (*ELSEWHERE, *NO_WAY_OUT) if not any(said in text for text in found.values())]
+    assert not gone, 'no message says this any more'
