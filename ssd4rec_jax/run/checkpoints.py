@@ -196,7 +196,8 @@ class Checkpoints:
         """The step of the checkpoint that the newest sound one names as the best; None where no epoch has ended yet.
 
         Where that one is damaged, the best of the others that end an epoch takes its place, with a warning;
-        BestLost if there is none. CheckpointError where one cannot be read. set_aside: rename damaged ones, which only the process that trains may do.
+        BestLost if there is none. CheckpointError where one cannot be read. set_aside: rename damaged ones, which only
+        the process that trains may do.
         """
         self.wait()
         return on_first(lambda: self._best(self._set_aside if set_aside else self._pass_over))

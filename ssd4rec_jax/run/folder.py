@@ -36,7 +36,7 @@ class RunFolder:
         self._lock: Any = None
 
     def lock(self) -> None:
-        """Create the folder and hold it for this process until it ends; UserError if another one does."""
+        """Create the folder and hold it until `release` or the end of the process; UserError if another one does."""
         held = f'another process is training in {self.path}: wait for it or name another --workdir'
         file = self.path / '.lock'
         try:
@@ -50,6 +50,12 @@ class RunFolder:
             raise UserError(f'the workdir {self.path} cannot be written: {error}') from error
         if moved:  # The folder that was locked has just been set aside by another process.
             raise UserError(held)
+
+    def release(self) -> None:
+        """Let another process, or another call in this one, hold the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def check_seen(self) -> None:
         """UserError where the folder that the run's first process has locked is not to be seen from this one."""

@@ -1,7 +1,6 @@
 """The commands called inside one process, with flags, exit code and output; and a run small enough for hundreds."""
 import contextlib
 import dataclasses
-import gc
 import importlib
 import io
 import logging
@@ -49,8 +48,6 @@ def call(command: str, *arguments: str, folder: Path) -> Done:
     absl = logging.getLogger('absl')
     absl.addHandler(warnings)
     propagates, absl.propagate = absl.propagate, False
-    if command == 'train':
-        gc.collect()  # the lock of a run goes with its last reference
     try:
         os.chdir(folder)
         # Other tests of this process find the flags as they were.

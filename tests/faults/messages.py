@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = 'ssd4rec_jax', 'experiments', 'pallas_kernels'
 _NAMES_A_WAY_OUT = re.compile(
-    r'(?<![\w-])--(?!\w+=\{)[\w{]'  # a flag, but not the one whose value is wrong, which begins such a sentence
+    r'(?<=[^\w-])--[\w{]'  # a flag, but not the one whose value is wrong, which begins a sentence
     r'|python -m|pip install|\bssd4rec [a-z]|\bcommands?\b|\bagain\b|\banew\b|Ctrl-C'
-    r'|\b[A-Z]+_?[A-Z]{3,}=|\b[Ll]ower\b|\b(set|needs) (data|model|train)\.|data\.max_history would'
+    r'|\b[A-Z][A-Z0-9_]{4,}=|\b[Ll]ower\b|\b(set|needs) (data|model|train)\.|data\.max_history would'
 )
 # What a flag or an option means is a description; so is what a module says of itself in its docstring.
 _DESCRIBING = 'flags.DEFINE', 'parser.add', 'add_argument', 're.compile'
@@ -31,9 +31,8 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.lineno, node.value
     elif not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith(_DESCRIBING)):
-        described = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None
+        has_docstring = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+        docstring = node.body[0] if has_docstring else None  # type: ignore[attr-defined]
         for child in ast.iter_child_nodes(node):
-            if described and isinstance(child, ast.Expr):
-                described = False
-            else:
+            if child is not docstring:
                 yield from _texts(child)

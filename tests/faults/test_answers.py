@@ -399,7 +399,8 @@ def test_what_a_disk_fails_to_read_is_not_taken_for_lost(root, monkeypatch, fail
             patch.setattr(manifest, '_fingerprint', fails_to_verify)
             refused(call('train', *more, folder=root), f'checkpoints/{best} cannot be read')
     assert contents(root / 'run') == before
-    assert call('train', *more, folder=root).code == 0 and json.loads(call(*EVALUATE, folder=root).out)['best_epoch'] == 1
+    assert call('train', *more, folder=root).code == 0
+    assert json.loads(call(*EVALUATE, folder=root).out)['best_epoch'] == 1
 
 
 @pytest.fixture
