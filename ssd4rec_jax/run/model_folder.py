@@ -106,7 +106,7 @@ def save_model(
         save_file(vocabulary, partial / VOCABULARY)
         write_manifest(partial)
         swap_in(partial, path, replaced)
-    except OSError as error:
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:  # which each library says in its own way
         raise UserError(
             f'the model cannot be written to {path} ({first_line(error)}; {free_space(path)} free): make room or name '
             'another folder'

@@ -14,7 +14,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from safetensors import SafetensorError
 
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.data.packing import choose_step_shape
@@ -24,7 +26,7 @@ from ssd4rec_jax.parallel import out_of_memory
 from ssd4rec_jax.parallel.free_memory import available_bytes
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run import folder as run_folder
-from ssd4rec_jax.run import manifest
+from ssd4rec_jax.run import manifest, model_folder
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.show import output
@@ -38,8 +40,12 @@ EVALUATE = 'evaluate', '--workdir=run'
 RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
 
 
+def _sentences(done: Done) -> int:
+    return sum(line.startswith('error: ') for line in done.err.splitlines())
+
+
 def refused(done: Done, *texts: str) -> None:
-    assert done.code == 1 and not done.is_traceback and done.err.count('error: ') == 1, done
+    assert done.code == 1 and not done.is_traceback and _sentences(done) == 1, done
     for text in texts:
         assert text in done.err
 
@@ -401,6 +407,30 @@ def test_what_a_disk_fails_to_read_is_not_taken_for_lost(root, monkeypatch, fail
     assert contents(root / 'run') == before
     assert call('train', *more, folder=root).code == 0
     assert json.loads(call(*EVALUATE, folder=root).out)['best_epoch'] == 1
+
+
+def test_a_full_disk_is_a_sentence_in_whatever_library_it_is_met(root, monkeypatch):
+    before = contents(root / 'run')
+    full = pl.exceptions.ComputeError('parquet: File out of specification: No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.DataFrame, 'write_parquet', raising(full))
+        table = 'recommend', '--workdir=run', '--users=1', '--output=table.parquet'
+        refused(call(*table, folder=root), 'table.parquet cannot be written', 'No space left')
+    assert not list(root.glob('*table*')) and call(*table, folder=root).code == 0
+    (root / 'run/result.json').unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_folder, 'save_file', raising(SafetensorError('I/O error: No space left on device')))
+        refused(call('train', *TINY, folder=root), 'the model cannot be written', 'No space left', 'make room')
+    assert call('train', *TINY, folder=root).code == 0 and contents(root / 'run/model') == {
+        name.removeprefix('model/'): content for name, content in before.items() if name.startswith('model/')
+    }
+
+
+def raising(error):
+    def fails(*args, **kwargs):
+        raise error
+
+    return fails
 
 
 @pytest.fixture

@@ -63,9 +63,13 @@ def says(message: str, text: str) -> bool:
     return re.search('.*'.join(map(re.escape, message.split('{}'))), text, re.DOTALL) is not None
 
 
+def _sentences(done: Done) -> int:
+    return sum(line.startswith('error: ') for line in done.err.splitlines())
+
+
 def refused(done: Done, *said: str) -> None:
     """The command failed with one sentence, which holds each of these messages."""
-    assert done.code in (1, 2) and not done.is_traceback and done.err.count('error: ') == 1, done
+    assert done.code in (1, 2) and not done.is_traceback and _sentences(done) == 1, done
     assert all(says(message, done.err) for message in said), done.err
 
 
@@ -833,7 +837,8 @@ ELSEWHERE = {
 }
 # Texts that name a command or a flag without a way out.
 NO_WAY_OUT = {
-    'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]', '--features takes numbers and texts',
+    'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
+    '--features takes numbers and texts',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{}.', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
