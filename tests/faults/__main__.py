@@ -67,6 +67,7 @@ def _round(name: str, harness, seed: int, number: int) -> None:
         harness.preparers(10, f'shared{number}')
         if number % 5 == 0:
             harness.trainings(number)
+            harness.savers(harness.root / f'trainings{number}/run', 20)
 
 
 if __name__ == '__main__':

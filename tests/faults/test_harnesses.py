@@ -69,3 +69,10 @@ def test_two_trainings_in_one_workdir(tmp_path):
     pairs = Pairs(tmp_path)
     pairs.trainings(0)
     assert pairs.problems == []
+
+
+@pytest.mark.slow
+def test_two_savers_of_one_model_folder(finished, tmp_path):
+    pairs = Pairs(tmp_path)
+    pairs.savers(finished / 'run', 40)
+    assert pairs.problems == []
