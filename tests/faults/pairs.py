@@ -105,7 +105,7 @@ class Pairs:
             self._problem('silent wrong answers', f'{out} {err[-1000:]}')
 
     def savers(self, run: Path, rounds: int) -> None:
-        """Two processes save a run's model into one folder, one of them without histories: the last one stays, whole."""
+        """Two processes save a run's model into one folder, one of them without histories: one of both stays, whole."""
         both = [self._start('-c', _SAVE, str(run), 'saved', how, str(rounds)) for how in ('with', 'without')]
         for process in both:
             assert process.stdout
