@@ -560,6 +560,17 @@ def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
     assert done.code and '\x1b' not in done.err
 
 
+def test_a_note_of_prepare_quotes_no_raw_header(tmp_path):
+    header = 'user_id:token\t\x1b[2Jitem_id_list:token_seq\t\x1b[2Jitem_id:token'
+    lines = [f'{user}\t1 2 3\t{user % 3}' for user in range(9)]
+    (tmp_path / 'log.csv').write_text('\n'.join([header, *lines]) + '\n')
+    done = call(
+        'prepare', '--dataset=interactions', '--data_dir=log.csv', '--item_column=\x1b[2Jitem_id',
+        '--set=data.min_interactions=1', folder=tmp_path,
+    )
+    assert done.code == 0 and 'each row is a history' in done.err and '\x1b' not in done.err + done.out
+
+
 def test_an_error_is_one_line_whatever_it_quotes(capsys):
     output.complain('error: no such user: a\nerror: forged \x1b[2J\r\u2028')
     assert capsys.readouterr().err == 'error: no such user: a\\nerror: forged \\x1b[2J\\r\\u2028\n'

@@ -720,7 +720,7 @@ GOLDEN = '--golden=FILE.npz must name a golden file, such as tests/golden/ssd4re
 
 
 @tries(GOLDEN)
-def test_the_golden_file_that_is_named():
+def test_the_golden_file_that_is_named(x64):  # which the command sets, and the fixture sets back
     refused(call('parity', folder=ROOT), GOLDEN)
     works(call('parity', f'--golden={GOLDEN.split()[-1]}', folder=ROOT))
 
