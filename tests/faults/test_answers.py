@@ -18,6 +18,8 @@ import polars as pl
 import pytest
 from safetensors import SafetensorError
 
+from ssd4rec_jax import Recommender
+from ssd4rec_jax.commands.train import no_folder_left
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.data.packing import choose_step_shape
 from ssd4rec_jax.data.raw_file import RawFile
@@ -29,6 +31,7 @@ from ssd4rec_jax.run import folder as run_folder
 from ssd4rec_jax.run import manifest, model_folder
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.saved_run import read_config
 from ssd4rec_jax.show import output
 from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train import launch
@@ -477,6 +480,30 @@ def test_a_lock_of_a_folder_that_was_just_set_aside_holds_nothing(tmp_path, monk
     monkeypatch.setattr(fcntl, 'flock', overtaken)
     with pytest.raises(UserError, match='another process'):
         RunFolder(tmp_path / 'run').lock()
+
+
+def test_a_failed_start_leaves_the_folder_to_a_process_that_has_begun_in_it(tmp_path):
+    other = RunFolder(tmp_path / 'new/run')
+    with pytest.raises(ValueError), no_folder_left(tmp_path / 'new/run'):
+        other.lock()
+        raise ValueError
+    assert (tmp_path / 'new/run/.lock').exists()
+    other.release()
+    with pytest.raises(ValueError), no_folder_left(tmp_path / 'next/run'):
+        other = RunFolder(tmp_path / 'next/run')
+        other.lock()
+        other.release()
+        raise ValueError
+    assert not (tmp_path / 'next').exists()
+
+
+def test_an_error_that_somebody_keeps_keeps_no_folder(finished, tmp_path):
+    config = read_config(RunFolder(finished / 'run'))[0]
+    recommender = Recommender(config=config, settings={'train.learning_rate': 1e30})
+    with pytest.raises(UserError, match='not finite') as kept:
+        recommender.fit(finished / 'log.csv', workdir=tmp_path / 'run', reporter=Reporter())
+    RunFolder(tmp_path / 'run').lock()
+    assert kept.value.__traceback__ is not None
 
 
 # ---- tracebacks from input
