@@ -11,6 +11,8 @@ kuairand27k                 time and peak memory of preparing a log of that form
 catalogue                   whole runs with 50,000 and 5,000,000 items, one after another
 weak_scaling                the bytes that 1, 2, 4 and 8 simulated devices send in a step
 recommend                   everybody's best items at once, and one user at a time
+time_to_quality             seconds to a validation NDCG@10 (--goal) with the presets published, small and best, on a
+                            real log (--dataset, --data_dir); with --json=FILE also the curves, in it and as FILE.png
 
 Times are medians of calls that take turns. Figures from different runs must not be compared with one another.
 """
@@ -31,16 +33,18 @@ from experiments.bench.loader import measure_loader
 from experiments.bench.long import measure_long
 from experiments.bench.recommending import measure_recommending
 from experiments.bench.softmax import measure_softmax
+from experiments.bench.time_to_quality import draw_curves, measure_time_to_quality
 from experiments.bench.training import Forms, measure_evaluation, measure_steps
 from experiments.bench.weak_scaling import DEVICES, measure_weak_scaling
 from experiments.logs import SHAPES, random_log
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.presets import default_config, preset_config
 
 # For each preset, the data set whose configuration it uses, and its changes to it.
 CONFIGS = {
@@ -53,13 +57,17 @@ CONFIGS = {
     'catalogue': ('kuairand', []),
     'weak_scaling': ('kuairand', []),
     'recommend': ('amazon-beauty', []),
+    'time_to_quality': ('amazon-beauty', []),
 }
 
+_PRESETS = 'published', 'small', 'best'
 _PRESET = flags.DEFINE_enum('preset', 'beauty', list(CONFIGS), 'What to measure.')
 _JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
 _SET = flags.DEFINE_multi_string('set', [], 'Override of a config value, KEY=VALUE such as model.hidden_size=64.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each measurement; the median counts.', lower_bound=1)
 _PLAIN_USERS = flags.DEFINE_integer('plain_users', 2048, 'Users that the plain form ranks.', lower_bound=1)
+_GOAL = flags.DEFINE_float('goal', 0.0589, 'time_to_quality: the validation NDCG@10 to reach.', lower_bound=0)
+_MINUTES = flags.DEFINE_float('minutes', 10, 'time_to_quality: minutes for each preset.', lower_bound=0)
 
 
 def main() -> int:
@@ -76,7 +84,9 @@ def main() -> int:
         jax.config.update('jax_num_cpu_devices', max(DEVICES))
     chip = chip_name()
     console.print(f'{_PRESET.value} on {len(jax.devices())} x {chip}, JAX {jax.__version__}')
-    if _PRESET.value in _ALONE:
+    if _PRESET.value == 'time_to_quality':
+        figures = _time_to_quality(console)
+    elif _PRESET.value in _ALONE:
         key, measure, table = _ALONE[_PRESET.value]
         figures = {key: measure(config)}
         console.print(table(figures[key]))
@@ -89,6 +99,21 @@ def main() -> int:
         }
         write_json(Path(_JSON.value), {'preset': _PRESET.value, 'overrides': _SET.value, **machine, **figures})
     return 0
+
+
+def _time_to_quality(console: Console) -> dict:
+    dataset, _ = prepared_dataset(default_config(DATASET.value))
+    named = {name: preset_config(DATASET.value, name, lambda _: dataset, jax.default_backend)[0] for name in _PRESETS}
+    configs = {name: apply_overrides(config, _SET.value) for name, config in named.items()}
+    found = measure_time_to_quality(configs, dataset, goal=_GOAL.value, minutes=_MINUTES.value)
+    table = Table('preset', 'seconds', 'best validation NDCG@10', 'epochs', title=f'{DATASET.value} to {_GOAL.value}')
+    for name, own in found.items():
+        seconds = 'not reached' if own['seconds'] is None else f'{own["seconds"]:,.0f}'
+        table.add_row(name, seconds, f'{max((row[2] for row in own["curve"]), default=0):.4f}', str(len(own['curve'])))
+    console.print(table)
+    if _JSON.value:
+        draw_curves(found, _GOAL.value, Path(_JSON.value).with_suffix('.png'))
+    return {'dataset': DATASET.value, 'goal': _GOAL.value, 'minutes': _MINUTES.value, 'time_to_quality': found}
 
 
 def _measure_log(config: RunConfig, console: Console) -> dict:

@@ -1,14 +1,18 @@
 """Answers of a saved run in original ids."""
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.config.plugs import features_read
+from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.ids import positions
 from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
 from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.run.saved_run import SavedRun
@@ -27,7 +31,7 @@ class Answers:
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
-        names, read = self._asked(users, histories)
+        names, read, features = self._asked(users, histories)
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise UserError(f'k={k!r} must be a whole number from 1')
         catalogue = self.saved.dataset.num_items
@@ -36,16 +40,31 @@ class Answers:
         allowed = self._allowed(exclude, only)
         for start in range(0, max(len(names), 1), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            yield self._ranked(names[part], read[part], min(k, catalogue), exclude_seen, allowed)
+            yield self._ranked(
+                names[part], read[part], min(k, catalogue), exclude_seen, allowed,
+                {name: each[part] for name, each in features.items()},
+            )
 
     def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [histories, D], whose dot products with the item vectors are the scores; NaN without known items."""
-        _, read = self._asked(None, histories)
-        vectors = np.full((len(read), self.table.shape[1]), np.nan, np.float32)
+        """float32 [histories, D], the readouts of TopItems.vectors; NaN without known items."""
+        return self._of_known(histories, self.table.shape[1], self._top.vectors)
+
+    def scores(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
+        """float32 [histories, items]; NaN without known items."""
+        distinct, back = np.unique(self.known(items, 'items') + 1, return_inverse=True)
+        found = self._of_known(histories, len(distinct), lambda read: self._top.scores(read, distinct))
+        return found[:, back]
+
+    def _of_known(
+        self, histories: Sequence[Sequence[Any]], width: int, of: Callable[[list[np.ndarray]], np.ndarray]
+    ) -> np.ndarray:
+        """float32 [histories, width]: of(histories of internal ids) where any item is known, NaN elsewhere."""
+        _, read, _ = self._asked(None, histories)
+        found = np.full((len(read), width), np.nan, np.float32)
         some = [n for n, history in enumerate(read) if len(history)]
         if some:
-            vectors[some] = self._top.vectors([read[n] for n in some])
-        return vectors
+            found[some] = of([read[n] for n in some])
+        return found
 
     def similar(self, item: Any, k: int) -> pl.DataFrame:
         """The k items whose vectors have the highest cosine with an item's: rank, item, cosine."""
@@ -64,9 +83,20 @@ class Answers:
         return TopItems(saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history)
 
     @functools.cached_property
+    def _dataset(self) -> SequenceDataset:
+        """The data with what the network reads of each interaction."""
+        return with_features(self.saved.dataset, features_read(self.saved.config.model))
+
+    @functools.cached_property
     def table(self) -> np.ndarray:
         """float32 [items + 1, D], row 0 for the mask."""
         return np.asarray(self.saved.network.whole(self.saved.params)[ITEM_EMBEDDING], np.float32)
+
+    @functools.cached_property
+    def item_vectors(self) -> np.ndarray:
+        """float32 [items + 1, D], whose dot products with `vectors` are the scores."""
+        network = self.saved.network.bind(self.saved.params)
+        return np.asarray(item_vectors(network, jnp.asarray(self.table)), np.float32)
 
     @functools.cached_property
     def item_ids(self) -> pl.Series:
@@ -82,13 +112,13 @@ class Answers:
 
     def _asked(
         self, users: Sequence[Any] | str | None, histories: Sequence[Sequence[Any]] | None
-    ) -> tuple[pl.Series, list[np.ndarray]]:
-        """(name, internal item ids) of each history that is asked for."""
+    ) -> tuple[pl.Series, list[np.ndarray], dict[str, list[np.ndarray]]]:
+        """(names, internal item ids, {feature: values}) of the histories asked for; users alone have features."""
         if (users is None) == (histories is None):
             raise UserError('give either users (ids of the log, or \'all\') or histories (lists of item ids)')
         if histories is not None:
-            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories)
-        dataset = self.saved.dataset
+            return pl.Series('user', range(len(histories)), pl.Int64), self._read_histories(histories), {}
+        dataset = self._dataset
         if not dataset.num_users:
             raise UserError(
                 'this model was saved without histories: give histories=[[item, ...], ...] instead of users'
@@ -98,8 +128,12 @@ class Answers:
         else:
             at = self._found(dataset.user_ids, listed(users, 'users'), 'user')
             at = at[at >= 0]
-        offsets = dataset.offsets
-        return self._user_ids.gather(at).alias('user'), [dataset.items[offsets[u]:offsets[u + 1]] for u in at.tolist()]
+        parts = [slice(dataset.offsets[u], dataset.offsets[u + 1]) for u in at.tolist()]
+        return (
+            self._user_ids.gather(at).alias('user'), [dataset.items[part] for part in parts],
+            {name: [feature.numbers(np.arange(part.start, part.stop)) for part in parts]
+             for name, feature in dataset.values_read.items()},
+        )
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
         lists = [listed(history, 'a history') for history in listed(histories, 'histories')]
@@ -140,13 +174,16 @@ class Answers:
         return allowed
 
     def _ranked(
-        self, names: pl.Series, read: list[np.ndarray], k: int, exclude_seen: bool, allowed: np.ndarray | None
+        self, names: pl.Series, read: list[np.ndarray], k: int, exclude_seen: bool, allowed: np.ndarray | None,
+        features: dict[str, list[np.ndarray]],
     ) -> pl.DataFrame:
         items, scores = np.zeros((len(read), k), np.int32), np.full((len(read), k), -np.inf, np.float32)
         some = np.asarray([len(history) > 0 for history in read], bool)
         if some.any():
             known = [history for history in read if len(history)]
-            items[some], scores[some] = self._top(known, k=k, exclude=known if exclude_seen else None, allowed=allowed)
+            items[some], scores[some] = self._top(
+                known, k=k, exclude=known if exclude_seen else None, allowed=allowed, features=features
+            )
         if not some.all():
             counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
             counts[0] = -np.inf

@@ -226,8 +226,8 @@ class Recommender:
         elif self.preset == 'auto':
             # How a log is prepared does not depend on its size, but all else does.
             own = [override for override in overrides if override.startswith('data.')]
-            dataset, _ = prepared_with(apply_overrides(default_config('interactions'), own))
-            config, why = auto_config(dataset, platform=jax.default_backend())
+            published = apply_overrides(default_config('interactions'), own)
+            config, why = auto_config(published, prepared_with(published)[0], platform=jax.default_backend())
             config = apply_overrides(config, overrides)
         else:
             name = 'interactions' if self.preset == 'published' else self.preset
@@ -244,7 +244,8 @@ class Recommender:
         """The k best next items of each user or history: a frame with the columns user, rank, item, score, reason.
 
         users: original ids of users of the log, or 'all'. histories: lists of original item ids in time order, numbered
-        from 0 in the column `user`. Users and items that the log does not have are left out with a warning.
+        from 0 in the column `user`. Users and items that the log does not have are left out with a warning. A network
+        that reads times (model.time) reads those of users; in histories all gaps in time count as typical.
         exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
         to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
         those of popularity are counts. A row is missing where fewer than k items are left.
@@ -293,11 +294,13 @@ class Recommender:
 
     def score(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]: the score of each item as the next one; NaN for a history without known items."""
-        answers = self._answers
-        return answers.vectors(histories) @ answers.table[answers.known(items, 'items') + 1].T
+        return self._answers.scores(histories, items)
 
     def user_vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items."""
+        """float32 [histories, D], whose dot products with `item_vectors` are the scores; NaN without known items.
+
+        With model.seen_bias, items of the history score higher or lower than that (see `score`).
+        """
         return self._answers.vectors(histories)
 
     @property
@@ -308,7 +311,7 @@ class Recommender:
     @property
     def item_vectors(self) -> np.ndarray:
         """float32 [items, D]."""
-        return self._answers.table[1:]
+        return self._answers.item_vectors[1:]
 
     def similar_items(self, item: Any, k: int = 10) -> Any:
         """The k items whose vectors have the highest cosine with an item's: a frame with the columns rank, item,

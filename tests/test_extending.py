@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
-from ssd4rec_jax import presets
+from ssd4rec_jax import Recommender, presets
 from ssd4rec_jax.config import plugs
 from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.data import sources
@@ -109,15 +110,19 @@ def test_a_network_reads_the_features_of_the_events(modules):
     ranks = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, 'test').evaluate(
         saved.params, longest_list=3, seen_out=False
     )
+    recommended = Recommender.load(modules / 'run').recommend(users='all', k=3)
     for user in range(20):
         own = rows[8 * user:8 * user + 8]
         numbers = [saved.dataset.item_ids.tolist().index(item) + 1 for _, item, _, _ in own]
         seen = [
             params['item_embedding'][n] + (params['price_embedding'][1] if price == '' else
                                            np.log1p(price) * params['price_embedding'][0])
-            for n, (*_, price) in zip(numbers[:-1], own, strict=False)
+            for n, (*_, price) in zip(numbers, own, strict=True)
         ]
-        scores = np.mean(seen, axis=0) @ params['item_embedding'][1:].T
+        by_all = np.mean(seen, axis=0) @ params['item_embedding'][1:].T
+        best = [saved.dataset.item_ids.tolist()[at] for at in np.argsort(-by_all, kind='stable')[:3]]
+        assert recommended.filter(pl.col('user') == f'p{user}')['item'].to_list() == best
+        scores = np.mean(seen[:-1], axis=0) @ params['item_embedding'][1:].T
         at = saved.dataset.user_ids.tolist().index(f'p{user}')
         assert ranks.lists[at].tolist() == (np.argsort(-scores, kind='stable')[:3] + 1).tolist()
         assert ranks.ranks[at] == 1 + (scores > scores[numbers[-1] - 1]).sum()

@@ -18,13 +18,19 @@ import ssd4rec_jax.run.saved_run
 import ssd4rec_jax.train.trainer
 from ssd4rec_jax import Recommender, UserError
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import TIME_GAP
+from ssd4rec_jax.data.dataset import with_features
 from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences
-from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.plain import plain_readout
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, device_mesh
 from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
 from ssd4rec_jax.rank.ranker import Ranker
+from tests.packed import pack
+from tests.tiny import Notes
 
 SMALL = {'model.hidden_size': 16, 'model.headdim': 8, 'model.d_state': 8, 'train.max_epochs': 12}
 
@@ -288,3 +294,49 @@ def test_importing_the_package_starts_neither_jax_nor_polars():
 def test_the_example_in_the_docstring():
     assert doctest.testmod(ssd4rec_jax.recommender).failed == 0
     assert doctest.testmod(ssd4rec_jax.recommender).attempted > 2
+
+
+# ---- Times.
+
+TIMED = SMALL | {
+    'model.time': 'decay_and_dt', 'model.num_layers': 2, 'model.bidirectional': 'last', 'train.objective': 'one_pass',
+    'train.max_epochs': 2, 'train.learning_rate': 0.03, 'model.dtype': 'float32',
+}
+
+
+@pytest.fixture(scope='module')
+def timed(tmp_path_factory):
+    """A network that reads times, with the notes of its run."""
+    notes = Notes()
+    rng = np.random.default_rng(0)
+    log = ring_log().with_columns(time=pl.Series(1_600_000_000 + np.cumsum(rng.integers(1, 5000, 360))))
+    folder = tmp_path_factory.mktemp('timed')
+    return Recommender(settings=TIMED).fit(log, workdir=folder / 'run', reporter=notes), notes.notes
+
+
+def test_a_user_is_recommended_to_by_the_times_of_the_log(timed, tmp_path):
+    rec, notes = timed
+    assert any(note.startswith('time: gaps between interactions are read; typically 2,') for note in notes)
+    frame = rec.recommend(users=['u3', 'u5'], k=12)
+    saved = rec._saved
+    data = with_features(saved.dataset, [TIME_GAP])
+    for user in (3, 5):
+        events = np.arange(data.offsets[user], data.offsets[user + 1])
+        batch = pack([[(0, data.items[events].tolist())]], 16, 1, gaps=lambda *_, at=events: data.gaps.numbers(at))
+        read = jax.jit(lambda params, batch: plain_readout(saved.network.bind(params), batch.items, Layout.of(batch)))
+        scores = read(saved.params, batch)[0, 0] @ saved.params[ITEM_EMBEDDING].T
+        own = frame.filter(pl.col('user') == f'u{user}')
+        at = [rec.items.index(item) + 1 for item in own['item']]
+        np.testing.assert_allclose(own['score'], np.asarray(scores)[at], rtol=1e-4)
+    # The same items without times have other scores, and the model can be asked for both in any order.
+    history = [[f'i{(3 + t) % 12}' for t in range(9)]]
+    bare = rec.recommend(histories=history, k=12)
+    assert np.abs(np.sort(bare['score']) - np.sort(frame.filter(pl.col('user') == 'u3')['score'])).max() > 1e-5
+    assert rec.recommend(users=['u3', 'u5'], k=12).equals(frame) and np.isfinite(rec.score(history, ['i1'])).all()
+    rec.save(tmp_path / 'model')
+    there = Recommender.load(tmp_path / 'model')
+    assert there.recommend(users=['u3', 'u5'], k=12).equals(frame) and there.evaluate(k=[5], seen='in').equals(
+        rec.evaluate(k=[5], seen='in')
+    )
+    rec.save(tmp_path / 'anonymous', histories=False)
+    assert Recommender.load(tmp_path / 'anonymous').recommend(histories=history, k=12).equals(bare)

@@ -6,12 +6,20 @@ from absl import flags
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import PRESETS
 
 SET = flags.DEFINE_multi_string(
     'set', [], 'A setting, KEY=VALUE such as model.num_layers=1; `ssd4rec settings` lists all keys.'
 )
 CONFIG_FILE = flags.DEFINE_string(
     'config', None, 'TOML file of settings, in sections [model], [data], [train] and [loss]; --set comes after it.'
+)
+
+
+PRESET = flags.DEFINE_enum(
+    'preset', None, PRESETS,
+    "Settings to begin with: auto fits them to the log and this machine, best are the data set's that were measured, "
+    'small are half as wide, published are the paper\'s. If not given: best, or auto where nothing was measured.'
 )
 
 

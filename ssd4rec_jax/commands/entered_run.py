@@ -3,15 +3,16 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 
-from ssd4rec_jax.commands.config_flags import SET, overridden
+from ssd4rec_jax.commands.config_flags import PRESET, SET, overridden
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, prepared_dataset
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.presets import preset_config
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import read_config
@@ -22,12 +23,14 @@ _MORE = 'train.max_epochs=+'
 class EnteredRun(NamedTuple):
     """config: the settings that are asked for. prepared: the folder of the run's data where no log is named, else None.
 
-    more_epochs: whether the run goes on for some more epochs, though it may be finished.
+    more_epochs: whether the run goes on for some more epochs, though it may be finished. about: a sentence about the
+    settings, '' for those of a run that goes on.
     """
 
     config: RunConfig
     prepared: Path | None
     more_epochs: bool
+    about: str = ''
 
     def dataset(self) -> tuple[SequenceDataset, Path]:
         """(the prepared data, its folder); the log is needed only where no run has prepared it so."""
@@ -57,13 +60,28 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
     if more and found is None:
         raise ConfigError(f'--set={_MORE}{more} goes on with a run, and there is none in {path}')
     if found is None:
-        return EnteredRun(overridden(default_config(DATASET.value)), None, False)
+        there = None if restart else read_config(RunFolder(path))
+        config, about = preset_config(
+            DATASET.value, PRESET.value, lambda published: _log(published, there), jax.default_backend
+        )
+        return EnteredRun(overridden(config), None, False, about)
     own, prepared = found
     config = overridden(own, [override for override in SET.value if not override.startswith(_MORE)])
     if more:
         config = _longer(config, path, more)
     needs_log = DATA_DIR.value is not None or config.data != own.data
     return EnteredRun(config, None if needs_log else prepared, bool(more))
+
+
+def _log(published: RunConfig, there: tuple[RunConfig, Path] | None) -> SequenceDataset:
+    """The prepared log that settings are fitted to.
+
+    there: the config and the data of a run that lies in the workdir. Its own log decides, so that the same command
+    means the same settings; whether the log that is named is the run's is checked later.
+    """
+    config = overridden(published)
+    own = open_dataset(there[1]) if there else None
+    return prepared_dataset(config)[0] if own is None else with_split(own, config.data)
 
 
 def _more_epochs(asked: list[str]) -> int:

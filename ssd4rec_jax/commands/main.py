@@ -9,7 +9,7 @@ import sys
 from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
-COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'parity'
+COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'parity'
 
 
 def main() -> None:

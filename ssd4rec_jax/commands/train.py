@@ -61,6 +61,8 @@ def _train() -> int:
     path = workdir_of_run()
     terminal.note(f'workdir: {path}' + ('' if WORKDIR.value else ' (by default; --workdir names another)'))
     entered = together(lambda: _entered(path))
+    if entered.about:
+        terminal.note(entered.about)
     if warning := backend_warning():
         terminal.note(f'warning: {warning}')
     enable_compilation_cache()

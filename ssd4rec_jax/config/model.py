@@ -3,9 +3,17 @@ import dataclasses
 
 from ssd4rec_jax.errors import ConfigError
 
+BIDIRECTIONAL = ('all', 'last')
 BACKWARD_ORDERS = ('reversed', 'aligned')
+TIMES = ('none', 'dt', 'decay_and_dt')
+TIME_GAP = 'time gap'  # the event feature of networks that read when an interaction came
+SCORES = ('dot', 'cosine')
 TABLE_DTYPES = ('float32', 'bfloat16')
 DTYPES = ('auto', 'float32', 'bfloat16', 'float64')
+_CHOICES = {
+    'bidirectional': BIDIRECTIONAL, 'backward_order': BACKWARD_ORDERS, 'time': TIMES, 'scores': SCORES,
+    'dtype': DTYPES, 'table_dtype': TABLE_DTYPES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +29,20 @@ class ModelConfig:
     headdim: the number P of channels of each head, as in Mamba-2; it divides expand * hidden_size.
     ngroups: the number of groups of heads that share B and C, as in Mamba-2.
     beta: the weight of the backward direction; with 0 this direction is not computed at all.
+    bidirectional: the layers that have the backward direction: 'all', as published, or the 'last' one alone, with which
+      train.objective=one_pass is exact at any depth.
     dropout_prob: the rate of every dropout.
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
       released code does; 'aligned' flips the output back, as the paper draws it.
+    scores: how a readout and an item's vector make a score: 'dot', their dot product, as published; 'cosine', their
+      cosine divided by temperature.
+    temperature: with 'cosine', what the cosine is divided by.
+    seen_bias: whether the score of an item that the history holds gets a learned bias, by how long ago and how often it
+      was seen; train.seen_learning_rate is its learning rate.
+    time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
+      the step dt of each head; 'decay_and_dt' scales the decay and the input of each head apart. The scales are learned
+      and stay between 1/2 and 2.
     dtype: the dtype of activations and matrix products; parameters stay float32. 'auto' means bfloat16 on GPUs and
       TPUs and float32 on CPUs. 'float64' is for parity checks and needs JAX_ENABLE_X64.
     table_dtype: the dtype in which the item table is stored. 'bfloat16' halves its memory and needs train.loss=sampled;
@@ -42,9 +60,14 @@ class ModelConfig:
     headdim: int = 16
     ngroups: int = 1
     beta: float = 0.1
+    bidirectional: str = 'all'
     dropout_prob: float = 0.2
     norm_embedding: bool = True
     backward_order: str = 'reversed'
+    scores: str = 'dot'
+    temperature: float = 0.05
+    seen_bias: bool = False
+    time: str = 'none'
     dtype: str = 'auto'
     table_dtype: str = 'float32'
     ssd_implementation: str = 'auto'
@@ -66,13 +89,17 @@ class ModelConfig:
             )
         if not 0.0 <= self.dropout_prob < 1.0:
             raise ConfigError(f'model.dropout_prob={self.dropout_prob} must be in [0, 1)')
-        if self.backward_order not in BACKWARD_ORDERS:
-            raise ConfigError(
-                f'model.backward_order={self.backward_order!r} must be one of {", ".join(BACKWARD_ORDERS)}'
-            )
-        for name, known in (('dtype', DTYPES), ('table_dtype', TABLE_DTYPES)):
+        if not self.temperature > 0:
+            raise ConfigError(f'model.temperature={self.temperature} must be positive')
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f'model.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
+
+    def of_layer(self, number: int) -> 'ModelConfig':
+        """The settings of one layer, counted from 0: beta is 0 where the layer has no backward direction."""
+        if self.bidirectional == 'all' or number == self.num_layers - 1:
+            return self
+        return dataclasses.replace(self, beta=0.0)
 
     @property
     def prefixes_share_a_pass(self) -> bool:
@@ -80,7 +107,12 @@ class ModelConfig:
 
         This is not so where a backward direction below the last layer makes every token depend on the prefix's end.
         """
-        return self.num_layers == 1 or self.beta == 0
+        return self.num_layers == 1 or self.beta == 0 or self.bidirectional == 'last'
+
+    @property
+    def features(self) -> str:
+        """The event features that the network reads."""
+        return '' if self.time == 'none' else TIME_GAP
 
     @property
     def d_inner(self) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,9 @@ import numpy as np
 from absl import logging
 
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.data.features import Feature, feature_arrays, features_of
+from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import ConfigError, DataError
@@ -47,6 +49,8 @@ class SequenceDataset:
     time_unit: 's', 'ms', 'us' or 'ns' since 1970; '' where times tell the order alone.
     split: what is held out; None is leave-one-out (`held_out`). It is not stored: settings decide it.
     features: {name: one value for each interaction} of the columns that were asked to be kept.
+    typical_gap: the one that measured the gaps of the log before rows were added (Gaps.typical); 0 where none were.
+    gaps: what `with_features` adds where a network reads them. They are not stored: times give them.
     parts: int8 [interactions], the place in PARTS of what the log's files say of each; None where they say nothing.
     report: what preparation read, left out and noticed (ssd4rec_jax.data.sequences.build_sequences); JSON-ready.
     """
@@ -63,6 +67,8 @@ class SequenceDataset:
     split: Split | None = None
     features: dict[str, Feature] = dataclasses.field(default_factory=dict)
     parts: np.ndarray | None = None
+    typical_gap: float = 0.0
+    gaps: Gaps | None = None
 
     @property
     def num_users(self) -> int:
@@ -87,6 +93,15 @@ class SequenceDataset:
         """int64 [num_users], interactions of each user."""
         return np.diff(self.offsets)
 
+    @property
+    def values_read(self) -> dict[str, Feature | Gaps]:
+        """What a network reads of each interaction beside its item, by name: columns, and gaps where it reads them."""
+        return {**self.features} if self.gaps is None else {**self.features, TIME_GAP: self.gaps}
+
+    def measured_gaps(self) -> Gaps:
+        """The gaps between the interactions of a user, measured by the typical one in training."""
+        return Gaps.of(self.times, self.time_unit, self.offsets, self.held_out.train_stop, self.typical_gap)
+
 
 def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
     """The data set with what data.split holds out; DataError where the log does not allow it."""
@@ -96,15 +111,19 @@ def with_split(dataset: SequenceDataset, config: DataConfig) -> SequenceDataset:
     return dataclasses.replace(dataset, split=split)
 
 
-def with_features(dataset: SequenceDataset, names: Iterable[str]) -> SequenceDataset:
-    """The data set with these of its features alone; ConfigError where it lacks one."""
-    for name in names:
+def with_features(dataset: SequenceDataset, names: Sequence[str]) -> SequenceDataset:
+    """The data set with these of its features alone, TIME_GAP among them or not; ConfigError where it lacks one."""
+    columns = [name for name in names if name != TIME_GAP]
+    for name in columns:
         if name not in dataset.features:
             raise ConfigError(
                 f'the network reads the feature {name} and the prepared data has '
                 f'{", ".join(dataset.features) or "none"}: name its column with --features={name}'
             )
-    return dataclasses.replace(dataset, features={name: dataset.features[name] for name in names})
+    return dataclasses.replace(
+        dataset, features={name: dataset.features[name] for name in columns},
+        gaps=dataset.measured_gaps() if TIME_GAP in names else None,
+    )
 
 
 def save_dataset(dataset: SequenceDataset, path: Path) -> None:
@@ -128,6 +147,8 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             'users': dataset.num_users, 'items': dataset.num_items, 'interactions': dataset.num_interactions,
             'time_unit': dataset.time_unit, 'report': dataset.report, 'sha256': checksums,
         }
+        if dataset.typical_gap:
+            description['typical_gap'] = dataset.typical_gap
         if dataset.features:
             description['features'] = list(dataset.features)
         text = json.dumps(seal(description), indent=1) + '\n'
@@ -171,7 +192,7 @@ def open_dataset(path: Path) -> SequenceDataset | None:
         return SequenceDataset(
             name=description['name'], fingerprint=description['fingerprint'],
             time_unit=description.get('time_unit', ''), report=description.get('report', {}), features=features,
-            **ids, **arrays,
+            typical_gap=description.get('typical_gap', 0.0), **ids, **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.warning('%s: the prepared data set there is damaged (%s)', path, error)

@@ -1,10 +1,12 @@
 """Training, validation and test examples of a prepared log, as integer triples."""
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.features import Feature
+from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.errors import DataError
 
 
@@ -28,7 +30,7 @@ class ExampleIndex:
     cut: int
     every_prefix: bool = False
     missed: np.ndarray | None = None
-    features: dict[str, Feature] = dataclasses.field(default_factory=dict)
+    features: Mapping[str, Feature | Gaps] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -73,7 +75,7 @@ def train_histories(dataset: SequenceDataset) -> ExampleIndex:
     items = np.asarray(dataset.items)
     return ExampleIndex(
         items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
-        every_prefix=True, features=dataset.features,
+        every_prefix=True, features=dataset.values_read,
     )
 
 
@@ -132,5 +134,5 @@ def _index(
     items = np.asarray(dataset.items)  # a plain view of a memory map, which gathers faster
     return ExampleIndex(
         items=items, start=newest, stop=stop, target=items[stop],
-        cut=int(np.count_nonzero(newest > start)), features=dataset.features,
+        cut=int(np.count_nonzero(newest > start)), features=dataset.values_read,
     )

@@ -50,7 +50,7 @@ def extended(dataset: SequenceDataset, more: Interactions) -> SequenceDataset:
         dataset, items=np.concatenate([dataset.items, items + 1])[order].astype(np.int32), times=all_times[order],
         offsets=np.concatenate([[0], np.cumsum(np.bincount(all_users, minlength=len(user_ids)))]),
         user_ids=user_ids, item_ids=item_ids, fingerprint=digest.hexdigest(), split=None,
-        features=features, parts=None,
+        features=features, parts=None, typical_gap=dataset.measured_gaps().typical,
     )
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.errors import ConfigError
 
@@ -43,6 +44,18 @@ class Layout(NamedTuple):
                 "data have the features that the network's setting `features` names"
             )
         return self.features[name]
+
+    def gaps(self, *, reverse: bool) -> jax.Array:
+        """float32 [rows, tokens], the gap in time between each token and the one that is read before it: the token
+        before or, with reverse, the token after it in its history.
+
+        See ssd4rec_jax.data.gaps.Gaps.numbers. It is 0, which stands for the typical gap, at the token that is read
+        first, in padding, and everywhere where the histories have items alone.
+        """
+        if self.features is None or TIME_GAP not in self.features:
+            return jnp.zeros(self.position.shape, jnp.float32)
+        gap = jnp.where(self.position > 0, self.features[TIME_GAP], 0)
+        return jnp.where(self.remaining > 0, jnp.roll(gap, -1, axis=1), 0) if reverse else gap
 
     @classmethod
     def of(cls, batch: PackedBatch) -> 'Layout':

@@ -9,6 +9,7 @@ from flax import nnx
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.dense import dot_general
+from ssd4rec_jax.model.gap_scales import GapScales
 from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
@@ -40,7 +41,7 @@ class BidirectionalMamba2(nnx.Module):
 
     Parameters: in_proj [D, z + x + B + C + dt], conv_kernel [d_conv, x + B + C], conv_bias [x + B + C], dt_bias [H],
     A_log [H], D_skip [H], norm [expand * D], out_proj [expand * D, D], where z, x, B, C and dt stand for the numbers of
-    their columns. All have the dtype param_dtype.
+    their columns, and unless model.time is 'none' those of gap_scales. All have the dtype param_dtype.
     """
 
     def __init__(self, config: ModelConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
@@ -66,6 +67,7 @@ class BidirectionalMamba2(nnx.Module):
         self.dt_bias = param(_init_dt_bias, config.num_heads)
         self.A_log = param(_init_A_log, config.num_heads)
         self.D_skip = nnx.Param(jnp.ones(config.num_heads, param_dtype))
+        self.gap_scales = None if config.time == 'none' else GapScales(config, param_dtype=param_dtype)
         self.norm = nnx.RMSNorm(
             config.d_inner, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -149,9 +151,10 @@ class BidirectionalMamba2(nnx.Module):
         """
         x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
-            x, dt, self._A(), B, C, D=self.D_skip[...], segment_ids=layout.segment_ids, reverse=reverse,
-            implementation=named_implementation(self.config),
+            *self._timed(x, dt, layout, reverse=reverse), self._A(), B, C, segment_ids=layout.segment_ids,
+            reverse=reverse, implementation=named_implementation(self.config),
         )
+        y += self._skip(x)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _query(self, inputs, xB, dt, layout, at, *, reverse):
@@ -162,14 +165,30 @@ class BidirectionalMamba2(nnx.Module):
         x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
-            self._heads(x), dt, self._A(), self._groups(B), self._groups(C), layout.slot, reverse=reverse
+            *self._timed(self._heads(x), dt, layout, reverse=reverse), self._A(), self._groups(B), self._groups(C),
+            layout.slot, reverse=reverse,
         )
         y += self._skip(self._heads(take_tokens(x, at)))
         gate = silu(self._project(inputs, 'z', at=at))
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
+    def _timed(self, x, dt, layout, *, reverse):
+        """(x, dt) for a scan in which the gap before each token scales its decay and its input.
+
+        The scan decays by exp(dt A) and takes in dt B x, so dt gets the decay's factor, and x what the input's differs.
+        """
+        if self.gap_scales is None:
+            return x, dt
+        decay, input_ = self.gap_scales(layout.gaps(reverse=reverse))
+        if self.gap_scales.input is not None:
+            x = (x * (input_ / decay)[..., None]).astype(x.dtype)
+        return x, dt * decay
+
     def _first_read(self, xBC, dt, gate):
-        """A direction's value, after the gated norm, at the token that it reads first: a function of that token."""
+        """A direction's value, after the gated norm, at the token that it reads first: a function of that token.
+
+        No token is read before it, so there is no gap.
+        """
         x, B, C = self._split_xBC(silu(xBC * self._cast(self.conv_kernel)[-1] + self._cast(self.conv_bias)))
         y = self._weighted(dt, C, B, x).astype(x.dtype) + self._skip(x)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
@@ -179,12 +198,13 @@ class BidirectionalMamba2(nnx.Module):
 
         It is read at token 1, the first of the history, after it has gone through the whole prefix: there it is the sum
         over k <= e of w_k (C_1 . B_k) x_k. The weight w_k decays from token 1 and does not depend on e, so the sum is a
-        running sum over the history. Only the convolution depends on where the prefix ends, since it reads no token
-        after e. This changes B and x of the last d_conv - 1 tokens and, while e < d_conv, C and x of token 1.
+        running sum over the history. Two things depend on where the prefix ends. The convolution reads no token after
+        e; this changes B and x of the last d_conv - 1 tokens and, while e < d_conv, C and x of token 1. And token e is
+        read first, so that the gap after it does not count; this changes w_e.
         """
         c = self.config
         cut = cut_convs(xBC, self._cast(self.conv_kernel), self._cast(self.conv_bias), layout)
-        w = ssd_weights_from_start(dt, self._A(), layout.slot)
+        w, w_end = self._weights_from_start(dt, layout)
 
         # Token 1's x, B and C in prefixes of 1, 2, ..., d_conv tokens, then for each token those of its own prefix.
         first = silu(jnp.stack([take_tokens(conv, layout.starts) for conv in cut], axis=2))
@@ -192,14 +212,25 @@ class BidirectionalMamba2(nnx.Module):
         first_x, _, C = jnp.split(first, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
 
         total = self._skip(self._heads(first_x)).astype(dt.dtype)
+        cut = cut if len(cut) > 1 else cut * 2  # The end has a term of its own.
         for distance, conv in enumerate(cut):  # distance = e - k
             x, B, _ = self._split_xBC(silu(conv))
-            term = self._weighted(w, self._groups(token_after(C, distance, layout)), B, x).reshape(*w.shape[:2], -1)
-            if distance == c.d_conv - 1:  # For k and all tokens before it, the convolution sees all of its taps.
+            term = self._weighted(w if distance else w_end, self._groups(token_after(C, distance, layout)), B, x)
+            term = term.reshape(*w.shape[:2], -1)
+            if distance == len(cut) - 1:  # For k and all tokens before it, the convolution sees all of its taps.
                 term = running_sum(term, layout.slot, reverse=False)
             total = total + token_before(term, distance, layout).reshape(total.shape)
         gate = of_history(take_tokens(gate, layout.starts), layout.slot)
         return per_token(self.norm, total.reshape(gate.shape).astype(gate.dtype) * gate)
+
+    def _weights_from_start(self, dt, layout):
+        """(w_k of _prefix_backward [rows, tokens, heads] for a token k that others follow, that for the last token)."""
+        if self.gap_scales is None:
+            w = ssd_weights_from_start(dt, self._A(), layout.slot)
+            return w, w
+        decay, input_ = self.gap_scales(layout.gaps(reverse=True))
+        before = ssd_weights_from_start(dt * decay, self._A(), layout.slot) / decay
+        return before * input_, before
 
     def _weighted(self, w, C, B, x):
         """w (C . B) x for each head, [rows, n, heads, headdim] in w's dtype.

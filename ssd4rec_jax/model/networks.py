@@ -8,9 +8,15 @@ A network is any flax.nnx module with
     prefix_readouts(items, layout, draws)    optional: [rows, tokens, D], the readout of every prefix in one pass;
                                              the field or property `prefixes_share_a_pass` of the network's settings
                                              then says whether this is exact
+    item_vectors(rows)                       optional: [n, D], made from rows [n, D] of the item table, each by itself;
+                                             readouts are then multiplied with these instead of the rows
     item_table()                             optional: what the network computes from each item alone, shared by all
                                              batches of an evaluation; `readout` then takes it as `table`, and
                                              `table_is_less_work(tokens)` says whether it saves work
+
+    seen                                     optional: a ssd4rec_jax.model.seen.SeenBias, which adds to the scores of
+                                             the items that a history holds; the field `seen_bias` of the network's
+                                             settings then says that it is there
 
 items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws is a ssd4rec_jax.model.draws.Draws in
 training and None elsewhere.
@@ -51,3 +57,8 @@ def register_network(name: str, settings: type, module: type) -> None:
 def make_network(settings: Any, num_items: int, rngs: nnx.Rngs) -> Any:
     """A new network with these settings over a catalogue of num_items items."""
     return _MODULES[type(settings)](settings, num_items, rngs=rngs)
+
+
+def item_vectors(network: Any, rows: jax.Array) -> jax.Array:
+    """The vectors [n, D] whose dot products with the network's readouts score the items of rows [n, D] of its table."""
+    return network.item_vectors(rows) if hasattr(network, 'item_vectors') else rows

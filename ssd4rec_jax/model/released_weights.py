@@ -1,9 +1,13 @@
-"""Conversion of the released PyTorch model's parameters to our names and layouts."""
+"""Conversion of the released PyTorch model's parameters to our names and layouts, and back."""
+import functools
+import operator
 import re
+from typing import Any
 
 import numpy as np
 
-from ssd4rec_jax.errors import CheckpointError
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.errors import CheckpointError, ConfigError
 
 # The path in our parameter dict for each PyTorch name, within a layer and at the top level.
 _LAYER_NAMES = {
@@ -62,3 +66,37 @@ def to_params(torch_params: dict[str, np.ndarray]) -> dict:
             node = node.setdefault(key, {})
         node[leaf] = from_torch_layout(name, array)
     return params
+
+
+def to_torch_params(params: dict, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The inverse of to_params: whole arrays by their PyTorch names and in PyTorch's layouts.
+
+    Raises ConfigError where the released network would compute something else from these parameters.
+    """
+    if obstacle := _not_released(config):
+        raise ConfigError(f'the released PyTorch network cannot hold a model with {obstacle}')
+    names = [f'BiSSD_layers.{number}.{name}' for number in range(config.num_layers) for name in _LAYER_NAMES]
+    return {name: _to_torch_layout(name, np.asarray(_leaf(params, path_of(name)))) for name in (*_TOP_NAMES, *names)}
+
+
+def _leaf(params: Any, path: tuple) -> np.ndarray:
+    return functools.reduce(operator.getitem, path, params)
+
+
+def _to_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
+    return array.T[:, None] if name.endswith('conv1d.weight') else from_torch_layout(name, array)
+
+
+def _not_released(config: ModelConfig) -> str | None:
+    """The setting that the released network does not have, in words; None where there is none."""
+    if config.beta and config.num_layers > 1 and config.bidirectional != 'all':
+        return f'model.bidirectional={config.bidirectional}: its layers all read in both directions'
+    if config.beta and config.backward_order != 'reversed':
+        return f'model.backward_order={config.backward_order}: it leaves the backward direction in reversed order'
+    if config.scores != 'dot':
+        return f'model.scores={config.scores}: it scores by dot products'
+    if config.seen_bias:
+        return 'model.seen_bias: it has no such parameters'
+    if config.time != 'none':
+        return f'model.time={config.time}: it reads no times'
+    return None

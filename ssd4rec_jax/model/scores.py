@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssd4rec_jax.model.seen import Bias, Seen
+
 # The largest number of elements of a [targets, items + 1] array: 512 MB in float32. Up to this size the loss computes
 # the scores once; above it, the loss computes them twice, one part of the catalogue at a time.
 MAX_SCORES = 2**27
@@ -21,17 +23,29 @@ def scores(readout: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def map_scores(
-    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array, max_scores: int = MAX_SCORES
+    f: Callable[..., Any], readout: jax.Array, table: jax.Array, *args: jax.Array,
+    seen: tuple[Bias, Seen] | None = None, max_scores: int = MAX_SCORES,
 ) -> Any:
     """f(scores [n, items + 1], *args [n, ...]), computed for as many rows at a time as max_scores elements allow.
 
-    f must treat each row independently. readout: [n, D]. table: [items + 1, D]. Returns f's pytree of arrays [n, ...].
+    f must treat each row independently. readout: [n, D]. table: [items + 1, D]. seen: which scores get which bias.
+    Returns f's pytree of arrays [n, ...].
     """
-    at_once = max(1, max_scores // table.shape[0])
-    if len(readout) <= at_once:
-        return f(scores(readout, table), *args)
+    n, at_once = len(readout), max(1, max_scores // table.shape[0])
 
-    def of_one(row):
-        return jax.tree.map(lambda a: a[0], f(scores(row[0][None], table), *(a[None] for a in row[1:])))
+    def of_rows(first, readout, *args):
+        logits = scores(readout, table)
+        if seen is not None:
+            logits = seen[1].part(first_readout=first).add_to(logits, seen[0])
+        return f(logits, *args)
 
-    return lax.map(of_one, (readout, *args), batch_size=at_once)
+    if n <= at_once:
+        return of_rows(0, readout, *args)
+    parts = -(-n // at_once)
+
+    def parted(a):
+        return jnp.pad(a, [(0, parts * at_once - n)] + [(0, 0)] * (a.ndim - 1)).reshape(parts, at_once, *a.shape[1:])
+
+    padded = jax.tree.map(parted, (readout, *args))
+    found = lax.map(lambda part: of_rows(*part), (jnp.arange(parts) * at_once, *padded))
+    return jax.tree.map(lambda a: a.reshape(parts * at_once, *a.shape[2:])[:n], found)

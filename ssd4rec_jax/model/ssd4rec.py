@@ -13,6 +13,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import Inputs
 from ssd4rec_jax.model.norms import layer_norm
 from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.seen import SeenBias
 from ssd4rec_jax.model.table_init import init_table
 
 MAX_PROJECTED = 2**28  # The largest number of elements of a projected item table: 1 GiB in float32.
@@ -38,7 +39,9 @@ class SSD4Rec(nnx.Module):
             init_table(rngs.params(), (num_items + 1, config.hidden_size), table_dtype)
         )
         self.norm = layer_norm(config, **modules)
-        self.layers = nnx.List([BiSSDLayer(config, **modules) for _ in range(config.num_layers)])
+        if config.seen_bias:
+            self.seen = SeenBias(param_dtype)
+        self.layers = nnx.List([BiSSDLayer(config.of_layer(k), **modules) for k in range(config.num_layers)])
 
     def readout(
         self, items: jax.Array, layout: Layout, draws: Draws | None = None, table: ProjectedItems | None = None
@@ -49,7 +52,7 @@ class SSD4Rec(nnx.Module):
         many batches has computed it once. The last layer is computed only at the tokens that are read.
         """
         inputs = self._before_last(items, layout, draws, table)
-        return self.layers[-1].readout(inputs, layout, draws, self._last_name)
+        return self._to_score(self.layers[-1].readout(inputs, layout, draws, self._last_name))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The `readout` of every prefix of every history, in one pass: [rows, tokens, D].
@@ -59,9 +62,19 @@ class SSD4Rec(nnx.Module):
         the last layer's mixer; the draws after it are separate for each token.
         """
         if not self.config.prefixes_share_a_pass:
-            raise ValueError('prefixes share a pass only with one layer or beta = 0')
+            raise ValueError("prefixes share a pass only with one layer, bidirectional = 'last' or beta = 0")
         inputs = self._before_last(items, layout, draws, None)
-        return self.layers[-1].prefix_readouts(inputs, layout, draws, self._last_name)
+        return self._to_score(self.layers[-1].prefix_readouts(inputs, layout, draws, self._last_name))
+
+    def item_vectors(self, rows: jax.Array) -> jax.Array:
+        """What readouts are multiplied with to score the items of these rows of the item table: [n, D]."""
+        return rows if self.config.scores == 'dot' else _of_length_one(rows)
+
+    def _to_score(self, hidden: jax.Array) -> jax.Array:
+        """The readouts [..., D] whose dot products with item_vectors are the scores."""
+        if self.config.scores == 'dot':
+            return hidden
+        return _of_length_one(hidden) / jnp.asarray(self.config.temperature, hidden.dtype)
 
     @property
     def _last_name(self) -> str:
@@ -99,3 +112,9 @@ class SSD4Rec(nnx.Module):
         if self.config.norm_embedding:
             vectors = per_token(self.norm, vectors)
         return ProjectedItems(vectors, self.layers[0].mixer.in_proj(vectors))
+
+
+def _of_length_one(x: jax.Array) -> jax.Array:
+    """x [..., D] divided by its Euclidean norm, which is computed in float32 or wider; zeros stay zeros."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.sum(wide**2, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)

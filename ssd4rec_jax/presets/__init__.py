@@ -1,13 +1,22 @@
-"""The settings for each data set, one file per data set: the published configuration where there is one."""
+"""The settings for each data set, one file per data set, and which of them a run takes.
+
+A file's get_config is the published configuration, where there is one. Where better settings were measured on such a
+log, get_better has them. Any log, measured or not, can take settings that fit its size ('auto').
+"""
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.sources import AMAZON_CATEGORY, OFFICIAL, Official
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import amazon_category
+from ssd4rec_jax.presets.auto import auto_config
+from ssd4rec_jax.presets.families import SMALL
 
+PRESETS = ('auto', 'best', 'small', 'published')
 DATASETS = ['synthetic', *OFFICIAL, 'interactions']
 _REGISTERED: dict[str, Callable[[], RunConfig]] = {}
 
@@ -23,12 +32,43 @@ def register_dataset(name: str, official: Official, settings: Callable[[], RunCo
         DATASETS.insert(-1, name)
 
 
+def preset_config(
+    dataset: str, preset: str | None, prepared: Callable[[RunConfig], SequenceDataset], platform: Callable[[], str]
+) -> tuple[RunConfig, str]:
+    """(the settings of a preset for a data set, a sentence that says what they are).
+
+    preset: one of PRESETS; None takes the best that were measured for this data set, the published ones of 'synthetic'
+    and of a registered data set, and 'auto' elsewhere. prepared: the log that published settings prepare, and platform:
+    jax.default_backend; 'auto' alone asks for them. Raises ConfigError where nothing was measured.
+    """
+    published, better = default_config(dataset), _of_file(dataset, 'get_better')
+    if preset is None:
+        own = 'published' if dataset == 'synthetic' or dataset in _REGISTERED else 'auto'
+        preset = 'best' if better else own
+    if preset == 'auto':
+        return auto_config(published, prepared(published), platform=platform())
+    if preset == 'published':
+        return published, 'settings: as published'
+    if better is None:
+        raise ConfigError(f'--preset={preset}: nothing was measured for --dataset={dataset}; take --preset=auto')
+    if preset == 'small':
+        return better(SMALL // 2), 'settings: those of --preset=best, half as wide'
+    return better(SMALL), 'settings: the best that were measured for such a log; --preset=published takes the paper\'s'
+
+
 def default_config(dataset: str) -> RunConfig:
-    """The configuration of a data set; for an unknown one, ConfigError suggests the nearest name."""
+    """The published configuration of a data set; for an unknown one, ConfigError suggests the nearest name."""
     if AMAZON_CATEGORY.fullmatch(dataset):
         return amazon_category.get_config(dataset)
     if dataset not in DATASETS:
         raise ConfigError(f'--dataset={dataset} is unknown{nearest(dataset, DATASETS)} Known: {", ".join(DATASETS)}')
     if dataset in _REGISTERED:
         return _REGISTERED[dataset]()
-    return importlib.import_module(f'ssd4rec_jax.presets.{dataset.replace("-", "_")}').get_config()
+    return _of_file(dataset, 'get_config')()
+
+
+def _of_file(dataset: str, name: str) -> Any:
+    """What the data set's file calls by this name; None where it has no file or no such name."""
+    if dataset in _REGISTERED or AMAZON_CATEGORY.fullmatch(dataset):
+        return None
+    return getattr(importlib.import_module(f'ssd4rec_jax.presets.{dataset.replace("-", "_")}'), name, None)

@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import chex
 import jax
@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.table_shard import TableShard
@@ -40,7 +41,7 @@ class TopItems:
 
     def __call__(
         self, histories: Sequence[np.ndarray] | ExampleIndex, *, k: int, exclude: Sequence[np.ndarray] | None = None,
-        allowed: np.ndarray | None = None,
+        allowed: np.ndarray | None = None, features: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best items int32 [histories, k] and their scores float32 [histories, k].
 
@@ -48,30 +49,48 @@ class TopItems:
         (1, 2, ...), none of them empty, or those of prepared data as the network reads them, with its features. k is
         cut to the size of the catalogue. exclude: for each history, the ids of items that get the score -inf and so
         come last. allowed: bool [items + 1]; items that are not allowed get the
-        score -inf for all histories. Raises TrainingError where a score is not finite.
+        score -inf for all histories. features: {name: for each history, a number for each of its items} that the
+        network reads beside the items. Raises TrainingError where a score is not finite.
         """
         k = min(k, self.network.num_items)
-        examples = self._examples(histories)
+        examples = self._examples(histories, features or {})
         items, scores = self._scorer(
             self._prepared, examples, self._shape(examples.lengths), TopK(min(round_up(k), self.network.num_items)),
             lambda batch: (excluded_slots(exclude, batch),), per_item=() if allowed is None else (allowed,),
         )
         return items[:, :k], scores[:, :k]
 
+    def scores(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """The scores float32 [histories, n] of some items: integers [n], distinct internal ids."""
+        examples, place = self._examples(histories, {}), np.full(self.network.num_items + 1, len(items), np.int32)
+        place[items] = np.arange(len(items))
+        (found,) = self._scorer(
+            self._prepared, examples, self._shape(examples.lengths), ScoresOf(len(items)), lambda _: (),
+            per_item=(place,),
+        )
+        return found
+
     def vectors(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Vectors float32 [histories, D] whose dot products with the rows of the item table are the scores."""
-        examples = self._examples(histories)
+        """The network's readouts float32 [histories, D]; their dot products with `item_vectors` are the scores.
+
+        Where the network has a seen-item term, this holds for items that the history does not hold.
+        """
+        examples = self._examples(histories, {})
         return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))
 
-    def _examples(self, histories: Sequence[np.ndarray] | ExampleIndex) -> ExampleIndex:
+    def _examples(
+        self, histories: Sequence[np.ndarray] | ExampleIndex, features: Mapping[str, Sequence[np.ndarray]]
+    ) -> ExampleIndex:
         if isinstance(histories, ExampleIndex):
             return histories
-        read = [h[-self.max_history:] if self.max_history else h for h in histories]
+        newest = slice(-self.max_history if self.max_history else None, None)
+        read = [h[newest] for h in histories]
         lengths = np.asarray([len(h) for h in read], np.int64)
         stop = np.cumsum(lengths)
         return ExampleIndex(
             items=np.concatenate(read).astype(np.int32), start=stop - lengths, stop=stop,
             target=np.zeros(len(read), np.int32), cut=0,
+            features={name: Feature(np.concatenate([v[newest] for v in each])) for name, each in features.items()},
         )
 
     def _shape(self, lengths: np.ndarray) -> StepShape:
@@ -113,3 +132,24 @@ class TopK:
             best, at = lax.top_k(best, self.k)
             return jnp.take_along_axis(items, at, axis=1), best, finite
         return item[at], best, finite
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoresOf:
+    """The function that a Scorer applies to pick the scores of `chosen` items."""
+
+    chosen: int
+
+    def __call__(
+        self, scores: jax.Array, *, shard: TableShard, per_item: tuple[jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (scores float32 [n, chosen], finite bool [n]).
+
+        scores: float32 [n, held]. per_item: one int32 [held], the place of each of this device's items among the
+        chosen; `chosen` where it is not among them.
+        """
+        # Padding rows of the table come with the place 0, which belongs to a real item.
+        place = jnp.where(shard.first + jnp.arange(shard.held) < shard.rows, per_item[0], self.chosen)
+        own = jnp.zeros((len(scores), self.chosen), scores.dtype).at[:, place].set(scores, mode='drop')
+        found = shard.sum(own)
+        return found, jnp.all(jnp.isfinite(found), axis=1)

@@ -14,7 +14,9 @@ from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
+from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.model.scores import map_scores
+from ssd4rec_jax.model.seen import seen_by_histories
 from ssd4rec_jax.parallel.mesh import (
     AXES,
     ITEM_EMBEDDING,
@@ -119,7 +121,8 @@ class Scorer:
                 yield batch, [local_rows(a) for a in program(*prepared, *args, per_item)]
 
     def _program(self, f, shape, prepared, args, per_item, about):
-        key = f, shape, prepared.table is None, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
+        given = jax.tree.structure((prepared.table, args))
+        key = f, shape, given, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
         if key not in self._compiled:
             if about:
                 self.reporter.note(about)
@@ -151,20 +154,25 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
 
     Without f it returns the readouts of this device, in float32.
     """
-    embedding, items = None, batch.items
+    embedding, items, layout = None, batch.items, Layout.of(batch)
     if shard.shards > 1:
         embedding = params[ITEM_EMBEDDING]
         ids, items = item_numbers(shard, items)
         params = {**params, ITEM_EMBEDDING: shard.fetch(embedding, ids)}
     model = network.bind(params)
     shared = {} if table is None else {'table': table}
-    readout = model.readout(items, Layout.of(batch), **shared)
+    readout = model.readout(items, layout, **shared)
     if f is None:
         return (readout.astype(jnp.float32),)
     slots = readout.shape[:2]
     flat = [a.reshape(slots[0] * slots[1], *a.shape[2:]) for a in (readout, *args)]
     readouts, *rest = (shard.gather(a) for a in flat)
-    scored = model.item_embedding[...] if embedding is None else embedding
+    scored = item_vectors(model, model.item_embedding[...] if embedding is None else embedding)
     more = {'per_item': per_item} if per_item else {}
-    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest)
+    if hasattr(model, 'seen'):
+        of_device = seen_by_histories(batch.items, layout).one_list(slots[1])
+        seen = model.seen.bias, of_device.of_all_devices(shard, slots[0] * slots[1])
+    else:
+        seen = None
+    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest, seen=seen)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)

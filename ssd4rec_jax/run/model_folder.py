@@ -82,6 +82,7 @@ def save_model(
         description = {
             'format_version': FORMAT_VERSION, 'config': to_dict(config), 'step': step, 'best_epoch': best_epoch,
             'fingerprint': dataset.fingerprint, 'time_unit': dataset.time_unit,
+            'typical_gap': dataset.typical_gap,
             'users': dataset.num_users, 'items': dataset.num_items, 'features': list(dataset.features),
             'versions': {
                 'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,
@@ -139,6 +140,7 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
             offsets=arrays.get('offsets', np.zeros(1, np.int64)), times=arrays.get('times'), parts=arrays.get('parts'),
             user_ids=_ids('user_ids', vocabulary) if arrays else TextIds.of([]), item_ids=_ids('item_ids', vocabulary),
             fingerprint=description['fingerprint'], time_unit=description['time_unit'],
+            typical_gap=description.get('typical_gap', 0.0),
             features=features_of(description.get('features', []), arrays) if arrays else {},
         )
         dataset = with_split(dataset, config.data) if arrays else dataset

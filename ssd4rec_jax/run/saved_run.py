@@ -156,8 +156,9 @@ def _restore(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, shardings(like, mesh)
     )
     foretell_out_of_memory('evaluation', placed, mesh)
-    best: Restored = checkpoints.restore(step, {'params': placed})
-    params, epoch = best.state['params'], _epoch(meta, step)
+    averaged = {name: placed[name] for name in meta.get('averaged', ())}
+    best: Restored = checkpoints.restore(step, {'params': placed, 'averaged': averaged})
+    params, epoch = {**best.state['params'], **best.state['averaged']}, _epoch(meta, step)
     return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset))
 
 

@@ -12,17 +12,19 @@ from jax import lax
 
 from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
+from ssd4rec_jax.model.seen import Bias, Seen, no_gradient
 from ssd4rec_jax.parallel.table_shard import TableShard
 
 
 def softmax_loss_sum(
-    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, shard: TableShard | None = None,
-    max_scores: int = MAX_SCORES,
+    readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, *, seen: tuple[Bias, Seen] | None = None,
+    shard: TableShard | None = None, max_scores: int = MAX_SCORES,
 ) -> jax.Array:
     """The sum of -log softmax(readout @ table.T)[target] over this device's real targets: a scalar, float32 or wider.
 
     readout: [..., D]. table: [items + 1, D]; row 0, the mask item, takes part as in the released code.
     targets: int32 [...]. real: bool [...], False where there is no target.
+    seen: which of the scores of readouts [rows, slots, D] get which bias.
     shard: how the table is split, where `table` is one device's part of it inside a shard_map. Each device then gets
       the gradient of all devices' losses with respect to its part; this requires the same cotangent on all devices.
     max_scores: the number of scores that may lie in memory at once.
@@ -36,48 +38,54 @@ def softmax_loss_sum(
     # An empty slot may hold anything, even NaN; zeros keep it out of the loss and of the gradients.
     readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout)).reshape(-1, readout.shape[-1])
     chunk = min(shard.held, max(1, max_scores // (len(readout) * shard.shards)))
-    return _loss_sum(chunk, shard, readout, table, targets.reshape(-1), real.reshape(-1))
+    seen = seen and (seen[0], seen[1].one_list(targets.shape[-1]))
+    return _loss_sum(chunk, shard, readout, table, seen, targets.reshape(-1), real.reshape(-1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss_sum(chunk, shard, readout, table, targets, real):
-    return _loss_sum_fwd(chunk, shard, readout, table, targets, real)[0]
+def _loss_sum(chunk, shard, readout, table, seen, targets, real):
+    return _loss_sum_fwd(chunk, shard, readout, table, seen, targets, real)[0]
 
 
-def _loss_sum_fwd(chunk, shard, own_readout, table, own_targets, own_real):
-    """The loss and both of its gradients.
+def _loss_sum_fwd(chunk, shard, own_readout, table, own_seen, own_targets, own_real):
+    """The loss and its gradients.
 
     The gradients are linear in the cotangent of the loss, so the backward pass only scales what is computed here.
     """
     gradients = _whole_part if chunk == shard.held else functools.partial(_by_chunks, chunk)
     readout, targets, real = (shard.gather(a) for a in (own_readout, own_targets, own_real))
+    seen = own_seen and (own_seen[0], own_seen[1].of_all_devices(shard, len(own_readout)))
     at, here = shard.find(targets)
-    log_total, target_score, expected_row, dtable = gradients(shard, readout, table, jnp.where(here, at, 0), real)
+    counted = real & here
+    log_total, target_score, expected_row, dtable, dseen = gradients(
+        shard, readout, table, seen, jnp.where(here, at, 0), real, counted
+    )
     loss = jnp.where(real, log_total - shard.sum(jnp.where(here, target_score, 0.0)), 0.0)
-    counted = (real & here)[:, None]
     target_rows = jnp.take(table, at, axis=0, mode='clip')
-    dreadout = shard.own_sum(expected_row - jnp.where(counted, target_rows, 0.0))
-    dtable = dtable.at[at].add(jnp.where(counted, -readout.astype(dtable.dtype), 0.0), mode='drop')
-    return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype))
+    dreadout = shard.own_sum(expected_row - jnp.where(counted[:, None], target_rows, 0.0))
+    dtable = dtable.at[at].add(jnp.where(counted[:, None], -readout.astype(dtable.dtype), 0.0), mode='drop')
+    of_seen = None if own_seen is None else (dseen, own_seen[1])
+    return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype), of_seen)
 
 
-def _whole_part(shard, readout, table, targets, real):
+def _whole_part(shard, readout, table, seen, targets, real, counted):
     """The sums and products that the loss and its gradients consist of, with each score computed once.
 
-    readout: [n, D], of all devices. targets: int32 [n], as rows of this device's part. Returns
-    (log sum exp of all scores [n], the targets' scores [n], softmax @ table [n, D], softmax^T @ readout [held, D]).
-    The last two leave out targets that are not real; all but the first cover only the items of this device.
+    readout: [n, D], of all devices. targets: int32 [n], as rows of this device's part. counted: bool [n], whether the
+    target is real and in this part. Returns (log sum exp of all scores [n], the targets' scores [n], softmax @ table
+    [n, D], softmax^T @ readout [held, D], the gradient of the bias of `seen` or None).
+    The products leave out targets that are not real; all but the first cover only the items of this device.
     """
-    logits = shard.hide_padding(scores(readout, table))
+    logits = shard.hide_padding(_with_seen(scores(readout, table), seen))
     top = jnp.max(logits, axis=-1, initial=_lowest(logits.dtype))
     weights = jnp.exp(logits - top[:, None])
     log_total, scale = _over_shards(shard, top, jnp.sum(weights, axis=-1), real)
     target_score = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     expected_row, dtable = _products(weights, scale, readout, table)
-    return log_total, target_score, expected_row, dtable
+    return log_total, target_score, expected_row, dtable, _of_seen(seen, weights, scale, targets, counted)
 
 
-def _by_chunks(chunk, shard, readout, table, targets, real):
+def _by_chunks(chunk, shard, readout, table, seen, targets, real, counted):
     """The same as _whole_part, for `chunk` items at a time.
 
     A first pass over the items computes the sums, and a second pass computes the products.
@@ -94,7 +102,7 @@ def _by_chunks(chunk, shard, readout, table, targets, real):
         at = jnp.minimum(start, size - chunk)
         rows = lax.dynamic_slice_in_dim(table, at, chunk)
         new = at + jnp.arange(chunk) >= start
-        return jnp.where(new, shard.hide_padding(scores(readout, rows), at), -jnp.inf), rows, at
+        return jnp.where(new, shard.hide_padding(_with_seen(scores(readout, rows), seen, at), at), -jnp.inf), rows, at
 
     def add_up(carry, start):
         top, total, target_score = carry
@@ -111,15 +119,44 @@ def _by_chunks(chunk, shard, readout, table, targets, real):
     log_total, scale = _over_shards(shard, top, total, real)
 
     def multiply(carry, start):
-        expected_row, dtable = carry
+        expected_row, dtable, dseen = carry
         logits, rows, at = chunk_scores(start)
-        more_expected, more_dtable = _products(jnp.exp(logits - top[:, None]), scale, readout, rows)
+        weights = jnp.exp(logits - top[:, None])
+        more_expected, more_dtable = _products(weights, scale, readout, rows)
         here = lax.dynamic_slice_in_dim(dtable, at, chunk)
-        return (expected_row + more_expected, lax.dynamic_update_slice_in_dim(dtable, here + more_dtable, at, 0)), None
+        dtable = lax.dynamic_update_slice_in_dim(dtable, here + more_dtable, at, 0)
+        if seen is not None:
+            mine = counted & (targets >= start) & (targets < start + chunk)
+            more_dseen = _of_seen(seen, weights, scale, targets - at, mine, at)
+            dseen = jax.tree.map(jnp.add, dseen, more_dseen)
+        return (expected_row + more_expected, dtable, dseen), None
 
     zeros = zero[:, None] * jnp.zeros_like(readout, wide), zero[0] * jnp.zeros_like(table, wide)
-    (expected_row, dtable), _ = lax.scan(multiply, zeros, starts)
-    return log_total, target_score, expected_row, dtable
+    none = None if seen is None else jax.tree.map(jnp.zeros_like, seen[0])
+    (expected_row, dtable, dseen), _ = lax.scan(multiply, (*zeros, none), starts)
+    return log_total, target_score, expected_row, dtable, dseen
+
+
+def _with_seen(logits, seen, first=0):
+    """The scores of this device's items first, first + 1, ... with what `seen` adds to them."""
+    return logits if seen is None else seen[1].part(first_column=first).add_to(logits, seen[0])
+
+
+def _of_seen(seen, weights, scale, targets, counted, first=0):
+    """The gradient of the loss with respect to the bias of `seen`, or None.
+
+    scale * weights: [n, columns], the softmax for the items first, first + 1, ... targets: their columns; counted: bool
+    [n], whether the target is among these.
+    """
+    if seen is None:
+        return None
+
+    def dscore(readout, item):
+        share = weights.at[readout, item].get(mode='fill', fill_value=0)
+        row = jnp.minimum(readout, len(targets) - 1)
+        return share * scale[row, 0] - ((item == targets[row]) & (readout == row) & counted[row])
+
+    return seen[1].part(first_column=first).sums(dscore, seen[0])
 
 
 def _over_shards(shard, top, total, real):
@@ -148,8 +185,12 @@ def _products(weights, scale, readout, table):
 
 
 def _loss_sum_bwd(chunk, shard, gradients, g):
-    dreadout, dtable = gradients
-    return g.astype(dreadout.dtype) * dreadout, g.astype(dtable.dtype) * dtable, None, None
+    scaled = jax.tree.map(lambda a: g.astype(a.dtype) * a, gradients[:2])
+    of_seen = None
+    if gradients[2] is not None:
+        dbias, seen = gradients[2]
+        of_seen = jax.tree.map(lambda a: g.astype(a.dtype) * a, dbias), no_gradient(seen)
+    return *scaled, of_seen, None, None
 
 
 _loss_sum.defvjp(_loss_sum_fwd, _loss_sum_bwd)

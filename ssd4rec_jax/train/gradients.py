@@ -12,6 +12,8 @@ from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.networks import item_vectors
+from ssd4rec_jax.model.seen import seen_by_histories, seen_by_prefixes
 from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
 from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
 from ssd4rec_jax.train.objective import Objective
@@ -50,7 +52,7 @@ def loss_and_gradients(
         ids, items = item_numbers(shard, batch.items)
         fetched, fetch_back = jax.vjp(lambda part: shard.fetch(part, ids), part)
         weights = _Weights({**varying, ITEM_EMBEDDING: fetched}, part)
-        f = _loss_of(objective, shard, seed, epoch)
+        f = _loss_of(objective, shard, seed, epoch, ids)
         loss, grads = _over_rows(f, weights, batch._replace(items=items), axes)
         (of_fetched,) = fetch_back(grads.params[ITEM_EMBEDDING])
         grads = {**grads.params, ITEM_EMBEDDING: grads.scored + of_fetched}
@@ -77,10 +79,12 @@ def sampled_loss_and_gradients(
     chance = shard.fetch(lax.pcast(probability, DATA_AXIS, to='varying'), ids)
 
     def loss_of(weights, batch):
-        readout, table = _readout(objective, weights.params, batch, seed, epoch)
+        model, readout, seen = _readout(objective, weights.params, batch, seed, epoch)
+        table = item_vectors(model, model.item_embedding[...])
         # Position 0 belongs to item 0, which is never a target, so it marks the absence of a target here too.
         losses = objective.loss.of(
-            readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance
+            readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance,
+            **seen,
         )
         return jnp.sum(losses)
 
@@ -103,19 +107,30 @@ class _Weights(NamedTuple):
 
 
 def _readout(objective: Objective, params: dict, batch: PackedBatch, seed, epoch):
-    """(the network's readouts of the batch with items masked, its item table)."""
+    """(the bound network, its readouts of the batch with items masked, what a loss gets of a seen-item term)."""
     model = objective.network.bind(params)
     layout = Layout.of(batch)
     draws = Draws.of(seed, epoch, layout)
     read = model.prefix_readouts if objective.every_prefix else model.readout
-    return read(mask_items(batch.items, objective.mask_ratio, draws), layout, draws), model.item_embedding[...]
+    seen = {}
+    if hasattr(model, 'seen'):
+        which = seen_by_prefixes if objective.every_prefix else seen_by_histories
+        seen['seen'] = model.seen.bias, which(batch.items, layout)
+    masked = mask_items(batch.items, objective.mask_ratio, draws)
+    return model, read(masked, layout, draws), seen
 
 
-def _loss_of(objective: Objective, shard: TableShard, seed, epoch):
+def _loss_of(objective: Objective, shard: TableShard, seed, epoch, ids=None):
+    """The loss over the whole catalogue of weights and a batch, whose items are positions in `ids` if that is given."""
     def loss(weights: _Weights, batch: PackedBatch):
-        readout, table = _readout(objective, weights.params, batch, seed, epoch)
-        scored = table if weights.scored is None else weights.scored
-        return objective.loss.of(readout, scored, batch.targets, batch.targets > 0, shard=shard)
+        model, readout, seen = _readout(objective, weights.params, batch, seed, epoch)
+        if seen and ids is not None:
+            bias, of_items = seen['seen']
+            seen['seen'] = bias, of_items._replace(item=ids[of_items.item])
+        table = model.item_embedding[...] if weights.scored is None else weights.scored
+        return objective.loss.of(
+            readout, item_vectors(model, table), batch.targets, batch.targets > 0, shard=shard, **seen
+        )
 
     return loss
 

@@ -81,8 +81,9 @@ def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:
         if model.name != 'ssd4rec':
             return f'the network {model.name} does not read all prefixes of a history in one pass'
         return (
-            f'with model.num_layers={model.num_layers} and the backward direction (model.beta={model.beta:g}), what '
-            'the last layer reads at an item depends on where the prefix ends'
+            f'with model.num_layers={model.num_layers} and the backward direction (model.beta={model.beta:g}) below '
+            'the last layer, what this layer reads at an item depends on where the prefix ends '
+            '(model.bidirectional=last would leave it out below)'
         )
     if cut:
         return f'data.max_history={max_history} cuts {cut:,} histories, whose prefixes then begin at different items'

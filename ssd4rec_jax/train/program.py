@@ -40,28 +40,41 @@ class TrainProgram:
     The program is made for the platform of the mesh's devices, which need not be devices of this machine.
     """
 
-    def __init__(self, config: RunConfig, num_items: int, mesh: Mesh, *, every_prefix: bool, network: Any = None):
-        """network: replaces the configured network and uses the same parameters (the baseline of a benchmark)."""
+    def __init__(
+        self, config: RunConfig, num_items: int, mesh: Mesh, *, every_prefix: bool, network: Any = None,
+        steps_per_epoch: int = 0,
+    ):
+        """network: replaces the configured network and uses the same parameters (the baseline of a benchmark).
+
+        steps_per_epoch: needed where train.schedule spans all epochs.
+        """
         self.config, self.num_items, self.mesh = config, num_items, mesh
-        loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS])
-        self.optimizer = make_optimizer(config.train, sparse_table=loss.samples)
-        self.schedule = learning_rate_schedule(config.train)
+        has_seen = getattr(config.model, 'seen_bias', False)
+        loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS], has_seen=has_seen)
+        self.optimizer = make_optimizer(
+            config.train, sparse_table=loss.samples, has_seen=has_seen, steps_per_epoch=steps_per_epoch
+        )
+        self.schedule = learning_rate_schedule(config.train, steps_per_epoch)
+        self._averages = config.train.ema_decay > 0
         self.network: Network
         self.like: TrainState
         with self._platform():
-            self.network, self.like = abstract_state(config.model, num_items, self.optimizer, mesh)
+            self.network, self.like = abstract_state(config.model, num_items, self.optimizer, mesh, self._averages)
         self.network = self.network if network is None else network
         negatives = config.train.num_negatives if loss.samples else 0
         self.objective = Objective(self.network, config.data.mask_ratio, every_prefix, loss, negatives)
-        self.step = make_train_step(self.objective, self.optimizer, mesh)
+        self.step = make_train_step(self.objective, self.optimizer, mesh, config.train.ema_decay)
 
     def create_state(self) -> TrainState:
         """The state of step 0, with parameters drawn from train.seed on the devices where they belong."""
-        return create_state(self.config.model, self.num_items, self.config.train.seed, self.optimizer, self.mesh)[1]
+        config = self.config
+        return create_state(
+            config.model, self.num_items, config.train.seed, self.optimizer, self.mesh, self._averages
+        )[1]
 
     def init_state(self, params: dict) -> TrainState:
         """The state of step 0 with the given parameters, whose item table is whole and not padded."""
-        return init_state(self.network, params, self.optimizer, self.mesh)
+        return init_state(self.network, params, self.optimizer, self.mesh, self._averages)
 
     def constants(self, target_counts: np.ndarray) -> list[jax.Array]:
         """The arguments that a step takes after seed and epoch.

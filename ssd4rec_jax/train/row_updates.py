@@ -4,6 +4,7 @@ Its state is one float32 per row, and rows that a step does not touch cost no wo
 embedding tables: Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning
 Recommendation Models", 2022.
 """
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,10 +22,13 @@ EPSILON = 1e-10
 
 
 class SparseTableOptimizer(NamedTuple):
-    """An optax optimiser for the network and row-wise Adagrad for the item table; the state is a dict of both."""
+    """An optax optimiser for the network and row-wise Adagrad for the item table; the state is a dict of both.
+
+    table_learning_rate: a number, or a function of the number of steps made before.
+    """
 
     network: optax.GradientTransformation
-    table_learning_rate: float
+    table_learning_rate: float | Callable[[jax.typing.ArrayLike], jax.Array]
 
     def init(self, params: dict) -> dict:
         """The initial state; params with the item table as it is stored, padding included."""
@@ -33,8 +37,28 @@ class SparseTableOptimizer(NamedTuple):
         return {'network': self.network.init(network), ITEM_EMBEDDING: squares}
 
 
+    def rate(self, step: jax.Array) -> float | jax.Array:
+        """The table's learning rate for the step with this number, counted from 0."""
+        rate = self.table_learning_rate
+        return rate(step) if callable(rate) else rate
+
+
+def scale_by_row_wise_adagrad() -> optax.GradientTransformation:
+    """g / sqrt(s) for matrices of which every row has a gradient g, with s += mean(g^2) for each row."""
+    def init(params):
+        return jax.tree.map(lambda w: jnp.zeros(len(w), jnp.float32), params)
+
+    def update(grads, squares, params=None):
+        del params
+        squares = jax.tree.map(lambda s, g: s + jnp.mean(g**2, axis=-1).astype(s.dtype), squares, grads)
+        return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + EPSILON)[:, None], grads, squares), squares
+
+    return optax.GradientTransformation(init, update)
+
+
 def update_rows(
-    mesh: Mesh, shard: TableShard, table: jax.Array, squares: jax.Array, rows: RowGradients, rate: float, key: jax.Array
+    mesh: Mesh, shard: TableShard, table: jax.Array, squares: jax.Array, rows: RowGradients,
+    rate: float | jax.Array, key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Updates the rows w that have gradients g: s += mean(g^2), then w -= rate * g / sqrt(s).
 
@@ -57,7 +81,7 @@ def update_rows(
     return state[1], state[2]
 
 
-def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, rate: float, key):
+def _update(mesh: Mesh, shard: TableShard, table, squares, rows: RowGradients, rate, key):
     """update_rows without an exchange: every device already has the gradients of the rows that it holds.
 
     With one shard rows are the same on all devices; with more, the first axis of rows is split over the parts.

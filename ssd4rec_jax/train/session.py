@@ -98,7 +98,9 @@ class TrainSession:
     def save(self, state: TrainState) -> None:
         """Begin to write a checkpoint of state and progress. Raises TrainingError where a parameter is not finite."""
         self.check_parameters(state)
-        meta = {**self.progress.to_meta(), 'config': to_dict(self.program.config)}
+        meta = {
+            **self.progress.to_meta(), 'config': to_dict(self.program.config), 'averaged': sorted(state.averaged),
+        }
         self.checkpoints.save(int(state.step), state, meta, then=self._on_saved)
         self.stored_config, self._on_saved, self._saved_at = self.program.config, None, time.monotonic()
 

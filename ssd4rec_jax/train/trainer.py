@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, flat
@@ -75,17 +76,22 @@ class Trainer:
         self.examples = training_examples(config.train.objective, config.model, dataset, max_history)
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))
+        if dataset.gaps:
+            note(dataset.gaps.note)
         note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
                 f'data.max_history={max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
-        self.program = TrainProgram(config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix)
+        self.program = TrainProgram(
+            config, dataset.num_items, mesh, every_prefix=self.examples.every_prefix,
+            steps_per_epoch=self._first_plan(mesh).num_steps if config.train.schedule_spans_epochs else 0,
+        )
         like = self.program.like
         foretell_out_of_memory('the train step', (like, like.params), mesh)  # The state and the gradients.
         self.session = TrainSession(self.folder, self.program, dataset.fingerprint, self.reporter, self.on_saved)
-        self.state = self.session.restore(self._choose_shape, self.initial)
+        self.state = self.session.restore(lambda: self._choose_shape(mesh), self.initial)
         shape = self.session.progress.shape
         self.implementation = ssd_implementation(config.model, shape.rows // mesh.size, shape.tokens)
         if self.implementation:
@@ -120,11 +126,15 @@ class Trainer:
         finally:
             self.session.checkpoints.close()
 
-    def _choose_shape(self) -> StepShape:
+    def _first_plan(self, mesh: Mesh) -> EpochPlan:
+        """The plan of the first epoch on this mesh."""
+        return plan_epoch(self.examples.lengths, self._choose_shape(mesh), seed=self.config.train.seed, epoch=0)
+
+    def _choose_shape(self, mesh: Mesh) -> StepShape:
         data = self.config.data
         return choose_step_shape(
             self.examples.lengths, targets_per_step=self.config.train.targets_per_step,
-            tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=self.program.mesh.size,
+            tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,
             every_prefix=self.examples.every_prefix,
         )
 
@@ -193,7 +203,7 @@ class Trainer:
         session.check_parameters(self.state)
         step, epoch = int(self.state.step), session.progress.epoch + 1
         started = time.monotonic()
-        metrics = self._metrics('valid', self.state.params)
+        metrics = self._metrics('valid', self.state.answering)
         # Items that training has seen do not tell which epoch is best: where nothing is held out, the last one is.
         value = metrics[STOPPING_METRIC] if self.config.data.split != 'none' else float(epoch)
         stopping, improved = session.progress.stopping.update(value, epoch, step)
@@ -219,10 +229,11 @@ class Trainer:
         session.checkpoints.wait()
         del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
-        params, stopping = self.program.network.whole(self.state.params), session.progress.stopping
+        answering = self.state.answering
+        params, stopping = self.program.network.whole(answering), session.progress.stopping
         result = make_result(
             self.program, session.progress, self.dataset, params,
-            {split: self._metrics(split, self.state.params) for split in ('valid', 'test')},
+            {split: self._metrics(split, answering) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
         )
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}

@@ -126,7 +126,11 @@ def test_a_workdir_alone_goes_on_with_its_run(run):
     dataset, prepared = found.dataset()
     assert prepared == path.parent / 'prepared' and dataset.fingerprint == tiny_dataset().fingerprint
     assert entered(path, '--set=train.seed=1').config.train.seed == 1
-    assert entered(path, '--dataset=interactions').config == default_config('interactions')
+    published = entered(path, '--dataset=interactions', '--preset=published')
+    assert published.config == default_config('interactions')
+    # auto fits the settings to the run's own log.
+    fitted = entered(path, '--dataset=interactions').config
+    assert fitted.model.hidden_size == 64 and fitted.train.num_negatives == 64
     assert entered(path, restart=True).config == default_config('synthetic')
     assert entered(path, '--data_dir=log.csv').prepared is None
     assert entered(path, '--set=data.min_interactions=2').prepared is None

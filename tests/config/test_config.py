@@ -113,6 +113,12 @@ def test_json_round_trip(dataset):
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
 
 
+def test_a_setting_that_an_older_version_did_not_have_is_what_that_version_did():
+    stored = to_dict(default_config('ml-1m'))
+    del stored['model']['bidirectional']
+    assert from_dict(stored).model.bidirectional == 'all'
+
+
 def edit(section, key, value):
     stored = to_dict(default_config('ml-1m'))
     stored[section][key] = value

@@ -40,7 +40,8 @@ NOT_NEGATIVE = {
 }
 ONE_OF = {
     ('model', 'backward_order'): ('reversed', 'aligned'),
-    ('model', 'dtype'): ('auto', 'float32', 'bfloat16', 'float64'),
+    ('model', 'bidirectional'): ('all', 'last'),
+    ('model', 'time'): ('none', 'dt', 'decay_and_dt'), ('model', 'dtype'): ('auto', 'float32', 'bfloat16', 'float64'),
     ('model', 'table_dtype'): ('float32', 'bfloat16'), ('data', 'timestamp_precision'): ('exact', 'float32'),
     ('train', 'objective'): ('auto', 'prefix', 'one_pass'), ('train', 'optimizer'): ('adam', 'adamw'),
     ('train', 'schedule'): ('constant', 'warmup_cosine'), ('train', 'loss'): ('auto', 'full', 'sampled'),
@@ -49,8 +50,8 @@ ONE_OF = {
 # Settings that later versions add may have rules of their own, which the model does not know: they stay as they are.
 KNOWN = {
     'model': {
-        *AT_LEAST_ONE['model'], 'name', 'beta', 'dropout_prob', 'norm_embedding', 'backward_order', 'dtype',
-        'table_dtype', 'ssd_implementation',
+        *AT_LEAST_ONE['model'], 'name', 'beta', 'bidirectional', 'dropout_prob', 'norm_embedding', 'backward_order',
+        'time', 'dtype', 'table_dtype', 'ssd_implementation',
     },
     'data': {
         *AT_LEAST_ONE['data'], *NOT_NEGATIVE['data'], 'mask_ratio', 'tokens_per_row', 'timestamp_precision', 'split',

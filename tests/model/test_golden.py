@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.commands import parity
+from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.released_weights import to_params, to_torch_params
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 MODELS = ['ssd4rec_1layer.npz', 'ssd4rec_2layer.npz']
@@ -21,6 +24,24 @@ def test_values_and_every_gradient_equal_the_released_model(name, x64):
         assert ours.dtype == np.float64, quantity
         assert parity.relative_difference(ours, theirs) <= 1e-9, quantity
         assert parity.exact_zeros_kept(ours, theirs), quantity
+
+
+def test_parameters_go_to_pytorch_and_back():
+    golden = parity.load_golden(GOLDEN / MODELS[1])
+    torch_params = {name.removeprefix('param/'): a for name, a in golden.items() if name.startswith('param/')}
+    again = to_torch_params(to_params(torch_params), parity.golden_config(golden))
+    assert set(again) == set(torch_params)
+    for name, array in torch_params.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(bidirectional='last'), 'model.bidirectional=last'),
+    (dict(backward_order='aligned'), 'model.backward_order=aligned'), (dict(time='dt'), 'model.time=dt'),
+])
+def test_what_the_released_network_cannot_hold_is_not_exported(change, said):
+    with pytest.raises(ConfigError, match=f'the released PyTorch network cannot hold a model with .*{said}'):
+        to_torch_params({}, ModelConfig(**change))
 
 
 def run_parity(path, *flags):

@@ -14,18 +14,23 @@ from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
+from tests.timed import drawn, gaps
 
-SMALL = ModelConfig(hidden_size=32, num_layers=2, d_state=16, headdim=16, beta=0.3, dropout_prob=0.0, dtype='float64')
+SMALL = ModelConfig(
+    hidden_size=32, num_layers=2, d_state=16, headdim=16, beta=0.3, dropout_prob=0.0, time='decay_and_dt',
+    dtype='float64',
+)
 
 
 def value_and_gradients(implementation):
     config = dataclasses.replace(SMALL, ssd_implementation=implementation)
     graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    params = drawn(params)
     rng = np.random.default_rng(1)
     rows = [[3, 1, 40, 2], [70]]
     batch = pack(
         [[(10 * r + s, rng.integers(1, 31, n).tolist()) for s, n in enumerate(row)] for r, row in enumerate(rows)],
-        tokens=80, segments=8,
+        tokens=80, segments=8, gaps=gaps,
     )
     layout = Layout.of(batch)
     cotangent = jnp.where((batch.lengths > 0)[..., None], rng.normal(size=(2, 8, 32)), 0.0)

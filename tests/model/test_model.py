@@ -17,6 +17,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import BidirectionalMamba2
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
+from tests.timed import drawn, gaps
 
 SMALL = ModelConfig(hidden_size=16, num_layers=2, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64')
 NUM_ITEMS = 30
@@ -39,15 +40,20 @@ def run(net, batch, train):
 
 def readout_by_example(net, rows, tokens, train=False):
     """{example: hidden state [D] at its last item} for packed rows."""
-    readout = np.asarray(run(net, pack(rows, tokens=tokens, segments=SEGMENTS), train))
+    readout = np.asarray(run(net, pack(rows, tokens=tokens, segments=SEGMENTS, gaps=gaps), train))
     chex.assert_shape(readout, (len(rows), SEGMENTS, net.config.hidden_size))
     return {e: readout[r, s] for r, row in enumerate(rows) for s, (e, _) in enumerate(row)}
 
 
-@pytest.mark.parametrize('order,train', [('reversed', True), ('aligned', False)])
-def test_packing_changes_nothing(x64, order, train):
+@pytest.mark.parametrize('order,bidirectional,time,train', [
+    ('reversed', 'all', 'decay_and_dt', True), ('aligned', 'last', 'none', False),
+])
+def test_packing_changes_nothing(x64, order, bidirectional, time, train):
     """Alone, or packed anywhere with any neighbours, a history gives the same hidden state, dropout included."""
-    net = model(dataclasses.replace(SMALL, backward_order=order))
+    graphdef, params = nnx.split(model(
+        dataclasses.replace(SMALL, backward_order=order, bidirectional=bidirectional, time=time)
+    ))
+    net = nnx.merge(graphdef, drawn(params))
     lengths = [1, 2, 3, 4, 5, 40, 7, 1, 130]
     histories = [(e, history(e, n)) for e, n in enumerate(lengths)]
     alone = {}
@@ -163,6 +169,8 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_parameters():
     (dict(num_layers=0), 'model.num_layers=0'),
     (dict(dropout_prob=1.0), 'model.dropout_prob=1.0'),
     (dict(backward_order='flipped'), "model.backward_order='flipped'"),
+    (dict(bidirectional='first'), "model.bidirectional='first' must be one of all, last"),
+    (dict(time='minutes'), "model.time='minutes' must be one of none, dt, decay_and_dt"),
     (dict(dtype='float8'), "model.dtype='float8'"),
 ])
 def test_a_shape_that_cannot_work_is_refused_by_name(change, named):

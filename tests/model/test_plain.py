@@ -15,6 +15,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
+from tests.timed import drawn, gaps
 
 SMALL = ModelConfig(hidden_size=16, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64')
 LENGTHS = [[1, 2, 3, 4, 5, 1, 33], [1500, 6]]
@@ -23,7 +24,7 @@ LENGTHS = [[1, 2, 3, 4, 5, 1, 33], [1500, 6]]
 def batch():
     rng = np.random.default_rng(0)
     rows = [[(10 * r + s, rng.integers(1, 31, n).tolist()) for s, n in enumerate(row)] for r, row in enumerate(LENGTHS)]
-    return pack(rows, tokens=1536, segments=8)
+    return pack(rows, tokens=1536, segments=8, gaps=gaps)
 
 
 def value_and_gradients(readout_of, graphdef, params, batch, train):
@@ -41,21 +42,25 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
     return readout, nnx.to_pure_dict(grads)
 
 
-@pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train,beta', [
-    (1, 2, False, 'reversed', True, 0.3),
-    (1, 1, False, 'aligned', True, 0.3),
-    (2, 1, True, 'reversed', True, 0.3),
-    (2, 1, True, 'reversed', False, 0.0),  # without the backward direction
-    pytest.param(1, 1, True, 'reversed', False, 1.0, marks=pytest.mark.slow),
-    pytest.param(2, 2, True, 'aligned', False, 0.3, marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'reversed', True, 0.3, marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'aligned', True, 0.3, marks=pytest.mark.slow),
+@pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train,beta,time', [
+    (1, 2, False, 'reversed', True, 0.3, 'none'),
+    (1, 1, False, 'aligned', True, 0.3, 'dt'),
+    (2, 1, True, 'reversed', True, 0.3, 'decay_and_dt'),
+    (2, 1, True, 'reversed', False, 0.0, 'none'),  # without the backward direction
+    pytest.param(1, 1, True, 'reversed', False, 1.0, 'none', marks=pytest.mark.slow),
+    pytest.param(2, 2, True, 'aligned', False, 0.3, 'decay_and_dt', marks=pytest.mark.slow),
+    pytest.param(3, 1, True, 'reversed', True, 0.3, 'dt', marks=pytest.mark.slow),
+    pytest.param(3, 1, True, 'aligned', True, 0.3, 'none', marks=pytest.mark.slow),
 ])
-def test_readout_and_every_gradient_equal_the_plain_form(x64, layers, ngroups, norm_embedding, order, train, beta):
+def test_readout_and_every_gradient_equal_the_plain_form(
+    x64, layers, ngroups, norm_embedding, order, train, beta, time
+):
     config = dataclasses.replace(
-        SMALL, num_layers=layers, ngroups=ngroups, norm_embedding=norm_embedding, backward_order=order, beta=beta
+        SMALL, num_layers=layers, ngroups=ngroups, norm_embedding=norm_embedding, backward_order=order, beta=beta,
+        time=time,
     )
     graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    params = drawn(params)
     ours, our_grads = value_and_gradients(SSD4Rec.readout, graphdef, params, batch(), train)
     plain, plain_grads = value_and_gradients(plain_readout, graphdef, params, batch(), train)
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-9 * np.abs(plain).max())
@@ -99,6 +104,15 @@ def test_the_last_layer_projects_tokens_to_x_B_and_dt_alone(order):
 def test_a_deeper_layer_has_one_projection_in_and_one_out():
     deeper = per_token(SSD4Rec.readout, 5000, num_layers=2) - per_token(SSD4Rec.readout, 5000)
     assert deeper == per_token(plain_readout, 5000) - IN_PROJ - OUT_PROJ
+
+
+def test_layers_below_the_last_can_do_the_work_of_one_direction():
+    last, forward, both = (
+        per_token(SSD4Rec.readout, 5000, num_layers=2, **change) for change in (
+            dict(bidirectional='last'), dict(beta=0.0), dict(),
+        )
+    )
+    assert last == forward + READ // 2 < both
 
 
 @pytest.mark.parametrize('norm_embedding, train, projected', [

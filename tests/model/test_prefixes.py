@@ -17,6 +17,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
 from tests.packed import pack
+from tests.timed import drawn, gaps
 
 SMALL = ModelConfig(
     hidden_size=16, num_layers=1, d_state=8, headdim=8, beta=0.3, dropout_prob=0.2, dtype='float64',
@@ -33,7 +34,8 @@ def histories():
 
 def one_pass_batch():
     rows = histories()
-    return pack([[(10 * r + s, h) for s, h in enumerate(row)] for r, row in enumerate(rows)], tokens=2112, segments=8)
+    numbered = [[(10 * r + s, h) for s, h in enumerate(row)] for r, row in enumerate(rows)]
+    return pack(numbered, tokens=2112, segments=8, gaps=gaps)
 
 
 def prefixes():
@@ -60,16 +62,24 @@ def value_and_gradients(graphdef, params, read, batch, cotangent):
     pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
     pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
     pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
+    dict(num_layers=2, bidirectional='last', time='decay_and_dt'),
+    pytest.param(dict(time='dt', backward_order='aligned'), marks=pytest.mark.slow),
+    pytest.param(dict(time='dt', d_conv=2), marks=pytest.mark.slow),
+    pytest.param(dict(time='decay_and_dt', d_conv=1, ngroups=2), marks=pytest.mark.slow),
+    pytest.param(dict(num_layers=3, bidirectional='last'), marks=pytest.mark.slow),
+    pytest.param(dict(num_layers=3, bidirectional='last', backward_order='aligned'), marks=pytest.mark.slow),
     pytest.param(dict(dropout_prob=0.0), marks=pytest.mark.slow),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
     config = dataclasses.replace(SMALL, **change)
     graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    params = drawn(params)
     rng = np.random.default_rng(3)
 
     rows = prefixes()
     batch = pack(
-        [[(h, histories()[h // 10][h % 10][:end]) for h, end in row] for row in rows], tokens=2112, segments=80
+        [[(h, histories()[h // 10][h % 10][:end]) for h, end in row] for row in rows], tokens=2112, segments=80,
+        gaps=gaps,
     )
     wanted = rng.normal(size=(3, 80, 16)) * (batch.lengths > 0)[..., None]
     plain, plain_grads = value_and_gradients(graphdef, params, plain_readout, batch, wanted)
@@ -94,5 +104,5 @@ def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x
 def test_where_prefixes_share_no_pass_none_is_read():
     net = SSD4Rec(dataclasses.replace(SMALL, num_layers=2, dtype='float32'), 30, rngs=nnx.Rngs(0))
     whole = one_pass_batch()
-    with pytest.raises(ValueError, match='only with one layer or beta = 0'):
+    with pytest.raises(ValueError, match="only with one layer, bidirectional = 'last' or beta = 0"):
         net.prefix_readouts(whole.items, Layout.of(whole))

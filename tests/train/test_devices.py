@@ -22,11 +22,15 @@ from ssd4rec_jax.train.gradients import loss_and_gradients, make_gradients
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.state import create_state, init_state, make_train_step, update
 from tests.packed import pack
+from tests.timed import gaps
 
 MASK_RATIO = 0.3
 ITEMS = 40
 SEED, EPOCH = np.uint32(5), np.uint32(2)
-CONFIG = ModelConfig(hidden_size=16, num_layers=2, d_state=8, headdim=8, beta=0.3, dropout_prob=0.3, dtype='float32')
+CONFIG = ModelConfig(
+    hidden_size=16, num_layers=2, d_state=8, headdim=8, beta=0.3, dropout_prob=0.3, time='decay_and_dt',
+    dtype='float32',
+)
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +50,7 @@ def batch():
             example += 1
         rows.append(row)
     targets = {e: int(rng.integers(1, 41)) for e in range(example)}
-    return pack(rows, tokens=64, segments=8, targets=targets)
+    return pack(rows, tokens=64, segments=8, targets=targets, gaps=gaps)
 
 
 def mesh_of(data, model=1):

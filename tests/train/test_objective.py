@@ -17,6 +17,7 @@ from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, tr
 
 DEEP = dataclasses.replace(MODEL, num_layers=2)
 FORWARD = dataclasses.replace(DEEP, beta=0.0)
+LAST = dataclasses.replace(DEEP, bidirectional='last')
 USERS = 60
 
 
@@ -27,7 +28,7 @@ def examples(asked, model=MODEL, max_history=0):
 # ---- Which form runs.
 
 
-@pytest.mark.parametrize('model', [MODEL, dataclasses.replace(MODEL, backward_order='aligned'), FORWARD])
+@pytest.mark.parametrize('model', [MODEL, dataclasses.replace(MODEL, backward_order='aligned'), FORWARD, LAST])
 def test_one_pass_where_it_is_exact(model):
     assert examples('one_pass', model).every_prefix
     assert not examples('prefix', model).every_prefix
@@ -35,7 +36,7 @@ def test_one_pass_where_it_is_exact(model):
 
 
 @pytest.mark.parametrize('model, max_history, reason', [
-    (DEEP, 0, r'model.num_layers=2 and the backward direction \(model.beta=0.3\)'),
+    (DEEP, 0, r'model.num_layers=2 and the backward direction \(model.beta=0.3\) below the last layer'),
     (MODEL, 4, r'data.max_history=4 cuts [\d,]+ histories'),
 ])
 def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
@@ -140,16 +141,30 @@ def metrics(trainer):
     return result['valid'], result['objective'], jax.tree.map(np.asarray, trainer.state.params)
 
 
-def test_a_run_says_which_form_it_takes_and_resumes_it_exactly(tmp_path):
-    train = dataclasses.replace(TRAIN, objective='one_pass')
+def test_a_run_says_what_it_takes_and_resumes_it_exactly(tmp_path):
+    """Of two layers and with times, on all devices."""
+    dataset = tiny_dataset()
+    times = np.cumsum(np.random.default_rng(0).integers(1, 900, dataset.num_interactions))
+    run = dict(
+        train=dataclasses.replace(TRAIN, objective='one_pass'), model=dataclasses.replace(LAST, time='decay_and_dt'),
+        dataset=dataclasses.replace(dataset, times=times, time_unit='s'),
+    )
     reporter = Notes()
-    valid, objective, params = metrics(trainer_in(tmp_path / 'whole', train=train, reporter=reporter))
+    valid, objective, params = metrics(trainer_in(tmp_path / 'whole', reporter=reporter, **run))
     assert objective == 'one_pass' and any(note.startswith('objective: one_pass') for note in reporter.notes)
+    assert sum(note.startswith('time: gaps between interactions are read') for note in reporter.notes) == 1
+    assert all(np.abs(w).min() > 0 for w in params['layers'][1]['mixer']['gap_scales'].values())
 
-    assert trainer_in(tmp_path / 'cut', train=train, stop_requested=StopAfter(2)).run() is None
-    again, _, same = metrics(trainer_in(tmp_path / 'cut', train=train))
+    assert trainer_in(tmp_path / 'cut', stop_requested=StopAfter(2), **run).run() is None
+    again, _, same = metrics(trainer_in(tmp_path / 'cut', **run))
     assert again == valid
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_run_says_that_a_log_has_no_times_to_read(tmp_path):
+    reporter = Notes()
+    trainer_in(tmp_path, model=dataclasses.replace(MODEL, time='dt'), reporter=reporter)
+    assert sum('the log has no times' in note for note in reporter.notes) == 1
 
 
 def test_a_run_that_goes_on_in_the_other_form_starts_its_epoch_anew(tmp_path):

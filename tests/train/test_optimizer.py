@@ -1,10 +1,12 @@
 """The optimiser's options, compared with Adam written out in NumPy."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from ssd4rec_jax.config.train import TrainConfig
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from tests.train.adamw import adamw_by_hand
 
@@ -37,3 +39,40 @@ def test_the_schedule_ends_at_zero():
     schedule = learning_rate_schedule(TrainConfig(schedule='warmup_cosine', warmup_steps=2, decay_steps=6))
     assert float(schedule(6)) == float(schedule(100)) == 0.0
     assert float(schedule(2)) == pytest.approx(1e-3)
+
+
+def test_a_schedule_over_all_epochs():
+    config = TrainConfig(schedule='warmup_cosine', warmup_share=0.2, max_epochs=5, learning_rate=0.1)
+    schedule = learning_rate_schedule(config, steps_per_epoch=4)
+    assert [float(schedule(step)) for step in (0, 2, 4)] == pytest.approx([0.0, 0.05, 0.1])
+    assert float(schedule(12)) == pytest.approx(0.05) and float(schedule(20)) == 0.0
+    with pytest.raises(ConfigError, match='decay_steps'):
+        learning_rate_schedule(config)
+
+
+def test_the_seen_term_and_the_table_have_rates_of_their_own():
+    """Adam's first step is its learning rate, whatever the gradient; row-wise Adagrad's is g / sqrt(mean(g^2))."""
+    config = TrainConfig(learning_rate=0.01, seen_learning_rate=0.5, table_optimizer='adagrad', table_learning_rate=2.0)
+    optimizer = make_optimizer(config, sparse_table=False, has_seen=True)
+    grads = {
+        'seen': {'age': jnp.array([1.0, -3.0])}, 'item_embedding': jnp.array([[3.0, 4.0], [0.0, 0.0]]),
+        'norm': {'scale': jnp.array([7.0])},
+    }
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['seen']['age'], [-0.5, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(updates['norm']['scale'], [-0.01], rtol=1e-5)
+    np.testing.assert_allclose(updates['item_embedding'], [[-6 / 12.5**0.5, -8 / 12.5**0.5], [0, 0]], rtol=1e-5)
+    updates, _ = optimizer.update(grads, state, params)
+    np.testing.assert_allclose(updates['item_embedding'][0], [-6 / 25**0.5, -8 / 25**0.5], rtol=1e-5)
+    with pytest.raises(ConfigError, match='train.loss=full'):
+        make_optimizer(TrainConfig(table_optimizer='adam'), sparse_table=True)
+
+
+def test_the_table_follows_the_schedule():
+    config = TrainConfig(
+        schedule='warmup_cosine', warmup_steps=2, decay_steps=6, table_learning_rate=0.5, learning_rate=0.1
+    )
+    optimizer = make_optimizer(config, sparse_table=True)
+    assert [float(optimizer.rate(step)) for step in (0, 1, 2, 6)] == pytest.approx([0, 0.25, 0.5, 0])
+    assert make_optimizer(TrainConfig(table_learning_rate=0.5), sparse_table=True).rate(3) == 0.5

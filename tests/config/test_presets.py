@@ -1,0 +1,47 @@
+"""Which settings a training begins with."""
+import dataclasses
+
+import pytest
+
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import default_config, preset_config
+from tests.tiny import tiny_dataset
+
+
+def unwanted(*_):
+    raise AssertionError('only auto looks at the log or the machine')
+
+
+def preset(dataset, name=None, prepared=unwanted, platform=unwanted):
+    return preset_config(dataset, name, prepared, platform)[0]
+
+
+@pytest.mark.parametrize('dataset', ['amazon-beauty', 'amazon-video-games', 'ml-100k', 'kuairand'])
+def test_measured_data_sets_have_better_settings_and_keep_the_published_ones(dataset):
+    published, best = default_config(dataset), preset(dataset)
+    assert preset(dataset, 'best') == best != published == preset(dataset, 'published')
+    assert preset(dataset, 'small').model.hidden_size == 32 < best.model.hidden_size
+    assert best.model.seen_bias and best.train.objective == 'one_pass' and best.model.prefixes_share_a_pass
+    assert dataclasses.replace(best.data, mask_ratio=published.data.mask_ratio) == published.data
+
+
+def test_an_own_log_gets_settings_that_fit_it():
+    log = tiny_dataset()
+    asked = []
+
+    def prepared(config):
+        asked.append(config)
+        return log
+
+    short = preset('interactions', None, prepared, lambda: 'cpu')
+    assert asked == [default_config('interactions')]
+    assert (short.model.num_layers, short.model.hidden_size, short.train.num_negatives) == (1, 64, 64)
+    assert preset('interactions', None, prepared, lambda: 'gpu').model.hidden_size == 256
+    log = dataclasses.replace(log, items=log.items.repeat(8), offsets=8 * log.offsets)
+    assert preset('amazon-beauty', 'auto', prepared, lambda: 'cpu').model.num_layers == 2
+
+
+def test_presets_that_there_are_not():
+    assert preset('synthetic') == default_config('synthetic')
+    with pytest.raises(ConfigError, match='--preset=auto'):
+        preset('ml-1m', 'best')
