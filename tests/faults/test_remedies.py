@@ -41,12 +41,16 @@ ELSEWHERE = {
         'tests/commands/test_main.py::test_help_shows_own_flags_by_topic_in_80_columns',
     '{} has no command {}':
         'tests/commands/test_main.py::test_a_command_that_there_is_not_is_answered_with_the_nearest',
+    '{} has the best settings: ssd4rec train --config={}':
+        'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
+    'stopped: the same command goes on with the search':
+        'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.
 NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
-    '--features takes numbers and texts',
+    '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{}.', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',

@@ -1,4 +1,5 @@
 """Ways out of settings, flags and what is not installed: provoked, gone, and then it works."""
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -15,16 +16,20 @@ import pytest
 
 from ssd4rec_jax import Recommender
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.plugs import LOSS_SETTINGS, NoSettings
 from ssd4rec_jax.config.run import flat
+from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.data.dataset import open_dataset, with_split
 from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.sources import FrameSource
 from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel import out_of_memory
-from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.presets import default_config, preset_config
 from ssd4rec_jax.rank.evaluation import Evaluator
 from ssd4rec_jax.run.saved_run import load_run
+from ssd4rec_jax.train import losses
+from ssd4rec_jax.train.optimizer import learning_rate_schedule
 from tests.faults.inside import TINY, Done, call
 from tests.faults.messages import ROOT
 from tests.faults.remedies import (
@@ -67,15 +72,17 @@ TWO_PASSES = 'train.objective=one_pass would not be exact: {}; set train.objecti
 SAMPLED = 'model.table_dtype=bfloat16 needs train.loss=sampled'
 ROWS = 'data.rows_per_step={} is more than the {} histories that there are to train on: lower it'
 X64 = 'model.dtype=float64 needs JAX_ENABLE_X64=1'
+TABLE = 'train.table_optimizer=adam needs train.loss=full: a sampled loss updates rows by adagrad'
 
 
 @pytest.mark.slow
-@tries(TWO_PASSES, SAMPLED, ROWS, X64)
+@tries(TWO_PASSES, SAMPLED, ROWS, X64, TABLE)
 @pytest.mark.parametrize('said, wrong, right', [
     (TWO_PASSES, ('train.objective=one_pass', 'model.num_layers=2'), ('train.objective=prefix', 'model.num_layers=2')),
     (SAMPLED, ('model.table_dtype=bfloat16', 'train.loss=full'), ('model.table_dtype=bfloat16', 'train.loss=sampled')),
     (ROWS, ('data.rows_per_step=1000',), ('data.rows_per_step=16',)),
     (X64, ('model.dtype=float64',), ('model.dtype=float64',)),
+    (TABLE, ('train.table_optimizer=adam', 'train.loss=sampled'), ('train.table_optimizer=adam', 'train.loss=full')),
 ])
 def test_a_setting_that_this_run_cannot_have(finished, tmp_path, request, said, wrong, right):
     def train(settings: tuple[str, ...]) -> Done:
@@ -98,7 +105,7 @@ def test_the_setting_that_makes_an_epoch_cheaper(tmp_path):
     lines = [f'{u},{i},{t}' for u in range(8) for t, i in enumerate(rng.integers(0, 9, 700 if u == 0 else 6))]
     (tmp_path / 'log.csv').write_text('\n'.join(['user_id,item_id,timestamp', *lines]) + '\n')
     train = functools.partial(
-        call, 'train', *TINY, '--set=train.max_epochs=1', '--set=data.tokens_per_row=64',
+        call, 'train', *TINY, '--preset=published', '--set=train.max_epochs=1', '--set=data.tokens_per_row=64',
         '--set=train.targets_per_step=512', folder=tmp_path,
     )
     done = works(train())
@@ -236,6 +243,39 @@ def test_the_workdir_by_default(finished, tmp_path):
     assert (tmp_path / 'another/result.json').exists()
 
 
+NOT_MEASURED = '--preset={}: nothing was measured for --dataset={}; take --preset=auto'
+MEASURED = "the best that were measured for such a log; --preset=published takes the paper's"
+UNSEEN = 'train.loss={} does not add the seen-item term: train with --set=model.seen_bias=false'
+ENDLESS = 'train.schedule=warmup_cosine needs train.decay_steps here, where there are no epochs'
+
+
+@tries(NOT_MEASURED, MEASURED)
+def test_presets(finished):
+    def preset(dataset: str, name: str | None) -> str:
+        return preset_config(dataset, name, lambda _: open_dataset(prepared), lambda: 'cpu')[1]
+
+    prepared, = (finished / 'data/interactions').glob('prepared-*/')
+    with pytest.raises(UserError) as error:
+        preset('interactions', 'best')
+    assert says(NOT_MEASURED, str(error.value)) and preset('interactions', 'auto')
+    assert says(MEASURED, preset('kuairand', None)) and preset('kuairand', 'published') == 'settings: as published'
+
+
+@tries(UNSEEN, ENDLESS)
+def test_what_a_loss_or_a_schedule_of_ones_own_cannot_have(monkeypatch):
+    monkeypatch.setitem(LOSS_SETTINGS, 'own', NoSettings)
+    config = TrainConfig(loss='own')
+    monkeypatch.setitem(losses._LOSSES, 'own', losses.Loss(lambda *_, settings: None, adds_seen=False))
+    with pytest.raises(UserError) as error:
+        losses.make_loss(config, NoSettings(), 9, has_seen=True)
+    assert says(UNSEEN, str(error.value)) and losses.make_loss(config, NoSettings(), 9, has_seen=False)
+    falling = TrainConfig(schedule='warmup_cosine')
+    with pytest.raises(UserError) as error:
+        learning_rate_schedule(falling)
+    assert says(ENDLESS, str(error.value))
+    assert float(learning_rate_schedule(dataclasses.replace(falling, decay_steps=10))(10)) == 0
+
+
 EXTRAS = {  # message: the modules that are missing without the extra
     'this machine has an NVIDIA GPU but JAX runs on the CPU: pip install "ssd4rec-jax[gpu]"': ('jax_cuda13_plugin',),
     'this machine has a TPU but JAX runs on the CPU: pip install "ssd4rec-jax[tpu]"': ('libtpu',),
@@ -243,6 +283,8 @@ EXTRAS = {  # message: the modules that are missing without the extra
     "is compressed with zstd, which is read with pyarrow: pip install 'ssd4rec-jax[frames]', or decompress it first":
         ('pyarrow',),
     'a frame of {} needs it and pyarrow: pip install "ssd4rec-jax[frames]"': ('pandas', 'pyarrow'),
+    "a search needs Optuna: pip install 'ssd4rec-jax[tune]'": ('optuna',),
+    "a picture needs matplotlib: pip install 'ssd4rec-jax[plots]'": ('matplotlib',),
 }
 TESTED.update(EXTRAS)
 
