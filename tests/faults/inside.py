@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from ssd4rec_jax.commands import cli
 
 TINY = (
-    '--dataset=interactions', '--data_dir=log.csv', '--workdir=run', '--set=model.hidden_size=8',
+    '--dataset=interactions', '--data_dir=log.csv', '--workdir=run', '--preset=published', '--set=model.hidden_size=8',
     '--set=model.d_state=4', '--set=model.headdim=4', '--set=model.num_layers=1', '--set=train.log_every=1',
     '--set=train.max_epochs=2', '--set=train.targets_per_step=64', '--set=train.checkpoint_seconds=1e-6',
 )

@@ -105,7 +105,7 @@ def test_the_setting_that_makes_an_epoch_cheaper(tmp_path):
     lines = [f'{u},{i},{t}' for u in range(8) for t, i in enumerate(rng.integers(0, 9, 700 if u == 0 else 6))]
     (tmp_path / 'log.csv').write_text('\n'.join(['user_id,item_id,timestamp', *lines]) + '\n')
     train = functools.partial(
-        call, 'train', *TINY, '--preset=published', '--set=train.max_epochs=1', '--set=data.tokens_per_row=64',
+        call, 'train', *TINY, '--set=train.max_epochs=1', '--set=data.tokens_per_row=64',
         '--set=train.targets_per_step=512', folder=tmp_path,
     )
     done = works(train())
