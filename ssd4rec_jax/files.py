@@ -1,13 +1,16 @@
 """Writing to disk so that a file is either the old one or the whole new one, and what to say when that fails."""
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from absl import logging
 
 from ssd4rec_jax.errors import UserError
 
@@ -94,6 +97,21 @@ def swap_in(partial: Path, path: Path, replaced: Path) -> None:
         path.rename(replaced)
     partial.rename(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process on this machine is in here for the same folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.warning('%s: waiting for another process that writes there', folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def unused_path(path: Path) -> Path:

@@ -100,6 +100,7 @@ class Recommender:
 
         data, user, item, time: as for `fit`, but the new rows alone. Training reads the histories that have grown, and
         half as many others; a new item begins with the mean of the items that it occurs beside.
+        Columns that the network reads as features have to be among them.
         workdir: the folder of the new run, which leaves the one before as it is; a temporary one where it is not given.
         """
         saved = self._saved
@@ -108,7 +109,7 @@ class Recommender:
         if saved.config.data.split == 'files':
             raise UserError('the test items of this run came from files of their own: fit it on the longer log instead')
         reporter = _reporter(reporter)
-        rows = _source(data, user=user, item=item, time=time).read()
+        rows = _source(data, user=user, item=item, time=time, features=tuple(saved.dataset.features)).read()
         dataset = with_split(extended(saved.dataset, rows), saved.config.data)
         folder = _folder(workdir)
         prepared = folder / 'data' / f'prepared-{dataset.fingerprint[:12]}'
@@ -378,13 +379,13 @@ class Recommender:
 
 
 def _source(
-    data: Any, *, user: str | None, item: str | None, time: str | None
+    data: Any, *, user: str | None, item: str | None, time: str | None, features: tuple[str, ...] = ()
 ) -> FileSource | FrameSource | SyntheticSource:
     """Where a log is read from: a frame, or the path of a file."""
     for name, column in (('user', user), ('item', item), ('time', time)):
         if column is not None:
             text(column, name)
-    options = TableOptions(user=user, item=item, time=time)
+    options = TableOptions(user=user, item=item, time=time, features=features)
     if isinstance(data, (str, Path)):
         return find_source('interactions', data, options=options)
     if not as_polars(data).select(pl.len()).collect().item():

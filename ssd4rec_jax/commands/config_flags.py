@@ -6,11 +6,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.presets import PRESETS, default_config, preset_config
+from ssd4rec_jax.presets import PRESETS, preset_config
 
 SET = flags.DEFINE_multi_string(
     'set', [], 'A setting, KEY=VALUE such as model.num_layers=1; `ssd4rec settings` lists all keys.'
@@ -28,14 +27,8 @@ PRESET = flags.DEFINE_enum(
 
 
 def begun_with(dataset: str, prepared: Callable[[RunConfig], SequenceDataset]) -> tuple[RunConfig, str]:
-    """(the settings to begin with that the flags choose, a sentence that says what they are); see preset_config.
-
-    A network of one's own begins with the published settings of the data set, which suit any network.
-    """
-    published, preset = default_config(dataset), PRESET.value
-    if preset is None and not isinstance(overridden(published).model, ModelConfig):
-        preset = 'published'
-    return preset_config(dataset, preset, prepared, jax.default_backend)
+    """(the settings to begin with that the flags choose, a sentence that says what they are); see preset_config."""
+    return preset_config(dataset, PRESET.value, prepared, jax.default_backend)
 
 
 def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConfig:

@@ -22,6 +22,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.released_weights import from_torch_layout, path_of, to_params
 from ssd4rec_jax.model.scores import scores
+from ssd4rec_jax.show.output import write_stdout
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
 _GOLDEN = flags.DEFINE_string('golden', None, 'Golden .npz file of the released model (see tests/golden).')
@@ -118,8 +119,9 @@ def main() -> int:
         good = difference <= _TOLERANCE.value and zeros  # a NaN compares false
         failures += not good
         note = '' if zeros else '  (not zero where the golden array is exactly zero)'
-        print(f'{"ok  " if good else "FAIL"} {difference:9.2e}  {name}{note}')
-    print(f'{failures} of the quantities above differ by more than {_TOLERANCE.value:g}' if failures else 'all equal')
+        write_stdout(f'{"ok  " if good else "FAIL"} {difference:9.2e}  {name}{note}\n')
+    said = f'{failures} of the quantities above differ by more than {_TOLERANCE.value:g}' if failures else 'all equal'
+    write_stdout(f'{said}\n')
     return int(failures > 0)
 
 

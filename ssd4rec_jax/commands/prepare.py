@@ -8,7 +8,6 @@ of the held-out items (lines 'user,item' of original ids, users ascending), and 
 What was guessed of a log goes to stderr too.
 """
 import json
-import sys
 
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
@@ -17,17 +16,17 @@ from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.data.examples import nothing_left
 from ssd4rec_jax.data.summary import describe
 from ssd4rec_jax.presets import default_config
-from ssd4rec_jax.show.output import write_stdout
+from ssd4rec_jax.show.output import complain, write_stdout
 
 
 def main() -> int:
     dataset, _ = prepared_dataset(overridden(default_config(DATASET.value)), OUTPUT.value)
     for note in dataset.report.get('notes', []):
-        print(note, file=sys.stderr)
+        complain(note)
     said = describe(dataset)
     for use in ('train', 'valid', 'test'):
         if not said[f'{use}_targets']:
-            print(f'warning: no {use} targets: {nothing_left(dataset)}', file=sys.stderr)
+            complain(f'warning: no {use} targets: {nothing_left(dataset)}')
     write_stdout(json.dumps(said) + '\n')
     return 0
 

@@ -1,14 +1,15 @@
 """Tables written part by part to a file that appears under its name only when it is whole."""
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import polars as pl
 
 from ssd4rec_jax.errors import UserError
-from ssd4rec_jax.files import replace_file
+from ssd4rec_jax.files import first_line, replace_file
 
 ENDINGS = '.parquet', '.csv', '.jsonl'
 
@@ -52,5 +53,16 @@ def _write_parquet(out: BinaryIO, frames: Iterable[pl.DataFrame], path: Path) ->
         parts = []
         for number, frame in enumerate(frames):
             parts.append(Path(folder) / f'{number:08d}.parquet')
-            frame.write_parquet(parts[-1])
-        pl.scan_parquet(parts).sink_parquet(out)
+            with _disk_errors():
+                frame.write_parquet(parts[-1])
+        with _disk_errors():
+            pl.scan_parquet(parts).sink_parquet(out)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Polars says of a full disk that the file is out of specification."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise OSError(first_line(error)) from error

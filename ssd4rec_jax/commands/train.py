@@ -23,8 +23,10 @@ from ssd4rec_jax.commands.dataset_flags import DATA_DIR
 from ssd4rec_jax.commands.entered_run import EnteredRun, entered_run, workdir_of_run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
+from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.launch import Launch, launch
@@ -99,9 +101,12 @@ def no_folder_left(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if path in new and is_first() and [file.name for file in path.glob('*')] == ['.lock']:
-            (path / '.lock').unlink()
-        with contextlib.suppress(OSError):  # the first folder that holds something ends it
+        # The first folder that holds something ends it, and so does another process that has begun in here.
+        with contextlib.suppress(OSError, UserError):
+            held = RunFolder(path)
+            if path in new and is_first() and [file.name for file in path.glob('*')] == ['.lock']:
+                held.lock()
+                (path / '.lock').unlink()
             for folder in new:
                 folder.rmdir()
         raise

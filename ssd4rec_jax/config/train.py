@@ -4,7 +4,7 @@ import dataclasses
 from ssd4rec_jax.config.plugs import loss_settings
 from ssd4rec_jax.errors import ConfigError
 
-OBJECTIVES = ('auto', 'prefix', 'one_pass')
+OBJECTIVES = ('auto', 'prefix', 'one_pass', 'fastest')
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
 TABLE_OPTIMIZERS = ('auto', 'adam', 'adagrad')
@@ -18,7 +18,8 @@ SAMPLED_ABOVE = 1_000_000
 class TrainConfig:
     """The settings of the training loop; the defaults are the published ones.
 
-    objective: 'prefix', 'one_pass' or 'auto', which takes prefix (see ssd4rec_jax.train.objective).
+    objective: 'prefix', 'one_pass', 'fastest', which takes one_pass where it is exact and else prefix, or 'auto', which
+      takes prefix (see ssd4rec_jax.train.objective).
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), the name
       of a registered loss, or 'auto', which samples above a million items. With a sampled loss the item table is
       updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay and

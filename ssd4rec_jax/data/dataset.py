@@ -1,14 +1,13 @@
 """A prepared log: columnar, memory-mapped, never half-written."""
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +21,7 @@ from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.data.splits import Split, leave_out, make_split
 from ssd4rec_jax.data.vocabulary import TEXT_ARRAYS, TextIds, stored_ids
 from ssd4rec_jax.errors import ConfigError, DataError
-from ssd4rec_jax.files import Unsealed, free_space, parse_json, seal, swap_in, unseal, write_synced
+from ssd4rec_jax.files import Unsealed, free_space, locked, parse_json, seal, swap_in, unseal, write_synced
 
 FORMAT_VERSION = 2
 # Format 1 had neither times nor a report, and ids of text in arrays of fixed width.
@@ -195,7 +194,7 @@ def save_dataset(dataset: SequenceDataset, path: Path) -> None:
             description['features'] = list(dataset.features)
         text = json.dumps(seal(description), indent=1) + '\n'
         write_synced(partial / _DESCRIPTION, lambda out: out.write(text.encode()))
-        with _locked(path.parent):
+        with locked(path.parent):
             there = open_dataset(path)
             if there is None or there.fingerprint != dataset.fingerprint:  # else another process was first
                 swap_in(partial, path, replaced)
@@ -306,17 +305,6 @@ def _remove_leftovers(path: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         except (PermissionError, ValueError, OverflowError):  # not ours to remove
             continue
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process on this machine is in here for the same folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from absl import logging
 
+from ssd4rec_jax.data.raw_file import RawFile
 from ssd4rec_jax.errors import DataError
-from ssd4rec_jax.files import parse_json
+from ssd4rec_jax.files import locked, parse_json
 
 OnBytes = Callable[[int, int | None], None]  # bytes here so far, bytes in all where the server says so
 
@@ -32,13 +33,14 @@ class _Interrupted(Exception):
 
 
 def download(
-    address: str, target: Path, *, md5: str = '', size: int = 0, form: str = '', progress: OnBytes | None = None,
-    attempts: int = 4, first_wait: float = 1.0, timeout: float = 30.0,
+    address: str, target: Path, *, md5: str = '', size: int = 0, form: str = '', member: str = '',
+    progress: OnBytes | None = None, attempts: int = 4, first_wait: float = 1.0, timeout: float = 30.0,
 ) -> None:
-    """Fetch a file to `target`; it appears there only whole and verified.
+    """Fetch a file to `target`; it appears there only whole and verified. Of two processes one fetches and one waits.
 
     md5, size: of the official file where they are known; '' and 0 where not. form: regular expression that the first
-    line matches as a whole, where there is no checksum; '' is not checked.
+    line, decompressed, matches as a whole, where there is no checksum; '' is not checked. member: of an archive, the
+    file that this line is of.
     attempts: how often a broken transfer is taken up again, each time after twice the wait in seconds.
     DataError if the server cannot be reached, refuses, or sends another file; what arrived of a broken transfer stays
     in `target`.part for the next call, and which version of the file it is in `target`.part.json.
@@ -47,23 +49,26 @@ def download(
     by_hand = f'or get {address} elsewhere and put it into {target.parent.absolute()}'
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(attempts):
-            try:
-                _transfer(address, part, md5, size, progress, timeout)
-                break
-            except _Interrupted as error:
-                if attempt == attempts - 1:
-                    raise DataError(f'cannot download {target.name} ({error}): try again, {by_hand}') from error
-                logging.warning('download of %s broke off (%s): trying again', target.name, error)
-                time.sleep(first_wait * 2**attempt)
-            except urllib.error.HTTPError as error:
-                raise DataError(
-                    f'cannot download {target.name} (the server answers {error.code} {error.reason}): '
-                    f'try later, {by_hand}'
-                ) from error
-        _verify(part, md5, size, form, by_hand)
-        os.replace(part.path, target)
-        part.forget()
+        with locked(target.parent):
+            if target.exists():  # another process has fetched it
+                return
+            for attempt in range(attempts):
+                try:
+                    _transfer(address, part, md5, size, progress, timeout)
+                    break
+                except _Interrupted as error:
+                    if attempt == attempts - 1:
+                        raise DataError(f'cannot download {target.name} ({error}): try again, {by_hand}') from error
+                    logging.warning('download of %s broke off (%s): trying again', target.name, error)
+                    time.sleep(first_wait * 2**attempt)
+                except urllib.error.HTTPError as error:
+                    raise DataError(
+                        f'cannot download {target.name} (the server answers {error.code} {error.reason}): '
+                        f'try later, {by_hand}'
+                    ) from error
+            _verify(part, md5, size, form, member, by_hand)
+            os.replace(part.path, target)
+            part.forget()
     except OSError as error:
         raise DataError(
             f'cannot download {target.name}, {part.path} cannot be written ({error}): make room'
@@ -190,7 +195,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise _Interrupted(str(error) or type(error).__name__) from error
 
 
-def _verify(part: _Part, md5: str, size: int, form: str, by_hand: str) -> None:
+def _verify(part: _Part, md5: str, size: int, form: str, member: str, by_hand: str) -> None:
     found = part.size()
     problem = f'it has {found} bytes instead of {size}' if size and found != size else ''
     if md5 and not problem:
@@ -198,9 +203,12 @@ def _verify(part: _Part, md5: str, size: int, form: str, by_hand: str) -> None:
             digest = hashlib.file_digest(file, 'md5').hexdigest()
         problem = f'its md5 is {digest} instead of {md5}' if digest != md5 else ''
     if form and not problem:
-        with open(part.path, 'rb') as file:
-            line = file.readline(10_000).decode(errors='replace').rstrip('\r\n')
-        problem = '' if re.fullmatch(form, line) else f'its first line is {line[:60]!r}'
+        try:
+            with RawFile(part.path, member).open() as file:  # whose checksums are read too, where it has any
+                line = file.readline(10_000).decode(errors='replace').rstrip('\r\n')
+            problem = '' if re.fullmatch(form, line) else f'its first line is {line[:60]!r}'
+        except DataError as error:
+            problem = str(error)
     if problem:
         part.drop()
         raise DataError(

@@ -84,7 +84,7 @@ class Official:
     files: of the log, in the order in which they are read.
     format: theirs.
     others: (file name, format) of other published forms that are read where they are there.
-    form: regular expression of the file's first line, where no md5 is published.
+    form: regular expression of the first line of the log's first file, where no md5 is published.
     counts: users, items and interactions of the 5-core, where no md5 is published.
     """
 
@@ -116,7 +116,11 @@ def _movielens_csv(name: str, md5: str = '') -> Official:
     return Official(
         address=f'https://files.grouplens.org/datasets/movielens/{name}.zip', md5=md5, folder=name,
         files=('ratings.csv',), format=TableFormat(',', 'userId', 'movieId', 'timestamp', numeric_ids=True),
+        form='userId,movieId,.*timestamp',
     )
+
+
+_AMAZON_ROW = '[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+'
 
 
 def _amazon(category: str, counts: tuple[int, int, int] | None = None) -> Official:
@@ -125,7 +129,7 @@ def _amazon(category: str, counts: tuple[int, int, int] | None = None) -> Offici
         folder='', files=(f'ratings_{category}.csv',),
         format=TableFormat(',', 'user', 'item', 'time', columns=('user', 'item', 'rating', 'time'), order_unsure=True),
         others=((f'reviews_{category}_5.json', JsonLinesFormat('reviewerID', 'asin', 'unixReviewTime')),),
-        form='[^,<>]+,[^,<>]+,[0-9.]+,[0-9]+', counts=counts,
+        form=_AMAZON_ROW, counts=counts,
     )
 
 
@@ -184,12 +188,13 @@ def official_set(name: str) -> Official | None:
         return Official(
             address=f'{_MCAULEY}/amazon_v2/categoryFilesSmall/{category}.csv', folder='', files=(f'{category}.csv',),
             format=TableFormat(',', 'user', 'item', 'time', columns=('item', 'user', 'rating', 'time')),
-            others=((f'{category}_5.json', reviews), (f'{category}.json', reviews)),
+            others=((f'{category}_5.json', reviews), (f'{category}.json', reviews)), form=_AMAZON_ROW,
         )
     return Official(
         address=f'{_MCAULEY}/amazon_2023/benchmark/0core/rating_only/{category}.csv.gz', folder='',
         files=(f'{category}.csv',), format=TableFormat(',', 'user_id', 'parent_asin', 'timestamp'),
         others=((f'{category}.jsonl', JsonLinesFormat('user_id', 'parent_asin', 'timestamp')),),
+        form='user_id,parent_asin,.*timestamp',
     )
 
 
@@ -231,7 +236,7 @@ def find_source(
     if source is None and data_dir is None:
         download(
             official.address, folder / official.file_name, md5=official.md5, size=official.size, form=official.form,
-            progress=progress,
+            member=f'{official.folder}/{official.files[0]}' if official.folder else '', progress=progress,
         )
         source = _search(name, official, folder)
     if source is None:

@@ -84,9 +84,13 @@ def gathered_array(array: jax.Array) -> np.ndarray:
 
 
 def specs(tree: Any) -> Any:
-    """The PartitionSpec of each leaf in a tree of parameters or optimiser state: only item tables are split."""
-    def spec(path, _):
-        return PartitionSpec(MODEL_AXIS) if ITEM_EMBEDDING in map(_name, path) else PartitionSpec()
+    """The PartitionSpec of each leaf in a tree of parameters or optimiser state: only item tables are split.
+
+    What an optimiser of the table keeps beside it, such as Adam's count of steps, has no rows to split.
+    """
+    def spec(path, leaf):
+        is_table = np.ndim(leaf) > 0 and ITEM_EMBEDDING in map(_name, path)
+        return PartitionSpec(MODEL_AXIS) if is_table else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 

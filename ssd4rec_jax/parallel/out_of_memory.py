@@ -1,8 +1,6 @@
 """Errors for memory that does not suffice, before or after it runs out; they name the settings to lower."""
 import contextlib
 import math
-import os
-import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from ssd4rec_jax.errors import TrainingError
+from ssd4rec_jax.parallel.free_memory import available_bytes
 
 
 @contextlib.contextmanager
@@ -43,7 +42,7 @@ def foretell_temporaries(what: str, program: jax.stages.Compiled, mesh: Mesh) ->
 
 def _foretell(what: str, planned: int, mesh: Mesh) -> None:
     """Raises TrainingError if this process cannot get `planned` bytes in addition to what it holds now."""
-    available = _available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None
+    available = available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None
     if available is not None and planned > available:
         raise _out_of_memory(
             what, f'it plans to hold {planned / 2**20:,.0f} MiB, and {available / 2**20:,.0f} MiB can be had here'
@@ -62,20 +61,3 @@ def _bytes_here(leaf: Any) -> int:
     if sharding is None:
         return math.prod(leaf.shape) * itemsize
     return len(sharding.addressable_devices) * math.prod(sharding.shard_shape(leaf.shape)) * itemsize
-
-
-def _available_bytes() -> int | None:
-    """The bytes that this process can still get, by the limits of its address space and machine; None if unknown."""
-    found = []
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        if limit != resource.RLIM_INFINITY:
-            with open('/proc/self/statm') as file:
-                found.append(limit - int(file.read().split()[0]) * os.sysconf('SC_PAGE_SIZE'))
-        with open('/proc/meminfo') as file:
-            fields = dict(line.split(':', 1) for line in file)
-        kinds = [fields[kind] for kind in ('MemAvailable', 'SwapFree')]
-        found.append(sum(int(text.split()[0]) for text in kinds) * 1024)
-    except (OSError, KeyError, ValueError):  # Only Linux has these files.
-        pass
-    return max(0, min(found)) if found else None

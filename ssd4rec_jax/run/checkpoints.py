@@ -39,6 +39,10 @@ _REPLACED = '.replaced'
 _FAILING_SECONDS = 30
 
 
+class BestLost(CheckpointError):
+    """The best checkpoint is damaged or gone, and no other one that ends an epoch is kept."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """A checkpoint's content: the step, the state (arrays placed as in `like`) and the meta dict."""
@@ -192,7 +196,8 @@ class Checkpoints:
         """The step of the checkpoint that the newest sound one names as the best; None where no epoch has ended yet.
 
         Where that one is damaged, the best of the others that end an epoch takes its place, with a warning;
-        CheckpointError if there is none. set_aside: rename damaged ones, which only the process that trains may do.
+        BestLost if there is none. CheckpointError where one cannot be read. set_aside: rename damaged ones, which only
+        the process that trains may do.
         """
         self.wait()
         return on_first(lambda: self._best(self._set_aside if set_aside else self._pass_over))
@@ -250,7 +255,7 @@ class Checkpoints:
             if meta.get('epoch') and not meta.get('step_in_epoch')
         ]
         if not ended:
-            raise CheckpointError(
+            raise BestLost(
                 f'the best checkpoint {self.directory / str(best)} is damaged or gone and no other that ends an epoch '
                 'is kept: the same training command goes on from the newest and finds the best anew'
             )

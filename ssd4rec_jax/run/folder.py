@@ -36,7 +36,7 @@ class RunFolder:
         self._lock: Any = None
 
     def lock(self) -> None:
-        """Create the folder and hold it for this process until it ends; UserError if another one does."""
+        """Create the folder and hold it until `release` or the end of the process; UserError if another one does."""
         held = f'another process is training in {self.path}: wait for it or name another --workdir'
         file = self.path / '.lock'
         try:
@@ -50,6 +50,12 @@ class RunFolder:
             raise UserError(f'the workdir {self.path} cannot be written: {error}') from error
         if moved:  # The folder that was locked has just been set aside by another process.
             raise UserError(held)
+
+    def release(self) -> None:
+        """Let another process, or another call in this one, hold the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def check_seen(self) -> None:
         """UserError where the folder that the run's first process has locked is not to be seen from this one."""
@@ -74,22 +80,29 @@ class RunFolder:
         """Write result.json, sealed against changes."""
         write_json(self.result, seal(result))
 
+    def result_of_earlier(self) -> dict | None:
+        """The same for another run, in whose folder nothing is changed: ConfigError if its result.json is damaged."""
+        try:
+            return self._sound_result()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f'{self.result} is damaged ({first_line(error)}): run its training command again, which computes it '
+                'from the best checkpoint'
+            ) from error
+
     def read_result(self) -> dict | None:
         """The content of result.json, None where there is none.
 
         A damaged one is kept beside it as result.json.damaged, with a warning, and counts as absent: the training
-        command computes it again from the best checkpoint.
+        command computes it again from the best checkpoint. UserError where the disk fails to read it.
         """
         try:
-            result = parse_json(self.result.read_bytes())
-            try:
-                return unseal(result)
-            except Unsealed:
-                _check_unsealed(result)
-                return result
+            return self._sound_result()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (IsADirectoryError, ValueError) as error:
             aside = unused_path(self.result.with_name(f'{self.result.name}.damaged'))
             try:
                 self.result.rename(aside)
@@ -101,6 +114,17 @@ class RunFolder:
                 '%s is damaged (%s): kept as %s and computed again', self.result, first_line(error), aside.name
             )
             return None
+        except OSError as error:
+            raise UserError(f'{self.result} cannot be read ({first_line(error)}): try again') from error
+
+    def _sound_result(self) -> dict:
+        """The content of result.json; ValueError where it is not what was written."""
+        result = parse_json(self.result.read_bytes())
+        try:
+            return unseal(result)
+        except Unsealed:
+            _check_unsealed(result)
+            return result
 
 
 def _check_unsealed(result: dict) -> None:

@@ -32,7 +32,7 @@ from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
-from ssd4rec_jax.files import first_line, free_space, swap_in
+from ssd4rec_jax.files import first_line, free_space, locked, swap_in
 from ssd4rec_jax.model.network import Network, abstract_network
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify, write_manifest
@@ -110,8 +110,9 @@ def save_model(
             events.write_parquet(partial / 'users.parquet')
         save_file(vocabulary, partial / VOCABULARY)
         write_manifest(partial)
-        swap_in(partial, path, replaced)
-    except OSError as error:
+        with locked(path.parent):
+            swap_in(partial, path, replaced)
+    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:  # which each library says in its own way
         raise UserError(
             f'the model cannot be written to {path} ({first_line(error)}; {free_space(path)} free): make room or name '
             'another folder'

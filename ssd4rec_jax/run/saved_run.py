@@ -95,7 +95,9 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
     newest = checkpoints.newest_meta()
     if (step := model_step(folder.model)) and (newest is None or newest.get('best_step') == step):
         try:
-            return _with_histories(_open_model(folder.model, mesh), prepared)
+            saved = _open_model(folder.model, mesh)
+            _compare(folder, written, saved.config, 'the saved model', "model's")
+            return _with_histories(saved, prepared)
         except CheckpointError as error:
             logging.warning('%s: the best checkpoint answers in its place', error)
     dataset = open_dataset(prepared)
@@ -104,11 +106,8 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             f'the prepared data of {path} is no longer in {prepared}: run its training command again, which prepares it'
         )
     checkpoints = Checkpoints(folder.checkpoints, rows=dataset.num_items + 1)
-    if newest and (different := differences(written, checkpoint_config(newest, written.dataset))):
-        logging.warning(
-            '%s is not the config that the newest checkpoint was trained with (%s): the answer is computed with the '
-            "checkpoints' own", folder.config, '; '.join(different),
-        )
+    if newest:
+        _compare(folder, written, checkpoint_config(newest, written.dataset), 'the newest checkpoint', "checkpoints'")
     attempt = 0
     while True:  # a training process may retire the checkpoints that are being read
         before, attempt = checkpoints.steps(), attempt + 1
@@ -120,6 +119,15 @@ def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
             continue
         if checkpoints.steps() == before or attempt > 9:
             return saved
+
+
+def _compare(folder: RunFolder, written: RunConfig, own: RunConfig, what: str, whose: str) -> None:
+    """Warn where config.json is not the config of the weights, which is the one that answers."""
+    if different := differences(written, own):
+        logging.warning(
+            '%s is not the config that %s was trained with (%s): the answer is computed with the %s own',
+            folder.config, what, '; '.join(different), whose,
+        )
 
 
 def _open_model(path: Path, mesh: Mesh) -> SavedRun:

@@ -10,10 +10,9 @@ from ssd4rec_jax.run.folder import RunFolder
 def final_config(config: RunConfig, earlier: str | Path) -> RunConfig:
     """`config` with nothing held out and the epochs of the best one of the run in the folder `earlier`.
 
-    ConfigError where that folder holds no finished run that held something out.
+    ConfigError where that folder holds no finished run that held something out, or a damaged result of one.
     """
-    folder = RunFolder(earlier)
-    result = folder.read_json(folder.result)
+    result = RunFolder(earlier).result_of_earlier()
     if result is None:
         raise ConfigError(f'--final={earlier} holds no finished run (result.json): train one on the same log first')
     if str(result.get('protocol', '')).startswith('none:'):

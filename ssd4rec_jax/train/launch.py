@@ -56,11 +56,22 @@ def launch(
     if how.restart:
         on_first(lambda: _move_aside(path, reporter))
     workdir = RunFolder(path)
-    on_first(workdir.lock)
-    together(workdir.check_seen)
+    try:
+        on_first(workdir.lock)
+        together(workdir.check_seen)
+        return _train_in(workdir, config, prepare, how, log_is_named, reporter, watch_for_stop)
+    finally:  # an error that somebody keeps, as a notebook does, must not keep the folder
+        workdir.release()
+
+
+def _train_in(
+    workdir: RunFolder, config: RunConfig, prepare: Callable[[], Prepared], how: Launch, log_is_named: bool,
+    reporter: Reporter, watch_for_stop: Callable[[], Callable[[], bool]],
+) -> dict[str, Any] | None:
+    """`launch` in a folder that is held."""
     found = together(lambda: _found_run(workdir, config, how.adopt_config))
     if found and found.is_current and on_first(lambda: _is_finished(workdir, found, prepare, log_is_named, reporter)):
-        reporter.note(f'{path} is finished:')
+        reporter.note(f'{workdir.path} is finished:')
         return workdir.read_result() or {}
     if several():  # the first one prepares what the others open
         on_first(lambda: str(prepare()[1]))
@@ -93,7 +104,9 @@ class _FoundRun:
 
 
 def _found_run(workdir: RunFolder, config: RunConfig, adopt_config: bool) -> _FoundRun | None:
-    """The run that the workdir holds, if any; ConfigError if it is another config's and adopt_config is not given.
+    """The run that the workdir holds, if any, once it has trained something.
+
+    ConfigError if it is another config's and adopt_config is not given.
 
     The newest checkpoint says what the run's config is: config.json follows it.
     """
@@ -103,6 +116,8 @@ def _found_run(workdir: RunFolder, config: RunConfig, adopt_config: bool) -> _Fo
             raise ConfigError(f'{workdir.path} holds checkpoints but no config.json: name another --workdir')
         return None
     written, prepared = found
+    if _nothing_was_trained(workdir):
+        return None
     newest = Checkpoints(workdir.checkpoints).newest_meta()
     own = checkpoint_config(newest, written.dataset) if newest else written
     different = differences(own, config)
@@ -119,6 +134,12 @@ def _found_run(workdir: RunFolder, config: RunConfig, adopt_config: bool) -> _Fo
         if is_first():
             _adopt(workdir, config, prepared)
     return _FoundRun(config, prepared, not different, newest['fingerprint'] if newest else None)
+
+
+def _nothing_was_trained(workdir: RunFolder) -> bool:
+    """Whether a run ended before its first checkpoint, as for want of memory, so that another config loses nothing."""
+    kept = workdir.checkpoints.glob('[!.]*')  # all but what is partial
+    return not (any(kept) or workdir.result.exists() or workdir.model.exists())
 
 
 def _adopt(workdir: RunFolder, config: RunConfig, prepared: Path) -> None:
@@ -170,5 +191,5 @@ def _move_aside(path: Path, reporter: Reporter) -> None:
     held = RunFolder(path)
     held.lock()  # refuses while another process trains there; held until the run has its new name
     path.rename(aside := unused_path(path))
-    del held
+    held.release()
     reporter.note(f'moved the run that lay in {path} to {aside}')

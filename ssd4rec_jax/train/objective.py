@@ -32,12 +32,13 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
     example, and all prefixes are read from a single pass. Raises ConfigError where that is not exact. The expectation
     of the loss is the same, but its gradient is noisier, because a user's prefixes share the input mask and come in the
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
-    (docs/decisions/model-and-savings.md).
+    (docs/decisions/model-and-savings.md). 'fastest' means one_pass where that is exact, and prefix elsewhere.
     """
     prefixes = train_examples(dataset, max_history=max_history)
-    if asked != 'one_pass':
+    if asked == 'one_pass':
+        check_one_pass(model, prefixes.cut, max_history)
+    elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
         return prefixes
-    check_one_pass(model, prefixes.cut, max_history)
     return train_histories(dataset)
 
 
@@ -46,7 +47,10 @@ def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: 
     if examples.every_prefix:
         return 'objective: one_pass, all prefixes of a user read from one pass'
     note = 'objective: prefix, every prefix of a history by itself'
-    if asked == 'auto' and one_pass_obstacle(model, examples.cut, max_history) is None:
+    obstacle = one_pass_obstacle(model, examples.cut, max_history)
+    if asked == 'fastest':
+        return f'{note} (one_pass would not be exact: {obstacle})'
+    if asked == 'auto' and obstacle is None:
         note += ' (train.objective=one_pass is exact here too: less work a target, more gradient noise)'
     return note
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.packing import StepShape
-from ssd4rec_jax.errors import CheckpointError, ConfigError, TrainingError
+from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.parallel.processes import is_first
 from ssd4rec_jax.reporter import Reporter
-from ssd4rec_jax.run.checkpoints import Checkpoints, Restored
+from ssd4rec_jax.run.checkpoints import BestLost, Checkpoints, Restored
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.metrics_log import MetricsLog
 from ssd4rec_jax.run.saved_run import answer_settings, checkpoint_config
@@ -112,7 +112,7 @@ class TrainSession:
         lost = f'the parameters of the best epoch, {progress.stopping.best_epoch} (step {best}), are lost'
         try:
             found = self.checkpoints.best_step(set_aside=True)
-        except CheckpointError:
+        except BestLost:  # and not where a disk fails to read: then nothing is lost
             found = None
         if found == best:
             return progress

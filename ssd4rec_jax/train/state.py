@@ -52,8 +52,9 @@ def update(
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
         step=state.step + 1,
-        epoch_loss=state.epoch_loss + loss,
-        epoch_targets=state.epoch_targets + count,
+        # With JAX_ENABLE_X64 loss and count have 64 bits.
+        epoch_loss=state.epoch_loss + loss.astype(state.epoch_loss.dtype),
+        epoch_targets=state.epoch_targets + count.astype(state.epoch_targets.dtype),
     )
 
 

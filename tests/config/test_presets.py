@@ -21,7 +21,7 @@ def test_measured_data_sets_have_better_settings_and_keep_the_published_ones(dat
     published, best = default_config(dataset), preset(dataset)
     assert preset(dataset, 'best') == best != published == preset(dataset, 'published')
     assert preset(dataset, 'small').model.hidden_size == 32 < best.model.hidden_size
-    assert best.model.seen_bias and best.train.objective == 'one_pass' and best.model.prefixes_share_a_pass
+    assert best.model.seen_bias and best.train.objective == 'fastest' and best.model.prefixes_share_a_pass
     assert dataclasses.replace(best.data, mask_ratio=published.data.mask_ratio) == published.data
 
 

@@ -1,14 +1,19 @@
 """Downloads from a local HTTP server that can break off, ignore ranges, or send something else."""
+import dataclasses
+import gzip
 import hashlib
 import http.server
+import io
 import re
 import socket
 import threading
+import zipfile
 
 import numpy as np
 import pytest
 
 from ssd4rec_jax.data.download import download
+from ssd4rec_jax.data.sources import OFFICIAL, find_source, official_set
 from ssd4rec_jax.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -177,6 +182,57 @@ def test_a_page_in_place_of_a_log_is_refused(server, tmp_path):
     server.content = ROWS
     fetch_unverified(server, tmp_path / 'log.csv')
     assert (tmp_path / 'log.csv').read_bytes() == ROWS and names(tmp_path) == ['log.csv']
+
+
+@pytest.mark.parametrize('name', [
+    name for name in [*OFFICIAL, 'amazon-2014-Books', 'amazon-2018-Books', 'amazon-2023-Books']
+    if not official_set(name).md5
+])
+def test_every_data_set_without_a_checksum_has_a_form(server, tmp_path, monkeypatch, name):
+    official = dataclasses.replace(official_set(name), address=server.address.replace(
+        'log.zip', official_set(name).file_name
+    ))
+    monkeypatch.setattr('ssd4rec_jax.data.sources.official_set', lambda name: official)
+    monkeypatch.chdir(tmp_path)
+    for page in (b'<html>', b'a page,\nwithout tags'):
+        server.content = page
+        with pytest.raises(DataError, match='is not the official file'):
+            find_source(name)
+        assert names(tmp_path / 'data' / name) == []
+    header = official.format.columns or (official.format.user, official.format.item, 'rating', official.format.time)
+    first = 'A1,B2,4.0,1500000000' if official.format.columns else ','.join(header)
+    server.content = packed(official, f'{first}\nA1,B2,4.0,1500000000\n'.encode())
+    assert find_source(name).name == name and names(tmp_path / 'data' / name) == [official.file_name]
+    damaged = server.content[:-12]
+    if official.file_name.endswith(('.gz', '.zip')):  # whose own checksums tell
+        (tmp_path / 'data' / name / official.file_name).unlink()
+        server.content = damaged
+        with pytest.raises(DataError, match='cut short or damaged'):
+            find_source(name)
+
+
+def packed(official, log):
+    """The log in the form of the official file."""
+    if official.file_name.endswith('.gz'):
+        return gzip.compress(log)
+    if official.file_name.endswith('.zip'):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, 'w') as archive:
+            archive.writestr(f'{official.folder}/{official.files[0]}', log)
+        return out.getvalue()
+    return log
+
+
+def test_two_processes_fetch_a_file_once(server, tmp_path):
+    server.content = ROWS
+    server.breaks = [5000]
+    both = [threading.Thread(target=fetch_unverified, args=(server, tmp_path / 'log.csv')) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert server.ranges == [None, 'bytes=5000-'] and (tmp_path / 'log.csv').read_bytes() == ROWS
+    assert names(tmp_path) == ['log.csv']
 
 
 @pytest.mark.parametrize('length, message', [

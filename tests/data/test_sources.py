@@ -43,7 +43,7 @@ def test_an_empty_or_missing_folder_says_what_to_put_there(tmp_path, name):
 def test_without_a_folder_the_official_file_is_downloaded_once(tmp_path, monkeypatch):
     calls = []
 
-    def download(address, target, *, md5, size, form, progress):
+    def download(address, target, *, md5, size, form, member, progress):
         calls.append((address, md5, size))
         target.parent.mkdir(parents=True)
         target.write_bytes(b'archive')

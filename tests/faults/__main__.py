@@ -54,9 +54,9 @@ def _make(name: str, root: Path):
 
 
 def _round(name: str, harness, seed: int, number: int) -> None:
-    """One round: in the proportions of 100 kills, 150 errors, 4,000 corruptions and 100,000 inputs in 50 rounds."""
+    """One round: in the proportions of 100 kills, 50 errors, 4,000 corruptions and 100,000 inputs in 50 rounds."""
     if name == 'matrix':
-        harness.sample(kills=2, errors=3, seed=seed)
+        harness.sample(kills=2, errors=1, seed=seed)
     elif name == 'corruption':
         harness.sample(harness.counts['corruptions'] + 80, seed=seed)
     elif name == 'fuzz':
@@ -67,6 +67,7 @@ def _round(name: str, harness, seed: int, number: int) -> None:
         harness.preparers(10, f'shared{number}')
         if number % 5 == 0:
             harness.trainings(number)
+            harness.savers(harness.root / f'trainings{number}/run', 20)
 
 
 if __name__ == '__main__':

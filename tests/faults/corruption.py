@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from ssd4rec_jax.commands import evaluate
+from ssd4rec_jax.rank import evaluation
 from ssd4rec_jax.rank.ranker import Ranker
 from tests.faults.inside import TINY, Done, call, write_log
 
@@ -94,11 +94,11 @@ class Corruptions:
             self._judge(f'{what}, after a training command', EVALUATE, self._call(EVALUATE), self.evaluated)
 
     def _call(self, command: tuple[str, ...]) -> Done:
-        evaluate.Ranker = self._ranker  # type: ignore[assignment, misc]
+        evaluation.Ranker = self._ranker  # type: ignore[assignment, misc]
         try:
             return call(*command, folder=self.folder)
         finally:
-            evaluate.Ranker = Ranker  # type: ignore[misc]
+            evaluation.Ranker = Ranker  # type: ignore[misc]
 
     def _ranker(self, network, mesh, longest, **sizes) -> Ranker:
         """A ranker of the same network, mesh and sizes made before, which spares tracing its program anew."""

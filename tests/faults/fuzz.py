@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -290,10 +289,10 @@ class Fuzz:
     def flags(self, count: int, start: int = 0) -> None:
         """recommend with flags drawn at random, against a ranking in plain Python."""
         folder = self.root / 'flags'
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write_log(folder / 'log.csv')
-        assert call('train', *TINY, folder=folder).code == 0
+        if not folder.exists():
+            folder.mkdir()
+            write_log(folder / 'log.csv')
+            assert call('train', *TINY, folder=folder).code == 0
         saved = load_run(folder / 'run')
         top = TopItems(saved.network, saved.mesh, saved.params)
         offsets = saved.dataset.offsets

@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from tests.faults.inside import TINY, Done, write_log
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,7 @@ SCENARIOS = (
     Scenario('prepare', 'fresh', ('prepare', '--dataset=interactions', '--data_dir=log.csv', '--output=out')),
     Scenario('evaluate', 'finished', EVALUATE, (EVALUATE,)),
     Scenario('recommend', 'finished', RECOMMEND, (RECOMMEND,)),
+    Scenario('table', 'finished', (*RECOMMEND, '--output=table.parquet')),
 )
 
 
@@ -135,6 +138,7 @@ class Matrix:
     def _state(self, scenario: Scenario, folder: Path, done: Done) -> Any:
         """All that must be equal in the end."""
         answers = [done.out] if scenario.command[0] != 'train' else []
+        answers += [pl.read_parquet(table).rows() for table in folder.glob('*.parquet')]
         for check in scenario.checks:
             answer, _, _ = self.worker.call(check[0], *check[1:], folder=folder)
             answers.append(answer and (answer.code, answer.out))
@@ -196,7 +200,7 @@ class Matrix:
     def sample(self, kills: int, errors: int, seed: int = 0) -> None:
         """Faults at operations drawn at random, spread over scenarios and kinds."""
         rng = random.Random(seed)
-        changing = [scenario for scenario in SCENARIOS if scenario.command[0] in ('train', 'prepare')]
+        changing = [scenario for scenario in SCENARIOS if scenario.command not in (EVALUATE, RECOMMEND)]
         for _ in range(kills):
             self._one(rng, rng.choice(changing), 'kill')
         for _ in range(errors):

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from ssd4rec_jax.run.manifest import Damaged, verify
 from tests.faults.inside import TINY, write_log
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,17 @@ for _ in range(int(rounds)):
     except UserError as error:
         print(json.dumps(str(error)), flush=True)
 """
+# Saves a model again and again: argv is the run, the folder, whether with histories, and how often.
+_SAVE = """
+import sys
+from ssd4rec_jax import Recommender
+run, folder, histories, rounds = sys.argv[1:]
+recommender = Recommender.load(run)
+print('loaded', flush=True)
+sys.stdin.readline()
+for _ in range(int(rounds)):
+    recommender.save(folder, histories=histories == 'with')
+"""
 
 
 class Pairs:
@@ -43,7 +55,7 @@ class Pairs:
     def _start(self, *command: str, folder: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *command], cwd=folder or self.root, env=self._environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
 
     def preparers(self, rounds: int, name: str = 'shared') -> None:
@@ -91,6 +103,28 @@ class Pairs:
             or any(json.loads(out)[key] != value for key, value in result['test'].items())
         ):
             self._problem('silent wrong answers', f'{out} {err[-1000:]}')
+
+    def savers(self, run: Path, rounds: int) -> None:
+        """Two processes save a run's model into one folder, one of them without histories: one of both stays, whole."""
+        both = [self._start('-c', _SAVE, str(run), 'saved', how, str(rounds)) for how in ('with', 'without')]
+        for process in both:
+            assert process.stdout
+            process.stdout.readline()
+        for process in both:
+            assert process.stdin
+            process.stdin.write('go\n')
+            process.stdin.flush()
+        for process in both:
+            out, err = process.communicate()
+            if process.returncode:
+                self._problem('models that could not be saved', f'{out} {err[-1000:]}')
+        self.counts['models saved side by side'] += 2 * rounds
+        try:
+            verify(self.root / 'saved')
+        except Damaged as damage:
+            self._problem('silent wrong answers', str(damage))
+        if left := sorted(path.name for path in self.root.glob('.saved*')):
+            self._problem('models that could not be saved', f'left: {left}')
 
     def _problem(self, kind: str, text: str) -> None:
         self.counts[kind] += 1

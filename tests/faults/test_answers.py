@@ -5,7 +5,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +14,24 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from safetensors import SafetensorError
 
+from ssd4rec_jax import Recommender
+from ssd4rec_jax.commands.train import no_folder_left
 from ssd4rec_jax.data.dataset import open_dataset
 from ssd4rec_jax.data.packing import choose_step_shape
 from ssd4rec_jax.data.raw_file import RawFile
 from ssd4rec_jax.errors import ConfigError, DataError, UserError
 from ssd4rec_jax.parallel import out_of_memory
+from ssd4rec_jax.parallel.free_memory import available_bytes
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run import folder as run_folder
+from ssd4rec_jax.run import manifest, model_folder
 from ssd4rec_jax.run.checkpoints import Checkpoints
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.saved_run import read_config
 from ssd4rec_jax.show import output
 from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train import launch
@@ -37,35 +43,12 @@ EVALUATE = 'evaluate', '--workdir=run'
 RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """A folder with a log and `run`, a finished run."""
-    root = tmp_path_factory.mktemp('finished') / 'root'
-    root.mkdir()
-    write_log(root / 'log.csv')
-    done = call('train', *TINY, folder=root)
-    assert done.code == 0, done
-    return root
-
-
-@pytest.fixture
-def root(finished, tmp_path):
-    """A copy of it; data that the copy's config names lies in the copy too."""
-    shutil.copytree(finished, tmp_path / 'root')
-    config = tmp_path / 'root/run/config.json'
-    config.write_text(config.read_text().replace(str(finished), str(tmp_path / 'root')))
-    return tmp_path / 'root'
-
-
-@pytest.fixture
-def from_checkpoints(root):
-    """The same without the saved model, so that the checkpoints answer."""
-    shutil.rmtree(root / 'run/model')
-    return root
+def _sentences(done: Done) -> int:
+    return sum(line.startswith('error: ') for line in done.err.splitlines())
 
 
 def refused(done: Done, *texts: str) -> None:
-    assert done.code == 1 and not done.is_traceback and done.err.count('error: ') == 1, done
+    assert done.code == 1 and not done.is_traceback and _sentences(done) == 1, done
     for text in texts:
         assert text in done.err
 
@@ -100,6 +83,24 @@ def test_what_answers_is_the_config_of_the_weights(from_checkpoints, section, ke
     assert expected.code == 0 and (done.code, done.out) == (0, expected.out)
     assert 'is not the config that the newest checkpoint was trained with' in done.err
     assert f'{section}.{key}' in done.err
+
+
+def test_a_saved_model_names_a_config_json_that_is_not_its_own(root):
+    expected = call(*EVALUATE, folder=root)
+    config = json.loads((root / 'run/config.json').read_text())
+    (root / 'run/config.json').write_text(json.dumps({**config, 'model': {**config['model'], 'beta': 0.0}}))
+    done = call(*EVALUATE, folder=root)
+    assert expected.err == '' and (done.code, done.out) == (0, expected.out)
+    assert 'is not the config that the saved model was trained with' in done.err and 'model.beta' in done.err
+
+
+@pytest.mark.parametrize('old, new', [('"best_epoch": ', '"best_epoch": 1'), ('"best_epoch"', '"best_epoc"')])
+def test_the_final_run_believes_no_damaged_result(root, old, new):
+    text = (root / 'run/result.json').read_text()
+    assert old in text
+    (root / 'run/result.json').write_text(text.replace(old, new, 1))
+    refused(call('train', *TINY, '--workdir=final', '--final=run', folder=root), 'run/result.json is damaged')
+    assert (root / 'run/result.json').exists() and not (root / 'final').exists()
 
 
 class Killed(BaseException):
@@ -312,7 +313,7 @@ def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
 
 def test_memory_that_cannot_be_had_is_foretold(tmp_path, monkeypatch):
     write_log(tmp_path / 'log.csv')
-    monkeypatch.setattr(out_of_memory, '_available_bytes', lambda: 30_000)
+    monkeypatch.setattr(out_of_memory, 'available_bytes', lambda: 30_000)
     refused(
         call('train', *TINY, folder=tmp_path), 'out of memory in the train step', 'can be had here', 'model.hidden_size'
     )
@@ -320,9 +321,48 @@ def test_memory_that_cannot_be_had_is_foretold(tmp_path, monkeypatch):
 
 def test_an_address_space_limit_counts(monkeypatch):
     monkeypatch.setattr(resource, 'getrlimit', lambda which: (1 << 20, 1 << 20))
-    assert out_of_memory._available_bytes() == 0, 'this process holds more already'
+    assert available_bytes() == 0, 'this process holds more already'
     monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert (out_of_memory._available_bytes() or 0) > 1 << 20
+    assert (available_bytes() or 0) > 1 << 20
+
+
+@pytest.mark.parametrize('files, available', [
+    ({}, 500 << 10),
+    ({  # version 2: the group above is the narrower one, and its page cache can be taken back
+        'proc/self/cgroup': '0::/pod/job',
+        'proc/self/mountinfo': '30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw',
+        'sys/fs/cgroup/pod/job/memory.max': 'max', 'sys/fs/cgroup/pod/job/memory.current': '40000',
+        'sys/fs/cgroup/pod/memory.max': '100000', 'sys/fs/cgroup/pod/memory.current': '60000',
+        'sys/fs/cgroup/pod/memory.stat': 'anon 50000\ninactive_file 7000\nactive_file 3000',
+    }, 50_000),
+    ({  # version 1
+        'proc/self/cgroup': '5:cpu,memory:/job\n1:name=systemd:/job\n0::/job',
+        'proc/self/mountinfo': (
+            '31 23 0:29 / /groups/cpu rw - cgroup cgroup rw,cpuset\n'
+            '32 23 0:30 / /groups/memory rw shared:4 - cgroup cgroup rw,cpu,memory'
+        ),
+        'groups/cpu/job/memory.limit_in_bytes': '1', 'groups/cpu/job/memory.usage_in_bytes': '1',
+        'groups/memory/job/memory.limit_in_bytes': '90000', 'groups/memory/job/memory.usage_in_bytes': '30000',
+        'groups/memory/job/memory.stat': 'inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 0',
+        'groups/memory/memory.limit_in_bytes': '9223372036854771712', 'groups/memory/memory.usage_in_bytes': '70000',
+    }, 60_500),
+    ({  # a container that sees its own group as the top, and names it as its host does
+        'proc/self/cgroup': '4:memory:/docker/a1',
+        'proc/self/mountinfo': '32 23 0:30 /docker/a1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory',
+        'sys/fs/cgroup/memory/memory.limit_in_bytes': '8000', 'sys/fs/cgroup/memory/memory.usage_in_bytes': '9000',
+    }, 0),
+    ({  # a process that was moved out of the groups that its container shows
+        'proc/self/cgroup': '0::/../b2', 'proc/self/mountinfo': '30 23 0:26 / /sys/fs/cgroup rw - cgroup2 none rw',
+        'sys/fs/cgroup/memory.max': '9000', 'sys/fs/cgroup/memory.current': '2000',
+    }, 7000),
+])
+def test_the_limit_of_a_container_counts(tmp_path, files, available):
+    files = {'proc/meminfo': 'MemTotal: 900 kB\nMemAvailable: 400 kB\nSwapFree: 100 kB\nHugePages_Free: 0', **files}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + '\n')
+    assert available_bytes(tmp_path) == available
+    assert available_bytes(tmp_path / 'elsewhere') is None
 
 
 def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(tmp_path):
@@ -341,6 +381,59 @@ def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(t
     stopping = again.session.progress.stopping
     assert (stopping.best, stopping.best_epoch, stopping.best_step, stopping.worse) == (0.3, 3, steps[2], 0)
     assert (tmp_path / 'checkpoints' / f'{steps[0]}.damaged').exists()
+
+
+@pytest.mark.parametrize('failing', ['best checkpoint', 'result.json'])
+def test_what_a_disk_fails_to_read_is_not_taken_for_lost(root, monkeypatch, failing):
+    kept = Checkpoints(root / 'run/checkpoints')
+    best, before, more = kept.best_step(), contents(root / 'run'), (*TINY, '--set=train.max_epochs=3', '--adopt_config')
+    assert best != kept.steps()[-1]
+    fingerprint, read_bytes = manifest._fingerprint, Path.read_bytes
+
+    def fails_to_verify(path):
+        if path.parts[-3:-1] == (str(best), 'arrays') or path.parts[-2] == str(best):
+            raise OSError(5, 'Input/output error')
+        return fingerprint(path)
+
+    def fails_to_read(path):
+        if path.name == 'result.json':
+            raise OSError(5, 'Input/output error')
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        if failing == 'result.json':
+            patch.setattr(Path, 'read_bytes', fails_to_read)
+            refused(call('train', *TINY, folder=root), 'result.json cannot be read')
+        else:
+            patch.setattr(manifest, '_fingerprint', fails_to_verify)
+            refused(call('train', *more, folder=root), f'checkpoints/{best} cannot be read')
+    assert contents(root / 'run') == before
+    assert call('train', *more, folder=root).code == 0
+    assert json.loads(call(*EVALUATE, folder=root).out)['best_epoch'] == 1
+
+
+def test_a_full_disk_is_a_sentence_in_whatever_library_it_is_met(root, monkeypatch):
+    before = contents(root / 'run')
+    full = pl.exceptions.ComputeError('parquet: File out of specification: No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.DataFrame, 'write_parquet', raising(full))
+        table = 'recommend', '--workdir=run', '--users=1', '--output=table.parquet'
+        refused(call(*table, folder=root), 'table.parquet cannot be written', 'No space left')
+    assert not list(root.glob('*table*')) and call(*table, folder=root).code == 0
+    (root / 'run/result.json').unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_folder, 'save_file', raising(SafetensorError('I/O error: No space left on device')))
+        refused(call('train', *TINY, folder=root), 'the model cannot be written', 'No space left', 'make room')
+    assert call('train', *TINY, folder=root).code == 0 and contents(root / 'run/model') == {
+        name.removeprefix('model/'): content for name, content in before.items() if name.startswith('model/')
+    }
+
+
+def raising(error):
+    def fails(*args, **kwargs):
+        raise error
+
+    return fails
 
 
 @pytest.fixture
@@ -389,41 +482,28 @@ def test_a_lock_of_a_folder_that_was_just_set_aside_holds_nothing(tmp_path, monk
         RunFolder(tmp_path / 'run').lock()
 
 
-# ---- remedies
+def test_a_failed_start_leaves_the_folder_to_a_process_that_has_begun_in_it(tmp_path):
+    other = RunFolder(tmp_path / 'new/run')
+    with pytest.raises(ValueError), no_folder_left(tmp_path / 'new/run'):
+        other.lock()
+        raise ValueError
+    assert (tmp_path / 'new/run/.lock').exists()
+    other.release()
+    with pytest.raises(ValueError), no_folder_left(tmp_path / 'next/run'):
+        other = RunFolder(tmp_path / 'next/run')
+        other.lock()
+        other.release()
+        raise ValueError
+    assert not (tmp_path / 'next').exists()
 
 
-@pytest.mark.parametrize('how', ['deleted', 'moved'])
-def test_its_training_command_again_prepares_what_is_gone(from_checkpoints, how):
-    root, recommend = from_checkpoints, ('recommend', '--workdir=run', '--users=1', '--k=1')
-    expected = call(*recommend, folder=root)
-    if how == 'deleted':
-        shutil.rmtree(root / 'data')
-    else:
-        root.rename(root.with_name('elsewhere'))
-        root = root.with_name('elsewhere')
-    refused(call(*recommend, folder=root), 'run its training command again, which prepares it')
-    done = call('train', *TINY, folder=root)
-    assert done.code == 0 and 'is prepared again' in done.out
-    assert call(*recommend, folder=root).out == expected.out
-
-
-def test_a_best_checkpoint_that_is_lost_is_found_anew_by_the_same_command(from_checkpoints):
-    root = from_checkpoints
-    for step in Checkpoints(root / 'run/checkpoints').steps()[:-1]:
-        shutil.rmtree(root / 'run/checkpoints' / str(step))
-    done = call(*EVALUATE, folder=root)
-    assert done.code in (0, 1) and not done.is_traceback
-    assert call('train', *TINY, folder=root).code == 0
-
-
-def test_all_checkpoints_damaged_and_the_remedy_of_the_message(from_checkpoints):
-    root = from_checkpoints
-    (root / 'run/result.json').unlink()
-    for meta in root.glob('run/checkpoints/*/meta.json'):
-        meta.write_text('{}')
-    refused(call('train', *TINY, folder=root), 'start the training anew with --restart')
-    assert call('train', *TINY, '--restart', folder=root).code == 0
-    assert (root / 'run.1/checkpoints').exists() and result(root)['epochs'] == 2
+def test_an_error_that_somebody_keeps_keeps_no_folder(finished, tmp_path):
+    config = read_config(RunFolder(finished / 'run'))[0]
+    recommender = Recommender(config=config, settings={'train.learning_rate': 1e30})
+    with pytest.raises(UserError, match='not finite') as kept:
+        recommender.fit(finished / 'log.csv', workdir=tmp_path / 'run', reporter=Reporter())
+    RunFolder(tmp_path / 'run').lock()
+    assert kept.value.__traceback__ is not None
 
 
 # ---- tracebacks from input
@@ -505,6 +585,17 @@ def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
     assert all(len(row) >= 4 and row[0] == 'u1' for row in rows) and {row[2] for row in rows} <= set(shown)
     done = call('recommend', '--workdir=run', '--history=none\x1b[2J', folder=tmp_path)
     assert done.code and '\x1b' not in done.err
+
+
+def test_a_note_of_prepare_quotes_no_raw_header(tmp_path):
+    header = 'user_id:token\t\x1b[2Jitem_id_list:token_seq\t\x1b[2Jitem_id:token'
+    lines = [f'{user}\t1 2 3\t{user % 3}' for user in range(9)]
+    (tmp_path / 'log.csv').write_text('\n'.join([header, *lines]) + '\n')
+    done = call(
+        'prepare', '--dataset=interactions', '--data_dir=log.csv', '--item_column=\x1b[2Jitem_id',
+        '--set=data.min_interactions=1', folder=tmp_path,
+    )
+    assert done.code == 0 and 'each row is a history' in done.err and '\x1b' not in done.err + done.out
 
 
 def test_an_error_is_one_line_whatever_it_quotes(capsys):

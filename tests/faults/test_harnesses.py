@@ -31,7 +31,7 @@ def test_a_few_kills_and_failing_disks(matrix):
 @compiled
 @pytest.mark.slow
 def test_more_kills_and_failing_disks(matrix):
-    matrix.sample(kills=20, errors=25, seed=1)
+    matrix.sample(kills=20, errors=15, seed=1)
     assert matrix.problems == []
 
 
@@ -68,4 +68,11 @@ def test_three_preparers_of_two_logs_in_one_folder(tmp_path):
 def test_two_trainings_in_one_workdir(tmp_path):
     pairs = Pairs(tmp_path)
     pairs.trainings(0)
+    assert pairs.problems == []
+
+
+@pytest.mark.slow
+def test_two_savers_of_one_model_folder(finished, tmp_path):
+    pairs = Pairs(tmp_path)
+    pairs.savers(finished / 'run', 40)
     assert pairs.problems == []

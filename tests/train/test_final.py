@@ -1,12 +1,12 @@
 """The run that serves: on every interaction, for the epochs that an earlier run found best."""
 import dataclasses
-import json
 
 import pytest
 
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import with_split
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.final import final_config
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset, trainer_in
 
@@ -14,7 +14,7 @@ CONFIG = RunConfig('interactions', MODEL, DATA, TRAIN)
 
 
 def test_the_earlier_run_gives_the_epochs(tmp_path):
-    (tmp_path / 'result.json').write_text(json.dumps({'protocol': 'leave-one-out: ...', 'best_epoch': 7}))
+    RunFolder(tmp_path).write_result({'protocol': 'leave-one-out: ...', 'best_epoch': 7})
     final = final_config(CONFIG, tmp_path)
     assert (final.data.split, final.train.max_epochs) == ('none', 7)
     assert dataclasses.replace(final, data=DATA, train=TRAIN) == CONFIG
@@ -25,7 +25,7 @@ def test_the_earlier_run_gives_the_epochs(tmp_path):
 ])
 def test_a_folder_that_cannot_tell_is_refused(tmp_path, result, message):
     if result:
-        (tmp_path / 'result.json').write_text(json.dumps(result))
+        RunFolder(tmp_path).write_result(result)
     with pytest.raises(ConfigError, match=message):
         final_config(CONFIG, tmp_path)
 

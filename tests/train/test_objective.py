@@ -1,6 +1,7 @@
 """Both forms of the training objective: when each one runs, and that targets and expected loss are the same."""
 import collections
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -44,6 +45,10 @@ def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
     with pytest.raises(ConfigError, match=said):
         examples('one_pass', model, max_history)
     assert 'one_pass' not in objective_note('auto', model, examples('auto', model, max_history), max_history)
+    fastest = examples('fastest', model, max_history)
+    assert not fastest.every_prefix and examples('fastest', MODEL).every_prefix
+    note = objective_note('fastest', model, fastest, max_history)
+    assert re.search(f'prefix, every prefix .* would not be exact: .*{reason}', note)
 
 
 @pytest.mark.parametrize('model', [MODEL, DEEP])

@@ -1,0 +1,72 @@
+"""Each message that names a way out has a test that goes it, in test_remedies_*.py or in another file."""
+from tests.faults import test_remedies_logs, test_remedies_runs, test_remedies_settings
+from tests.faults.messages import ROOT, messages
+from tests.faults.remedies import TESTED
+
+# They fill TESTED.
+LOADED = test_remedies_logs, test_remedies_runs, test_remedies_settings
+# Messages whose way out is gone in another test.
+ELSEWHERE = {
+    '--plug=MODULE imports a module that registers another':
+        'tests/test_extending.py::test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated',
+    'the network reads the feature {} and the prepared data has {}: name its column with --features={}':
+        'tests/test_extending.py::test_a_network_reads_the_features_of_the_events',
+    'works on a whole item table alone: train with --model_shards=1':
+        'tests/test_extending.py::test_a_network_of_ones_own_trains_alike_on_a_table_split_over_devices',
+    'set data.rows_per_step to a multiple of {}, or resume on a device count that divides it':
+        'tests/train/test_trainer.py::test_rows_that_the_devices_cannot_share_are_refused',
+    'go on with --set=train.max_epochs={} or more, and --adopt_config':
+        'tests/faults/test_answers.py::test_a_finished_run_adopts_no_config_that_it_does_not_train_with',
+    'kept as %s and computed again': 'tests/faults/test_answers.py::test_a_changed_result_is_computed_again',
+    'the data of the run was no longer in {} and is prepared again: {}':
+        'tests/faults/test_remedies_runs.py::test_its_training_command_again_prepares_what_is_gone',
+    'download of %s broke off (%s): trying again':
+        'tests/data/test_download.py::test_an_interrupted_transfer_goes_on_where_it_broke_off',
+    'the config packs epochs in another way: epoch {} starts anew':
+        'tests/train/test_trainer.py::test_a_config_that_packs_in_another_way_starts_the_epoch_anew',
+    'Ctrl-C again stops without saving':
+        'tests/commands/test_train.py::test_the_first_signal_asks_and_a_second_ctrl_c_interrupts',
+    'the same command goes on from it':
+        'tests/commands/test_distributed.py::test_a_killed_process_ends_the_others_and_the_restart_goes_on',
+    'Start all with the same command and data':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    'Check that process 0 was started on the host of --coordinator_address':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '{} needs --distributed': 'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    'give all of --coordinator_address, --num_processes and --process_id':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '--workdir has to lie on a file system of all hosts':
+        'tests/commands/test_distributed.py::test_two_processes_give_one_process_s_run',
+    '{} COMMAND --help shows the flags of a command.':
+        'tests/commands/test_main.py::test_help_shows_own_flags_by_topic_in_80_columns',
+    '{} has no command {}':
+        'tests/commands/test_main.py::test_a_command_that_there_is_not_is_answered_with_the_nearest',
+    '{} has the best settings: ssd4rec train --config={}':
+        'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
+    'stopped: the same command goes on with the search':
+        'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
+    'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
+}
+# Texts that name a command or a flag without a way out.
+NO_WAY_OUT = {
+    'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
+    '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
+    ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
+    'The settings of --dataset={}{}.', 'histories cut to --tokens_per_row={}: training would not cut them',
+    'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
+    'error: --topology={} is not one that libtpu knows',
+    'warning: the data of the run is no longer in {} and cannot be prepared again ({})',
+}
+
+
+def test_every_message_that_names_a_way_out_has_a_test_that_goes_it():
+    assert LOADED
+    known = [*TESTED, *ELSEWHERE, *NO_WAY_OUT]
+    found = dict(messages())
+    untested = {at: text for at, text in found.items() if not any(said in text for said in known)}
+    assert not untested, 'test each of these, in this file'
+    for at in ELSEWHERE.values():
+        file, _, name = at.partition('::')
+        assert f'def {name}(' in (ROOT / file).read_text(), at
+    gone = [said for said in (*ELSEWHERE, *NO_WAY_OUT) if not any(said in text for text in found.values())]
+    assert not gone, 'no message says this any more'
