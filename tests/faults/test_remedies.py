@@ -45,6 +45,12 @@ ELSEWHERE = {
         'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
     'stopped: the same command goes on with the search':
         'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
+    'this model was saved without histories: give histories of items instead of users':
+        'tests/faults/test_remedies_settings.py::test_what_the_recommender_asks_for',
+    'name the finished run with --workdir and the file to write with --output':
+        'tests/experiments/test_record_run.py::test_a_finished_run',
+    'ssd4rec train --dataset={} --data_dir=DIR --preset=published {}':
+        'tests/experiments/test_record_run.py::test_the_command_means_the_config',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.
