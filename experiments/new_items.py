@@ -1,6 +1,6 @@
 """How well items that a model was not trained on are recommended, by vectors from neighbours and from features.
 
-    python -m experiments.new_items --dataset=amazon-beauty --data_dir=DIR [--json=FILE] [--set=train.max_epochs=8]
+    python -m experiments.new_items --dataset=amazon-beauty --data_dir=DIR [--figures=FILE] [--set=train.max_epochs=8]
 
 A random 5% of the items are taken out of the log, and preset=auto is fitted on the rest. Each of them then gets a
 vector from the items that users did just before and after it in its first FIRST interactions. Each later interaction
@@ -36,7 +36,7 @@ from ssd4rec_jax.show.terminal import Terminal
 
 SHARE, FIRST, GROUPS, K = 0.05, 5, 50, 10
 
-_JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
+_JSON = flags.DEFINE_string('figures', None, 'File to write the figures to.')
 _SEED = flags.DEFINE_integer('seed', 1, 'Decides which items are new, and the feature columns.', lower_bound=0)
 
 

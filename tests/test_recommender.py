@@ -378,6 +378,7 @@ def test_the_example_in_the_docstring():
 TIMED = SMALL | {
     'model.time': 'decay_and_dt', 'model.num_layers': 2, 'model.bidirectional': 'last', 'train.objective': 'one_pass',
     'train.max_epochs': 2, 'train.learning_rate': 0.03, 'model.dtype': 'float32', 'model.seen_bias': False,
+    'train.schedule': 'constant',
 }
 
 

@@ -3,7 +3,6 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
@@ -28,7 +27,12 @@ PRESET = flags.DEFINE_enum(
 
 def begun_with(dataset: str, prepared: Callable[[RunConfig], SequenceDataset]) -> tuple[RunConfig, str]:
     """(the settings to begin with that the flags choose, a sentence that says what they are); see preset_config."""
-    return preset_config(dataset, PRESET.value, prepared, jax.default_backend)
+    def platform() -> str:
+        import jax  # Preparing needs no JAX.
+
+        return jax.default_backend()
+
+    return preset_config(dataset, PRESET.value, prepared, platform)
 
 
 def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConfig:

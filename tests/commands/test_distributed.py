@@ -31,8 +31,8 @@ def root(tmp_path_factory):
 
 def begin(root, workdir, count, devices, *more, **options) -> list[subprocess.Popen]:
     flags = (
-        '--dataset=interactions', f'--data_dir={root / "log.csv"}', '--user_column=user', '--item_column=item',
-        '--time_column=time', '--separator=,', *SETTINGS, *more,
+        '--dataset=interactions', '--preset=published', f'--data_dir={root / "log.csv"}', '--user_column=user',
+        '--item_column=item', '--time_column=time', '--separator=,', *SETTINGS, *more,
     )
     return start(count, root / workdir, *flags, devices=devices, cwd=root, **options)
 

@@ -158,7 +158,8 @@ def test_what_the_recommender_asks_for(root):
     recommender = Recommender.load(root / 'run')
     recommender.save(root / 'model', histories=False)
     alone = Recommender.load(root / 'model')
-    with pytest.raises(UserError, match=re.escape('give histories of items instead of users (in Python histories=[[item, ...], ...]')):
+    said = 'give histories of items instead of users (in Python histories=[[item, ...], ...]'
+    with pytest.raises(UserError, match=re.escape(said)):
         alone.recommend(users=[1])
     assert len(alone.recommend(histories=[[1, 2]], k=3)) == 3
     log = root / 'priced.csv'

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 TINY = [
-    '--dataset=interactions', '--data_dir=log.inter',
+    '--dataset=interactions', '--data_dir=log.inter', '--preset=published',
     '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
     '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=32',
     '--set=train.checkpoint_seconds=0.05',
