@@ -1,6 +1,6 @@
 """List every setting: key, value, type, default and meaning.
 
-    ssd4rec settings [--dataset=NAME] [--set=KEY=VALUE] [--config=FILE.toml]
+    ssd4rec settings [--dataset=NAME] [--preset=NAME] [--set=KEY=VALUE] [--config=FILE.toml]
 
 Settings are changed with --set=KEY=VALUE, or in a TOML file that --config names, in sections [model], [data], [train].
 """
@@ -8,18 +8,24 @@ import shutil
 import textwrap
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, overridden
+from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, begun_with, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET
-from ssd4rec_jax.config.run import described
+from ssd4rec_jax.config.run import RunConfig, described
+from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.show.output import write_stdout
 
 
 def main() -> int:
     width = min(shutil.get_terminal_size().columns, 100)
-    config = overridden(default_config(DATASET.value))
+    try:
+        base, about = begun_with(DATASET.value, _no_log)
+    except _NoLog:
+        base, about = default_config(DATASET.value), 'those that a training fits to its log are shown as published'
+    config = overridden(base)
     changed = ' and what is set' if SET.value or CONFIG_FILE.value else ''
-    lines = [f'The settings of --dataset={DATASET.value}{changed}.']
+    head = f'The settings of --dataset={DATASET.value}{changed} ({about.removeprefix("settings: ")}).'
+    lines = [textwrap.fill(head, width, break_long_words=False, break_on_hyphens=False)]
     for key, setting in described(config).items():
         default = '' if setting.value == setting.default else f', default {_shown(setting.default)}'
         lines.append(f'\n{key} = {_shown(setting.value)}  ({setting.kind.__name__}{default})')
@@ -29,6 +35,14 @@ def main() -> int:
         ))
     write_stdout('\n'.join(lines) + '\n')
     return 0
+
+
+class _NoLog(Exception):
+    """The settings depend on a log, which this command does not read."""
+
+
+def _no_log(published: RunConfig) -> SequenceDataset:
+    raise _NoLog
 
 
 def _shown(value: object) -> str:

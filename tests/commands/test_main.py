@@ -58,10 +58,14 @@ def test_settings_lists_every_key_with_the_value_of_the_data_set(monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
     done = call(settings.main, '--dataset=amazon-beauty', '--set=train.seed=7')
     assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 80
-    assert 'model.dropout_prob = 0.4  (float, default 0.2)' in done.stdout
+    assert 'model.dropout_prob = 0.3  (float, default 0.2)' in done.stdout
     assert 'train.seed = 7  (int, default 2024)' in done.stdout
     assert "data.split_test_time = ''  (str)" in done.stdout
     assert "    the probability (the paper's rho)" in done.stdout
+    published = call(settings.main, '--dataset=amazon-beauty', '--preset=published').stdout
+    assert 'model.dropout_prob = 0.4  (float, default 0.2)' in published
+    own = call(settings.main, '--dataset=interactions').stdout
+    assert 'fits to its' in own and 'model.dropout_prob = 0.2  (float)' in own
 
 
 def with_flags(function, *arguments):

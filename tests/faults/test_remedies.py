@@ -58,7 +58,7 @@ NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
     '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
-    'The settings of --dataset={}{}.', 'histories cut to --tokens_per_row={}: training would not cut them',
+    'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
     'error: --topology={} is not one that libtpu knows',
     'warning: the data of the run is no longer in {} and cannot be prepared again ({})',
