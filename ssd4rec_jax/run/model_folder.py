@@ -176,6 +176,7 @@ def _read_params(path: Path, config: RunConfig, num_items: int, mesh: Mesh) -> t
     network, like = abstract_network(config.model, num_items, mesh)
     with safe_open(path, framework='np') as stored:
         names = sorted(stored.keys())
+        _check_parameters(path, {name: tuple(stored.get_slice(name).get_shape()) for name in names}, like, num_items)
 
         def read(key: tuple, leaf: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
             name = jax.tree_util.keystr(key, simple=True, separator='.')
@@ -198,6 +199,27 @@ def _read_params(path: Path, config: RunConfig, num_items: int, mesh: Mesh) -> t
             return jax.make_array_from_callback(leaf.shape, place, part_of)
 
         return network, jax.tree_util.tree_map_with_path(read, like, shardings(like, mesh))
+
+
+def _check_parameters(
+    path: Path, stored: dict[str, tuple[int, ...]], like: dict, num_items: int
+) -> None:
+    """CheckpointError where a parameter of the network is missing, of another shape, or unknown to the network."""
+    wanted = {
+        jax.tree_util.keystr(key, simple=True, separator='.'): tuple(leaf.shape)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    wanted[ITEM_EMBEDDING] = (num_items + 1, *wanted[ITEM_EMBEDDING][1:])  # without the padding of this mesh
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in stored.items():
+        whole = ITEM_EMBEDDING if name.startswith(f'{ITEM_EMBEDDING}.') else name
+        found[whole] = (found[whole][0] + shape[0], *shape[1:]) if whole in found else shape
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f'{path} is of another version of the network: {name} is {found.get(name) or "missing"} there and '
+                f'{wanted.get(name) or "unknown"} here. Use the version of ssd4rec-jax that saved it, or train it anew'
+            )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

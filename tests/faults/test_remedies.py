@@ -51,6 +51,8 @@ ELSEWHERE = {
         'tests/experiments/test_record_run.py::test_a_finished_run',
     'ssd4rec train --dataset={} --data_dir=DIR --preset=published {}':
         'tests/experiments/test_record_run.py::test_the_command_means_the_config',
+    '{} is of another version of the network: {} is {} there and {} here':
+        'tests/run/test_saved_run.py::test_a_model_with_other_parameters_is_refused',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.

@@ -9,6 +9,7 @@ import pytest
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.data.examples import valid_examples
+from ssd4rec_jax.errors import CheckpointError
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.rank.ranker import Ranker
@@ -79,3 +80,18 @@ def test_a_saved_model_is_read_in_parts_by_any_number_of_devices(tmp_path, monke
     np.testing.assert_array_equal(saved.item_counts, np.bincount(dataset.items, minlength=31))
     for name in ('items', 'offsets', 'user_ids', 'item_ids'):
         np.testing.assert_array_equal(getattr(saved.dataset, name), getattr(dataset, name))
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'norm': None}, r'norm.bias is missing there and \(8,\) here'),
+    ({'item_embedding': np.zeros((30, 8), np.float32)}, r'item_embedding is \(30, 8\) there and \(31, 8\) here'),
+    ({'another': np.zeros(3, np.float32)}, r'another is \(3,\) there and unknown here'),
+])
+def test_a_model_with_other_parameters_is_refused(tmp_path, change, said):
+    """One that is missing must not be taken for zeros."""
+    _, params = init_network(MODEL, 30, 3)
+    params = {name: value for name, value in {**params, **change}.items() if value is not None}
+    params = jax.tree.map(np.asarray, params)
+    model_folder.save_model(tmp_path / 'model', CONFIG, tiny_dataset(), params, step=7, best_epoch=2)
+    with pytest.raises(CheckpointError, match=said):
+        saved_run.load_run(tmp_path / 'model')
