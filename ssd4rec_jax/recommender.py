@@ -261,8 +261,9 @@ class Recommender:
         from 0 in the column `user`. Users and items that the log does not have are left out with a warning, UnknownIds.
         A network that reads times (model.time) reads those of users; in histories all gaps in time count as typical.
         exclude_seen: leave out what a history holds, all of it. exclude: items to leave out for everyone; only: items
-        to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products;
-        those of popularity are counts. A row is missing where fewer than k items are left.
+        to choose from. reason is 'model', or 'popularity' where a history holds no known item. Scores are dot products
+        and what model.seen_bias adds to them; those of popularity are counts. A row is missing where fewer than k items
+        are left.
         """
         frames = list(self.recommend_in_parts(
             users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only

@@ -21,6 +21,7 @@ TINY = (
     '--set=model.d_state=4', '--set=model.headdim=4', '--set=model.num_layers=1', '--set=train.log_every=1',
     '--set=train.max_epochs=2', '--set=train.targets_per_step=64', '--set=train.checkpoint_seconds=1e-6',
 )
+EVALUATE = 'evaluate', '--workdir=run'
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
@@ -36,6 +37,11 @@ class Done:
     def is_traceback(self) -> bool:
         """Whether it ended with an error that is not one of ours."""
         return 'Traceback' in self.err or 'Traceback' in self.out
+
+    @property
+    def sentences(self) -> int:
+        """How many sentences say what is wrong."""
+        return sum(line.startswith('error: ') for line in self.err.splitlines())
 
 
 def call(command: str, *arguments: str, folder: Path) -> Done:
@@ -86,3 +92,10 @@ def write_log(path: Path, seed: int = 0, users: int = 40, items: int = 12) -> No
 
 if __name__ == '__main__':  # for a first look: python -m tests.faults.inside COMMAND FLAGS
     print(call(sys.argv[1], *sys.argv[2:], folder=Path.cwd()))
+
+
+def refused(done: Done, *texts: str) -> None:
+    """The command failed with one sentence, which holds each of these texts."""
+    assert done.code == 1 and not done.is_traceback and done.sentences == 1, done
+    for text in texts:
+        assert text in done.err

@@ -22,13 +22,9 @@ def says(message: str, text: str) -> bool:
     return re.search('.*'.join(map(re.escape, message.split('{}'))), text, re.DOTALL) is not None
 
 
-def _sentences(done: Done) -> int:
-    return sum(line.startswith('error: ') for line in done.err.splitlines())
-
-
 def refused(done: Done, *said: str) -> None:
     """The command failed with one sentence, which holds each of these messages."""
-    assert done.code in (1, 2) and not done.is_traceback and _sentences(done) == 1, done
+    assert done.code in (1, 2) and not done.is_traceback and done.sentences == 1, done
     assert all(says(message, done.err) for message in said), done.err
 
 

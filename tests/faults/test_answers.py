@@ -4,28 +4,19 @@ import fcntl
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from safetensors import SafetensorError
 
 from ssd4rec_jax import Recommender
 from ssd4rec_jax.commands.train import no_folder_left
-from ssd4rec_jax.data.dataset import open_dataset
-from ssd4rec_jax.data.packing import choose_step_shape
-from ssd4rec_jax.data.raw_file import RawFile
-from ssd4rec_jax.errors import ConfigError, DataError, UserError
-from ssd4rec_jax.parallel import out_of_memory
-from ssd4rec_jax.parallel.free_memory import available_bytes
+from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run import folder as run_folder
 from ssd4rec_jax.run import manifest, model_folder
@@ -36,21 +27,10 @@ from ssd4rec_jax.show import output
 from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train import launch
 from ssd4rec_jax.train.stop_signals import StopSignals
-from tests.faults.inside import TINY, Done, call, write_log
+from tests.faults.inside import EVALUATE, TINY, call, refused, write_log
 from tests.tiny import TRAIN, Notes, trainer_in
 
-EVALUATE = 'evaluate', '--workdir=run'
 RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
-
-
-def _sentences(done: Done) -> int:
-    return sum(line.startswith('error: ') for line in done.err.splitlines())
-
-
-def refused(done: Done, *texts: str) -> None:
-    assert done.code == 1 and not done.is_traceback and _sentences(done) == 1, done
-    for text in texts:
-        assert text in done.err
 
 
 def result(root: Path) -> dict:
@@ -311,60 +291,6 @@ def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
     assert result(tmp_path)['epochs'] == 2
 
 
-def test_memory_that_cannot_be_had_is_foretold(tmp_path, monkeypatch):
-    write_log(tmp_path / 'log.csv')
-    monkeypatch.setattr(out_of_memory, 'available_bytes', lambda: 30_000)
-    refused(
-        call('train', *TINY, folder=tmp_path), 'out of memory in the train step', 'can be had here', 'model.hidden_size'
-    )
-
-
-def test_an_address_space_limit_counts(monkeypatch):
-    monkeypatch.setattr(resource, 'getrlimit', lambda which: (1 << 20, 1 << 20))
-    assert available_bytes() == 0, 'this process holds more already'
-    monkeypatch.setattr(resource, 'getrlimit', lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert (available_bytes() or 0) > 1 << 20
-
-
-@pytest.mark.parametrize('files, available', [
-    ({}, 500 << 10),
-    ({  # version 2: the group above is the narrower one, and its page cache can be taken back
-        'proc/self/cgroup': '0::/pod/job',
-        'proc/self/mountinfo': '30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw',
-        'sys/fs/cgroup/pod/job/memory.max': 'max', 'sys/fs/cgroup/pod/job/memory.current': '40000',
-        'sys/fs/cgroup/pod/memory.max': '100000', 'sys/fs/cgroup/pod/memory.current': '60000',
-        'sys/fs/cgroup/pod/memory.stat': 'anon 50000\ninactive_file 7000\nactive_file 3000',
-    }, 50_000),
-    ({  # version 1
-        'proc/self/cgroup': '5:cpu,memory:/job\n1:name=systemd:/job\n0::/job',
-        'proc/self/mountinfo': (
-            '31 23 0:29 / /groups/cpu rw - cgroup cgroup rw,cpuset\n'
-            '32 23 0:30 / /groups/memory rw shared:4 - cgroup cgroup rw,cpu,memory'
-        ),
-        'groups/cpu/job/memory.limit_in_bytes': '1', 'groups/cpu/job/memory.usage_in_bytes': '1',
-        'groups/memory/job/memory.limit_in_bytes': '90000', 'groups/memory/job/memory.usage_in_bytes': '30000',
-        'groups/memory/job/memory.stat': 'inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 0',
-        'groups/memory/memory.limit_in_bytes': '9223372036854771712', 'groups/memory/memory.usage_in_bytes': '70000',
-    }, 60_500),
-    ({  # a container that sees its own group as the top, and names it as its host does
-        'proc/self/cgroup': '4:memory:/docker/a1',
-        'proc/self/mountinfo': '32 23 0:30 /docker/a1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory',
-        'sys/fs/cgroup/memory/memory.limit_in_bytes': '8000', 'sys/fs/cgroup/memory/memory.usage_in_bytes': '9000',
-    }, 0),
-    ({  # a process that was moved out of the groups that its container shows
-        'proc/self/cgroup': '0::/../b2', 'proc/self/mountinfo': '30 23 0:26 / /sys/fs/cgroup rw - cgroup2 none rw',
-        'sys/fs/cgroup/memory.max': '9000', 'sys/fs/cgroup/memory.current': '2000',
-    }, 7000),
-])
-def test_the_limit_of_a_container_counts(tmp_path, files, available):
-    files = {'proc/meminfo': 'MemTotal: 900 kB\nMemAvailable: 400 kB\nSwapFree: 100 kB\nHugePages_Free: 0', **files}
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + '\n')
-    assert available_bytes(tmp_path) == available
-    assert available_bytes(tmp_path / 'elsewhere') is None
-
-
 def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(tmp_path):
     first = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3))
     scores = iter([0.5, 0.2, 0.3, 0.1])
@@ -504,117 +430,3 @@ def test_an_error_that_somebody_keeps_keeps_no_folder(finished, tmp_path):
         recommender.fit(finished / 'log.csv', workdir=tmp_path / 'run', reporter=Reporter())
     RunFolder(tmp_path / 'run').lock()
     assert kept.value.__traceback__ is not None
-
-
-# ---- tracebacks from input
-
-
-@pytest.mark.parametrize('kind', [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_a_tar_member_that_is_no_file(tmp_path, kind):
-    with tarfile.open(tmp_path / 'a.tar.gz', 'w:gz') as archive:
-        odd = tarfile.TarInfo('folder/log.csv')
-        odd.type, odd.linkname = kind, 'elsewhere'
-        archive.addfile(odd)
-    raw = RawFile(tmp_path / 'a.tar.gz', 'folder/log.csv')
-    with pytest.raises(DataError, match='holds no folder/log.csv'), raw.open():
-        pass
-
-
-@pytest.mark.parametrize('offset, value, message', [(6, b'\x01', 'password|encrypted'), (8, b'\x63', 'compression')])
-def test_a_zip_that_python_cannot_unpack(tmp_path, offset, value, message):
-    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
-        archive.writestr('ml/log.csv', 'a,b\n')
-    content = bytearray((tmp_path / 'a.zip').read_bytes())
-    central = content.index(b'PK\x01\x02')
-    content[offset:offset + 1] = value
-    content[central + offset + 2:central + offset + 3] = value
-    (tmp_path / 'a.zip').write_bytes(content)
-    with pytest.raises(DataError, match=message), RawFile(tmp_path / 'a.zip', 'ml/log.csv').open():
-        pass
-
-
-@pytest.mark.parametrize('odd', [
-    '{"sha256": 5}', '[]', '5', '{"format_version": 1, "sha256": {}}', '[' * 100_000, '\xff',
-])
-def test_an_odd_description_of_prepared_data_is_damage(root, odd):
-    file, = root.glob('data/interactions/prepared-*/dataset.json')
-    file.write_text(odd, encoding='latin-1')
-    assert open_dataset(file.parent) is None
-    description = '{"format_version": 2, "name": "x", "fingerprint": "f", "sha256": 5}'
-    file.write_text(description)
-    assert open_dataset(file.parent) is None
-
-
-@pytest.mark.parametrize('odd', [
-    '[]', '5', 'null', '{}', '{"model": [], "data": {}, "train": {}, "dataset": "x"}', '[' * 100_000,
-    '{"dataset": "x", "model": {"beta": 1e999}, "data": {}, "train": {}}',
-    '{"dataset": "x", "model": {"name": {}}, "data": {}, "train": {}}',
-    '{"dataset": "x", "model": {}, "data": {}, "train": {"loss": []}}',
-    '{"dataset": "x", "model": {}, "data": {}, "train": {}, "prepared": 5}',
-])
-def test_an_odd_config_is_refused_by_name(from_checkpoints, odd):
-    (from_checkpoints / 'run/config.json').write_text(odd)
-    refused(call(*EVALUATE, folder=from_checkpoints), 'config.json')
-    refused(call('train', *TINY, folder=from_checkpoints), 'config.json')
-
-
-# ---- output
-
-
-def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
-    odd = [
-        'a\tb', 'x\n3\t1\tforged\t9.9', '\x1b[2Jred', '=HYPERLINK("http://a")', '-5', '@cmd', 'back\\slash', '+1.5',
-        '-x',
-    ]
-    shown = [output.shown_id(text) for text in odd]
-    assert shown == [
-        'a\\tb', 'x\\n3\\t1\\tforged\\t9.9', '\\x1b[2Jred', '\\x3dHYPERLINK("http://a")', '-5', '\\x40cmd',
-        'back\\\\slash', '+1.5', '\\x2dx',
-    ]
-    rng = np.random.default_rng(0)
-    lines = ['user_id,item_id,timestamp']
-    for user in range(30):
-        for t, item in enumerate(rng.integers(0, len(odd) - 2, 8)):
-            name = odd[item].replace('"', '""')
-            lines.append(f'u{user},"{name}",{1_600_000_000 + t}')
-    (tmp_path / 'log.csv').write_text('\n'.join(lines) + '\n')
-    assert call('train', *TINY, '--set=train.max_epochs=1', folder=tmp_path).code == 0
-    done = call('recommend', '--workdir=run', '--users=u1', '--k=20', folder=tmp_path)
-    assert done.code == 0 and '\x1b' not in done.out
-    rows = [line.split('\t') for line in done.out.splitlines()]
-    assert all(len(row) >= 4 and row[0] == 'u1' for row in rows) and {row[2] for row in rows} <= set(shown)
-    done = call('recommend', '--workdir=run', '--history=none\x1b[2J', folder=tmp_path)
-    assert done.code and '\x1b' not in done.err
-
-
-def test_a_note_of_prepare_quotes_no_raw_header(tmp_path):
-    header = 'user_id:token\t\x1b[2Jitem_id_list:token_seq\t\x1b[2Jitem_id:token'
-    lines = [f'{user}\t1 2 3\t{user % 3}' for user in range(9)]
-    (tmp_path / 'log.csv').write_text('\n'.join([header, *lines]) + '\n')
-    done = call(
-        'prepare', '--dataset=interactions', '--data_dir=log.csv', '--item_column=\x1b[2Jitem_id',
-        '--set=data.min_interactions=1', folder=tmp_path,
-    )
-    assert done.code == 0 and 'each row is a history' in done.err and '\x1b' not in done.err + done.out
-
-
-def test_an_error_is_one_line_whatever_it_quotes(capsys):
-    output.complain('error: no such user: a\nerror: forged \x1b[2J\r\u2028')
-    assert capsys.readouterr().err == 'error: no such user: a\\nerror: forged \\x1b[2J\\r\\u2028\n'
-
-
-def test_a_link_is_followed_and_not_replaced(tmp_path):
-    write_log(tmp_path / 'log.csv')
-    write_log(tmp_path / 'other.csv', seed=1)
-    (tmp_path / 'disk').mkdir()
-    (tmp_path / 'out').symlink_to(tmp_path / 'disk/out')
-    for log in ('log.csv', 'log.csv', 'other.csv'):
-        assert call('prepare', '--dataset=interactions', f'--data_dir={log}', '--output=out', folder=tmp_path).code == 0
-        assert (tmp_path / 'out').is_symlink() and (tmp_path / 'disk/out/dataset.json').exists()
-
-
-def test_more_rows_than_histories_are_refused_at_once(tmp_path):
-    with pytest.raises(ConfigError, match='rows_per_step=100000000 is more than the 240 histories'):
-        choose_step_shape(np.ones(240, np.int64), targets_per_step=64, tokens_per_row=64, rows=100_000_000)
-    write_log(tmp_path / 'log.csv')
-    refused(call('train', *TINY, '--set=data.rows_per_step=100000000', folder=tmp_path), 'data.rows_per_step=100000000')
