@@ -82,7 +82,10 @@ class Answers:
     @functools.cached_property
     def _top(self) -> TopItems:
         saved = self.saved
-        return TopItems(saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history)
+        return TopItems(
+            saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history,
+            followers=saved.followers,
+        )
 
     @functools.cached_property
     def _dataset(self) -> SequenceDataset:

@@ -298,7 +298,9 @@ class Recommender:
             raise UserError(f'k={k!r} must be a list of whole numbers from 1 to the {items} items of the catalogue')
         if not saved.dataset.num_users:
             raise UserError('this model was saved without histories, so there is nothing to rank')
-        evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, split)
+        evaluator = Evaluator(
+            saved.config, saved.dataset, saved.network, saved.mesh, split, followers=saved.followers
+        )
         frames = []
         for way in ('in', 'out') if seen == 'both' else (seen,):
             found = evaluator.evaluate(saved.params, longest_list=max(cutoffs), seen_out=way == 'out')
@@ -348,7 +350,7 @@ class Recommender:
         saved = self._saved
         save_model(
             folder_path(path, 'path'), saved.config, saved.dataset, saved.network.whole(saved.params), step=saved.step,
-            best_epoch=saved.best_epoch, histories=truth(histories, 'histories'),
+            best_epoch=saved.best_epoch, histories=truth(histories, 'histories'), followers=saved.followers,
         )
 
     @classmethod

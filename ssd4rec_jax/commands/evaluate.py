@@ -58,7 +58,9 @@ def main() -> int:
         raise UserError(f'the model in {workdir} was saved without histories, so there is nothing to rank')
     if K.value is not None and max(cutoffs) > saved.dataset.num_items:
         raise ConfigError(f'--k={K.value} is beyond the catalogue of {saved.dataset.num_items:,} items')
-    evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, _SPLIT.value)
+    evaluator = Evaluator(
+        saved.config, saved.dataset, saved.network, saved.mesh, _SPLIT.value, followers=saved.followers
+    )
     about = {'dataset': saved.config.dataset, 'split': _SPLIT.value, 'best_epoch': saved.best_epoch}
     in_detail = _JSON.value or K.value is not None or _SEEN.value != 'in' or bool(by)
     if not in_detail and path is None:

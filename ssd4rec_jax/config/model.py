@@ -1,5 +1,6 @@
 """Settings of an SSD4Rec network."""
 import dataclasses
+import math
 
 from ssd4rec_jax.errors import ConfigError
 
@@ -40,6 +41,8 @@ class ModelConfig:
     temperature: with 'cosine', what the cosine is divided by.
     seen_bias: whether the score of an item that the history holds gets a learned bias, by how long ago and how often it
       was seen; train.seen_learning_rate is its learning rate.
+    follower_weight: above 0, items that often followed the newest items of a history in training rank higher, by this
+      weight (see ssd4rec_jax.data.followers). It is for short histories and does not touch training.
     time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
       the step dt of each head; 'decay_and_dt' scales the decay and the input of each head apart. The scales are learned
       and stay between 1/2 and 2.
@@ -67,6 +70,7 @@ class ModelConfig:
     scores: str = 'dot'
     temperature: float = 0.05
     seen_bias: bool = False
+    follower_weight: float = 0.0
     time: str = 'none'
     dtype: str = 'auto'
     table_dtype: str = 'float32'
@@ -89,6 +93,8 @@ class ModelConfig:
             )
         if not 0.0 <= self.dropout_prob < 1.0:
             raise ConfigError(f'model.dropout_prob={self.dropout_prob} must be in [0, 1)')
+        if not 0 <= self.follower_weight < math.inf:
+            raise ConfigError(f'model.follower_weight={self.follower_weight} must not be negative, and finite')
         if not self.temperature > 0:
             raise ConfigError(f'model.temperature={self.temperature} must be positive')
         for name, known in _CHOICES.items():

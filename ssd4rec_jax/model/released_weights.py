@@ -97,6 +97,8 @@ def _not_released(config: ModelConfig) -> str | None:
         return f'model.scores={config.scores}: it scores by dot products'
     if config.seen_bias:
         return 'model.seen_bias: it has no such parameters'
+    if config.follower_weight:
+        return f'model.follower_weight={config.follower_weight}: it ranks by its own scores alone'
     if config.time != 'none':
         return f'model.time={config.time}: it reads no times'
     return None

@@ -82,6 +82,12 @@ class Seen(NamedTuple):
 
         return self._over_pairs(add, scores)
 
+    def clear(self, scores: jax.Array) -> jax.Array:
+        """scores [readouts, columns] with 0 wherever a bias would be added."""
+        return self._over_pairs(
+            lambda scores, pairs: scores.at[pairs.readout, pairs.item].set(0, mode='drop'), scores
+        )
+
     def sums(self, of_pairs: Callable[[jax.Array, jax.Array], jax.Array], like: Bias) -> Bias:
         """For each number of the bias, the sum of of_pairs(readout [n], item [n]) -> [n] over the scores that get it.
 

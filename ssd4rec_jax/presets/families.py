@@ -2,7 +2,8 @@
 
 They were chosen by validation, on a CPU (docs/results.md). What both have in common: all prefixes of a history are read
 in one pass where that is exact, a sampled softmax teaches, row-wise Adagrad updates the item table, LayerNorm and
-dropout follow the embedding, and items that a history holds have a learned bias.
+dropout follow the embedding, and items that a history holds have a learned bias. Where histories are short, what often
+followed their newest items ranks higher.
 """
 import dataclasses
 import math
@@ -29,15 +30,16 @@ class Family:
     most_negatives: int
     max_epochs: int
     schedule: str
+    follower_weight: float
 
 
 SHORT = Family(
     num_layers=1, beta=0.1, dropout_prob=0.3, mask_ratio=0.2, most_negatives=2048, max_epochs=48,
-    schedule='warmup_cosine',
+    schedule='warmup_cosine', follower_weight=2.0,
 )
 LONG = Family(
     num_layers=2, beta=0.0, dropout_prob=0.2, mask_ratio=0.1, most_negatives=1024, max_epochs=40,
-    schedule='constant',
+    schedule='constant', follower_weight=0.0,
 )
 
 
@@ -51,7 +53,7 @@ def better(
     family = LONG if mean_length > LONG_ABOVE else SHORT
     model = ModelConfig(
         hidden_size=hidden_size, num_layers=family.num_layers, beta=family.beta, dropout_prob=family.dropout_prob,
-        norm_embedding=True, seen_bias=True,
+        norm_embedding=True, seen_bias=True, follower_weight=family.follower_weight,
     )
     train = TrainConfig(
         objective='fastest', loss='sampled',

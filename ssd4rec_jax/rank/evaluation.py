@@ -10,6 +10,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import ExampleIndex, test_examples, valid_examples
+from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.rank.baselines import training_counts
 from ssd4rec_jax.rank.ranker import Ranker
@@ -72,16 +73,20 @@ class Evaluation:
 class Evaluator:
     """Evaluates one model on one split, as often as is asked."""
 
-    def __init__(self, config: RunConfig, dataset: SequenceDataset, network: Network, mesh: Mesh, split: str):
+    def __init__(
+        self, config: RunConfig, dataset: SequenceDataset, network: Network, mesh: Mesh, split: str, *,
+        followers: Followers | None = None,
+    ):
         dataset = with_features(dataset, features_read(config.model))
         self._max_history, self._dataset = config.data.max_history, dataset
         self.examples = _EXAMPLES[split](dataset, max_history=self._max_history)
         self._whole = _EXAMPLES[split](dataset)
-        self._network, self._mesh = network, mesh
+        self._network, self._mesh, self._followers = network, mesh, followers
         # The test histories are the longest, so one compiled program serves both splits.
         self.ranker = Ranker(
             network, mesh, test_examples(dataset, max_history=self._max_history),
             targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
+            followers=followers,
         )
 
     def evaluate(self, params: dict, *, longest_list: int, seen_out: bool) -> Evaluation:
@@ -94,7 +99,9 @@ class Evaluator:
         if seen_out:
             exclude = [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]
         ranks = self.ranker.ranks(params, self.examples, exclude=exclude)
-        top = TopItems(self._network, self._mesh, params, max_history=self._max_history)
+        top = TopItems(
+            self._network, self._mesh, params, max_history=self._max_history, followers=self._followers
+        )
         lists, scores = top(self.examples, k=longest_list, exclude=exclude)
         return Evaluation(
             self.examples, np.searchsorted(self._dataset.offsets, whole.stop, side='right') - 1, ranks,

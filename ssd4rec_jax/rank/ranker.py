@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, choose_step_shape
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
@@ -17,7 +18,8 @@ from ssd4rec_jax.reporter import Reporter
 class Ranker:
     """Ranks the target of every example among all items of the catalogue.
 
-    Items that the user has seen stay in the ranking unless they are excluded; item 0 is never ranked.
+    Items that the user has seen stay in the ranking unless they are excluded; item 0 is never ranked. followers: see
+    ssd4rec_jax.rank.scorer.Scorer.
     longest: examples that decide the shape of the packed steps, together with targets_per_step and tokens_per_row as in
       training. No history that is ranked later may be longer than their longest. With the test examples here, one
       compiled program serves both splits, because a user's test history is the validation history plus one item.
@@ -25,9 +27,10 @@ class Ranker:
 
     def __init__(
         self, network: Network, mesh: Mesh, longest: ExampleIndex, *,
-        targets_per_step: int, tokens_per_row: int, reporter: Reporter | None = None,
+        targets_per_step: int, tokens_per_row: int, followers: Followers | None = None,
+        reporter: Reporter | None = None,
     ):
-        self.scorer = Scorer(network, mesh, reporter=reporter)
+        self.scorer = Scorer(network, mesh, followers=followers, reporter=reporter)
         self.shape: StepShape = choose_step_shape(
             longest.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
             row_multiple=mesh.size,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.features import Feature
+from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.parallel.table_shard import TableShard
@@ -28,14 +29,15 @@ class TopItems:
 
     Calls of similar size share a compiled program: tokens, slots, k and the longest list of excluded items are rounded
     up to powers of two. max_history: the number of newest items of a history that the network reads; 0 reads all of
-    them.
+    them. followers: see ssd4rec_jax.rank.scorer.Scorer.
     """
 
     def __init__(
-        self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW
+        self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW,
+        followers: Followers | None = None,
     ):
         self.network, self.max_history, self.tokens_per_row = network, max_history, tokens_per_row
-        self._scorer = Scorer(network, mesh)
+        self._scorer = Scorer(network, mesh, followers=followers)
         # The item table is projected once, for all later calls.
         self._prepared = self._scorer.prepare(params, tokens=np.iinfo(np.int64).max)
 
@@ -73,7 +75,8 @@ class TopItems:
     def vectors(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """The network's readouts float32 [histories, D]; their dot products with `item_vectors` are the scores.
 
-        Where the network has a seen-item term, this holds for items that the history does not hold.
+        Where the network has a seen-item term, this holds for items that the history does not hold. The follower term
+        comes on top of it.
         """
         examples = self._examples(histories, {})
         return self._scorer.readouts(self._prepared, examples, self._shape(examples.lengths))

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from ssd4rec_jax.data.examples import ExampleIndex
+from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, build_step, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.errors import TrainingError
@@ -16,7 +17,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.model.seen import seen_by_histories
+from ssd4rec_jax.model.seen import Seen, seen_by_histories
 from ssd4rec_jax.parallel.mesh import (
     AXES,
     ITEM_EMBEDDING,
@@ -25,6 +26,7 @@ from ssd4rec_jax.parallel.mesh import (
     local_rows,
     over_devices,
     place_rows,
+    replicated,
     rows_here,
     shardings,
     specs,
@@ -32,25 +34,31 @@ from ssd4rec_jax.parallel.mesh import (
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory
 from ssd4rec_jax.parallel.processes import sum_over_processes
 from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
+from ssd4rec_jax.rank.followers import follower_scores, newest_items
 from ssd4rec_jax.reporter import Reporter
 
 
 class Prepared(NamedTuple):
-    """Parameters on the mesh, and the network's item_table (or None), which all batches share."""
+    """What all batches share: parameters on the mesh, the network's item_table or None, the followers or None."""
 
     params: dict
     table: Any
+    followers: Followers | None
 
 
 class Scorer:
     """Applies a function f to the scores of many histories, in packed steps; the program for each f and shape is kept.
 
     There is no masking and no dropout. The item table may be split over devices; each device then scores its part of
-    the items for the readouts of all devices along `model`.
+    the items for the readouts of all devices along `model`. followers: adds to the scores of what often followed the
+    newest items of a history, unless the history holds it (see ssd4rec_jax.rank.followers); None adds nothing.
     """
 
-    def __init__(self, network: Network, mesh: Mesh, *, reporter: Reporter | None = None):
+    def __init__(
+        self, network: Network, mesh: Mesh, *, followers: Followers | None = None, reporter: Reporter | None = None
+    ):
         self.network, self.mesh = network, mesh
+        self._followers = None if followers is None else jax.device_put(followers, replicated(mesh))
         self.reporter = reporter or Reporter()
         self._item_table = jax.jit(lambda params: network.bind(params).item_table())
         self._compiled: dict[Hashable, Any] = {}
@@ -64,7 +72,8 @@ class Scorer:
         params = self.network.split(params, self.mesh)
         params = jax.device_put(params, shardings(params, self.mesh))
         with explain_out_of_memory('evaluation'):
-            return Prepared(params, self._item_table(params) if self._projects_table(params, tokens) else None)
+            table = self._item_table(params) if self._projects_table(params, tokens) else None
+            return Prepared(params, table, self._followers)
 
     def __call__(
         self, prepared: Prepared, examples: ExampleIndex, shape: StepShape, f: Callable[..., Any],
@@ -142,14 +151,14 @@ class Scorer:
         padded = np.pad(array, [(0, shard.padded - len(array))] + [(0, 0)] * (array.ndim - 1))
         return jax.make_array_from_callback(padded.shape, by_item(self.mesh), lambda part: padded[part])
 
-    def _step(self, f, params, table, batch, args, per_item):
+    def _step(self, f, params, table, followers, batch, args, per_item):
         rows, whole, items = PartitionSpec(AXES), PartitionSpec(), PartitionSpec(MODEL_AXIS)
         body = functools.partial(_score, self.network, self.network.shard(self.mesh), f)
-        mapped = over_devices(body, self.mesh, (specs(params), whole, rows, rows, items), rows)
-        return mapped(params, table, batch, args, per_item)
+        mapped = over_devices(body, self.mesh, (specs(params), whole, whole, rows, rows, items), rows)
+        return mapped(params, table, followers, batch, args, per_item)
 
 
-def _score(network: Network, shard: TableShard, f, params, table, batch, args, per_item):
+def _score(network: Network, shard: TableShard, f, params, table, followers, batch, args, per_item):
     """The computation of one device, which scores its items for the readouts of all devices along `model`.
 
     Without f it returns the readouts of this device, in float32.
@@ -165,14 +174,24 @@ def _score(network: Network, shard: TableShard, f, params, table, batch, args, p
     if f is None:
         return (readout.astype(jnp.float32),)
     slots = readout.shape[:2]
-    flat = [a.reshape(slots[0] * slots[1], *a.shape[2:]) for a in (readout, *args)]
-    readouts, *rest = (shard.gather(a) for a in flat)
+
+    def of_all_devices(a):
+        return shard.gather(a.reshape(slots[0] * slots[1], *a.shape[2:]))
+
+    readouts, *rest = map(of_all_devices, (readout, *args))
     scored = item_vectors(model, model.item_embedding[...] if embedding is None else embedding)
-    more = {'per_item': per_item} if per_item else {}
-    if hasattr(model, 'seen'):
-        of_device = seen_by_histories(batch.items, layout).one_list(slots[1])
-        seen = model.seen.bias, of_device.of_all_devices(shard, slots[0] * slots[1])
-    else:
-        seen = None
-    results = map_scores(functools.partial(f, shard=shard, **more), readouts, scored, *rest, seen=seen)
+    f = functools.partial(f, shard=shard, **({'per_item': per_item} if per_item else {}))
+    has_bias = hasattr(model, 'seen')
+    if has_bias or followers is not None:
+        seen = seen_by_histories(batch.items, layout).one_list(slots[1]).of_all_devices(shard, slots[0] * slots[1])
+    if followers is not None:
+        rest = [jnp.arange(len(readouts)), of_all_devices(newest_items(batch.items, layout)), *rest]
+        f = functools.partial(_with_followers, f, followers, shard, seen)
+    results = map_scores(f, readouts, scored, *rest, seen=(model.seen.bias, seen) if has_bias else None)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)
+
+
+def _with_followers(f, followers, shard: TableShard, seen: Seen, scores, number, newest, *args):
+    """f of scores [n, held] with the follower term; number: int32 [n], which of all readouts they are."""
+    added = seen.part(first_readout=number[0]).clear(follower_scores(newest, followers, shard))
+    return f(scores + added, *args)

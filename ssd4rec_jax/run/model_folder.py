@@ -3,6 +3,7 @@
     model.json                 config, step, best epoch, fingerprint of the data, versions
     weights.safetensors        the parameters by name; a large item table lies in parts, item_embedding.00000, .00001,
     ... vocabulary.safetensors     original ids of users and items, and how often each item occurs
+    followers.safetensors      what the follower term adds; absent without it
     histories.safetensors      each user's items in time order; absent where they were left out
     items.parquet, users.parquet     the ids once more, for other programs
     manifest.json              size and sha256 of every file above
@@ -30,6 +31,7 @@ from safetensors.numpy import save_file
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
+from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.files import first_line, free_space, locked, swap_in
@@ -38,10 +40,10 @@ from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify, write_manifest
 
 FORMAT_VERSION = 1
-DESCRIPTION, WEIGHTS, VOCABULARY, HISTORIES = (
-    'model.json', 'weights.safetensors', 'vocabulary.safetensors', 'histories.safetensors',
+DESCRIPTION, WEIGHTS, VOCABULARY, FOLLOWERS, HISTORIES = (
+    'model.json', 'weights.safetensors', 'vocabulary.safetensors', 'followers.safetensors', 'histories.safetensors',
 )
-_FILES = {DESCRIPTION, WEIGHTS, VOCABULARY, HISTORIES, 'items.parquet', 'users.parquet', MANIFEST}
+_FILES = {DESCRIPTION, WEIGHTS, VOCABULARY, FOLLOWERS, HISTORIES, 'items.parquet', 'users.parquet', MANIFEST}
 PART_BYTES = 1 << 30  # of an item table
 
 
@@ -65,7 +67,7 @@ def item_counts(dataset: SequenceDataset) -> np.ndarray:
 
 def save_model(
     path: Path, config: RunConfig, dataset: SequenceDataset, params: dict, *, step: int, best_epoch: int,
-    histories: bool = True,
+    histories: bool = True, followers: Followers | None = None,
 ) -> None:
     """Write a model folder; it appears under its name whole, and replaces only another model folder.
 
@@ -109,6 +111,8 @@ def save_model(
             events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
             events.write_parquet(partial / 'users.parquet')
         save_file(vocabulary, partial / VOCABULARY)
+        if followers is not None:
+            save_file(followers._asdict(), partial / FOLLOWERS)
         write_manifest(partial)
         with locked(path.parent):
             swap_in(partial, path, replaced)
@@ -122,8 +126,10 @@ def save_model(
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset, np.ndarray, Network, dict]:
-    """(description, config, data, item counts int64 [items + 1], network, parameters placed on the mesh).
+def open_model(
+    path: Path, mesh: Mesh
+) -> tuple[dict, RunConfig, SequenceDataset, np.ndarray, Network, dict, Followers | None]:
+    """(description, config, data, item counts int64 [items + 1], network, parameters placed on the mesh, followers).
 
     The data has no users where the histories were left out. CheckpointError where a file is missing or not what was
     written, or where another version wrote the folder.
@@ -152,11 +158,14 @@ def open_model(path: Path, mesh: Mesh) -> tuple[dict, RunConfig, SequenceDataset
             dataset = dataclasses.replace(dataset, outside=outside)
         dataset = with_split(dataset, config.data) if arrays else dataset
         network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)
+        # Custom networks have no such setting.
+        has_followers = getattr(config.model, 'follower_weight', 0.0) > 0
+        followers = Followers(**_arrays(path / FOLLOWERS)) if has_followers else None
     except Damaged as damage:
         raise CheckpointError(f'the model in {path} is damaged: {damage}; copy it again or save it anew') from damage
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f'the model in {path} cannot be read ({first_line(error)}): copy it again') from error
-    return description, config, dataset, vocabulary['item_counts'], network, params
+    return description, config, dataset, vocabulary['item_counts'], network, params, followers
 
 
 def _named_arrays(params: dict) -> Iterator[tuple[str, np.ndarray]]:

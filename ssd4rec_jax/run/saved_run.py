@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
+from ssd4rec_jax.data.followers import Followers, followers_of
 from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -28,6 +29,7 @@ class SavedRun:
     dataset: the prepared data, or what a saved model keeps of it: no users where their histories were left out.
     params: placed on the mesh, the item table split over `model` and padded where it does not divide evenly.
     item_counts: int64 [items + 1], how often each item occurs. step: the step at which the parameters were taken.
+    followers: what the follower term adds in ranking; None without it.
     """
 
     config: RunConfig
@@ -38,6 +40,7 @@ class SavedRun:
     best_epoch: int
     step: int
     item_counts: np.ndarray
+    followers: Followers | None
 
 
 def write_config(folder: RunFolder, config: RunConfig, prepared: Path) -> None:
@@ -131,9 +134,9 @@ def _compare(folder: RunFolder, written: RunConfig, own: RunConfig, what: str, w
 
 
 def _open_model(path: Path, mesh: Mesh) -> SavedRun:
-    description, config, dataset, counts, network, params = open_model(path, mesh)
+    description, config, dataset, counts, network, params, followers = open_model(path, mesh)
     return SavedRun(
-        config, dataset, mesh, network, params, description['best_epoch'], description['step'], counts
+        config, dataset, mesh, network, params, description['best_epoch'], description['step'], counts, followers
     )
 
 
@@ -169,7 +172,8 @@ def _restore(
     averaged = {name: placed[name] for name in meta.get('averaged', ())}
     best: Restored = checkpoints.restore(step, {'params': placed, 'averaged': averaged})
     params, epoch = {**best.state['params'], **best.state['averaged']}, _epoch(meta, step)
-    return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset))
+    followers = followers_of(config.model, dataset)
+    return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset), followers)
 
 
 def _epoch(meta: dict, step: int) -> int:

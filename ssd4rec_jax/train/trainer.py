@@ -11,6 +11,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
+from ssd4rec_jax.data.followers import followers_of
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
@@ -110,9 +111,10 @@ class Trainer:
             'valid': valid_examples(dataset, max_history=max_history),
             'test': test_examples(dataset, max_history=max_history),
         }
+        self._followers = followers_of(config.model, dataset)
         self._ranker = Ranker(
             self.program.network, mesh, self._held_out['test'], targets_per_step=config.train.targets_per_step,
-            tokens_per_row=config.data.tokens_per_row, reporter=self.reporter,
+            tokens_per_row=config.data.tokens_per_row, followers=self._followers, reporter=self.reporter,
         )
         self._is_open = True
         return self
@@ -251,7 +253,7 @@ class Trainer:
         if is_first():
             save_model(
                 self.folder.model, self.config, self.dataset, params, step=stopping.best_step,
-                best_epoch=stopping.best_epoch, histories=self.histories,
+                best_epoch=stopping.best_epoch, histories=self.histories, followers=self._followers,
             )
             self.folder.write_result(result)
         return result
