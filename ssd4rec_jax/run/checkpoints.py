@@ -37,6 +37,8 @@ _STEP = re.compile('0|[1-9][0-9]*')  # isdigit() and int() disagree on digits su
 _REPLACED = '.replaced'
 # How long a process that fails waits for the others to finish the checkpoint under way.
 _FAILING_SECONDS = 30
+# How often and how long apart what is left of a failed save is removed, until nothing is.
+_REMOVALS, _REMOVAL_SECONDS = 10, 0.1
 
 
 class BestLost(CheckpointError):
@@ -165,7 +167,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._remove_partial()
             raise CheckpointError(
                 f'checkpoint {self.directory / str(step)} cannot be written ({_reason(error)}); '
                 f'{free_space(self.directory)} are free there. Older checkpoints are untouched'
@@ -354,10 +356,14 @@ class Checkpoints:
                     path.rename(final)
 
     def _remove_partial(self) -> None:
-        """Remove what a killed process left unfinished; only for the one process that saves here."""
-        if self.directory.exists():
-            for path in self.directory.glob('.partial-*'):
+        """Remove what a killed process or a failed save left unfinished; only for the one process that saves here."""
+        for _ in range(_REMOVALS):  # Threads that still write for a save that failed bring a file back.
+            left = list(self.directory.glob('.partial-*'))
+            for path in left:
                 shutil.rmtree(path, ignore_errors=True)
+            if not left:
+                break
+            time.sleep(_REMOVAL_SECONDS)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
