@@ -1,14 +1,11 @@
 """Flags that change settings: one by one, and all those of a file."""
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.presets import PRESETS, preset_config
 
 SET = flags.DEFINE_multi_string(
     'set', [], 'A setting, KEY=VALUE such as model.num_layers=1; `ssd4rec settings` lists all keys.'
@@ -16,23 +13,6 @@ SET = flags.DEFINE_multi_string(
 CONFIG_FILE = flags.DEFINE_string(
     'config', None, 'TOML file of settings, in sections [model], [data], [train] and [loss]; --set comes after it.'
 )
-
-
-PRESET = flags.DEFINE_enum(
-    'preset', None, PRESETS,
-    "Settings to begin with: auto fits them to the log and this machine, best are the data set's that were measured, "
-    'small are half as wide, published are the paper\'s. If not given: best, or auto where nothing was measured.'
-)
-
-
-def begun_with(dataset: str, prepared: Callable[[RunConfig], SequenceDataset]) -> tuple[RunConfig, str]:
-    """(the settings to begin with that the flags choose, a sentence that says what they are); see preset_config."""
-    def platform() -> str:
-        import jax  # Preparing needs no JAX.
-
-        return jax.default_backend()
-
-    return preset_config(dataset, PRESET.value, prepared, platform)
 
 
 def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConfig:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssd4rec_jax.commands.config_flags import SET, begun_with, overridden
+from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, overridden
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR, DATASET, prepared_dataset
+from ssd4rec_jax.commands.preset_flag import begun_with
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
@@ -60,7 +61,8 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
     if found is None:
         there = None if restart else read_config(RunFolder(path))
         config, about = begun_with(DATASET.value, lambda published: _log(published, there))
-        return EnteredRun(overridden(config), None, False, about)
+        changed = '; then what --set and --config say' if SET.value or CONFIG_FILE.value else ''
+        return EnteredRun(overridden(config), None, False, about + changed)
     own, prepared = found
     config = overridden(own, [override for override in SET.value if not override.startswith(_MORE)])
     if more:

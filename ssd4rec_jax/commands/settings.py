@@ -8,20 +8,21 @@ import shutil
 import textwrap
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, begun_with, overridden
+from ssd4rec_jax.commands.config_flags import CONFIG_FILE, SET, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET
-from ssd4rec_jax.config.run import RunConfig, described
-from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.commands.preset_flag import PRESET
+from ssd4rec_jax.config.run import described
+from ssd4rec_jax.presets import default_config, fixed_config, preset_name
 from ssd4rec_jax.show.output import write_stdout
 
 
 def main() -> int:
     width = min(shutil.get_terminal_size().columns, 100)
-    try:
-        base, about = begun_with(DATASET.value, _no_log)
-    except _NoLog:
+    preset = preset_name(DATASET.value, PRESET.value)
+    if preset == 'auto':
         base, about = default_config(DATASET.value), 'those that a training fits to its log are shown as published'
+    else:
+        base, about = fixed_config(DATASET.value, preset)
     config = overridden(base)
     changed = ' and what is set' if SET.value or CONFIG_FILE.value else ''
     head = f'The settings of --dataset={DATASET.value}{changed} ({about.removeprefix("settings: ")}).'
@@ -35,14 +36,6 @@ def main() -> int:
         ))
     write_stdout('\n'.join(lines) + '\n')
     return 0
-
-
-class _NoLog(Exception):
-    """The settings depend on a log, which this command does not read."""
-
-
-def _no_log(published: RunConfig) -> SequenceDataset:
-    raise _NoLog
 
 
 def _shown(value: object) -> str:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.config_flags import begun_with, overridden
+from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
+from ssd4rec_jax.commands.preset_flag import begun_with
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.tune.search import Found, search

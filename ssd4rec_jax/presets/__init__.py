@@ -37,18 +37,31 @@ def preset_config(
 ) -> tuple[RunConfig, str]:
     """(the settings of a preset for a data set, a sentence that says what they are).
 
-    preset: one of PRESETS; None takes the best that were measured for this data set, the published ones of 'synthetic'
-    and of a registered data set, and 'auto' elsewhere. prepared: the log that published settings prepare, and platform:
-    jax.default_backend; 'auto' alone asks for them. Raises ConfigError where nothing was measured.
+    preset: see preset_name. prepared: the log that published settings prepare, and platform: jax.default_backend;
+    'auto' alone asks for them. Raises ConfigError where nothing was measured.
     """
-    published, better = default_config(dataset), _of_file(dataset, 'get_better')
-    if preset is None:
-        own = 'published' if dataset == 'synthetic' or dataset in _REGISTERED else 'auto'
-        preset = 'best' if better else own
+    preset = preset_name(dataset, preset)
     if preset == 'auto':
+        published = default_config(dataset)
         return auto_config(published, prepared(published), platform=platform())
+    return fixed_config(dataset, preset)
+
+
+def preset_name(dataset: str, preset: str | None) -> str:
+    """preset, one of PRESETS; for None the best that were measured for this data set, the published ones of 'synthetic'
+    and of a registered data set, and 'auto' elsewhere. Raises ConfigError where the data set is unknown."""
+    default_config(dataset)
+    if preset is not None:
+        return preset
+    own = 'published' if dataset == 'synthetic' or dataset in _REGISTERED else 'auto'
+    return 'best' if _of_file(dataset, 'get_better') else own
+
+
+def fixed_config(dataset: str, preset: str) -> tuple[RunConfig, str]:
+    """preset_config for a preset that asks for no log: any but 'auto'."""
+    better = _of_file(dataset, 'get_better')
     if preset == 'published':
-        return published, 'settings: as published'
+        return default_config(dataset), 'settings: as published'
     if better is None:
         raise ConfigError(f'--preset={preset}: nothing was measured for --dataset={dataset}; take --preset=auto')
     if preset == 'small':
