@@ -14,14 +14,22 @@ def auto_config(published: RunConfig, dataset: SequenceDataset, *, platform: str
     """
     mean = float(np.mean(dataset.lengths))
     hidden_size = SMALL if platform == 'cpu' else published.model.hidden_size
+    repeats = _repeats(dataset)
     config = better(
         published, mean_length=mean, num_items=dataset.num_items,
         num_targets=int(np.maximum(dataset.held_out.train_stop - dataset.offsets[:-1] - 1, 1).sum()),
-        hidden_size=hidden_size,
+        repeats=repeats, hidden_size=hidden_size,
     )
+    followers = 'followers rank higher' if config.model.follower_weight else 'followers left out'
     layers = '1 layer' if config.model.num_layers == 1 else f'{config.model.num_layers} layers'
     return config, (
         f'settings: {hidden_size} wide, {layers} (histories hold {mean:.0f} items on average), '
         f'{config.train.num_negatives:,} negatives of {dataset.num_items:,} items, '
-        f'{config.train.targets_per_step:,} targets per step'
+        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions repeat an item)'
     )
+
+
+def _repeats(dataset: SequenceDataset) -> float:
+    """The share of interactions with an item that the user had before."""
+    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)
+    return 1 - len(np.unique(user * (dataset.num_items + 1) + dataset.items)) / dataset.num_interactions

@@ -1,6 +1,7 @@
 """Which settings a training begins with."""
 import dataclasses
 
+import numpy as np
 import pytest
 
 from ssd4rec_jax.errors import ConfigError
@@ -39,6 +40,20 @@ def test_an_own_log_gets_settings_that_fit_it():
     assert preset('interactions', None, prepared, lambda: 'gpu').model.hidden_size == 256
     log = dataclasses.replace(log, items=log.items.repeat(8), offsets=8 * log.offsets)
     assert preset('amazon-beauty', 'auto', prepared, lambda: 'cpu').model.num_layers == 2
+
+
+@pytest.mark.parametrize('history, weight, said', [
+    # Of 8 interactions 0 and 1 repeat an item; 12% is above the limit.
+    ([1, 2, 3, 4, 5, 6, 7, 8], 2.0, 'followers rank higher (0% of'),
+    ([1, 2, 3, 1, 5, 6, 7, 8], 0.0, 'followers left out (12% of'),
+])
+def test_followers_rank_higher_where_items_do_not_come_back(history, weight, said):
+    log = dataclasses.replace(
+        tiny_dataset(), items=np.array(3 * history, np.int32), offsets=np.array([0, 8, 16, 24]),
+        user_ids=np.arange(3),
+    )
+    config, about = preset_config('interactions', None, lambda _: log, lambda: 'cpu')
+    assert config.model.follower_weight == weight and said in about
 
 
 def test_presets_that_there_are_not():
