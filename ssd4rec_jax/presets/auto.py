@@ -25,7 +25,7 @@ def auto_config(published: RunConfig, dataset: SequenceDataset, *, platform: str
     return config, (
         f'settings: {hidden_size} wide, {layers} (histories hold {mean:.0f} items on average), '
         f'{config.train.num_negatives:,} negatives of {dataset.num_items:,} items, '
-        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions repeat an item)'
+        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions are repeats)'
     )
 
 
