@@ -17,7 +17,8 @@ from pallas_kernels.compile_gpu import run
 from pallas_kernels.compiled.gpu import Program
 from pallas_kernels.target import tracing_for
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
-from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.parallel.mesh import device_mesh, token_multiple
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.rank.metrics import ranks
 from ssd4rec_jax.rank.scorer import Prepared, Scorer
@@ -42,20 +43,24 @@ def train_step(name: str, config: RunConfig, device: jax.Device) -> Program:
     """A whole train step, of the shape that training would choose."""
     every_prefix = config.train.objective == 'one_pass'
     program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=every_prefix)
-    return Program.compile(name, lambda: program.lower(assumed_step(LOG, config, 1).shape))
+    return Program.compile(name, lambda: program.lower(_shape(program)))
 
 
 def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program:
     """A step that ranks the items, with rows as long as in training on prefixes."""
     config = apply_overrides(config, ['train.objective=prefix'])
     program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=False)
-    state, batch, *_ = program.abstract_arguments(assumed_step(LOG, config, 1).shape)
+    state, batch, *_ = program.abstract_arguments(_shape(program))
     with tracing_for('gpu'):
         table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), state.params)
         scorer = Scorer(program.network, program.mesh)
         return Program.compile(
             name, lambda: scorer.lower(ranks, Prepared(state.params, table), (batch, (batch.targets,)))
         )
+
+
+def _shape(program: TrainProgram) -> StepShape:
+    return assumed_step(LOG, program.config, 1, token_multiple=token_multiple(program.mesh)).shape
 
 
 if __name__ == '__main__':

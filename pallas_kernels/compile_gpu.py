@@ -49,7 +49,9 @@ def ssd_programs(device: jax.Device) -> Iterator[gpu.Program]:
     with tracing_for('gpu'):
         for implementation in ('pallas_gpu', 'xla'):
             yield compiled(f'ssd_scan {implementation}', scan(implementation), x, x, dt, A, B, B)
-        yield compiled('ssd_readout', lambda ids, *a: ssd_readout(*a, slot=ids), read, x, dt, A, B, C)
+        yield compiled(
+            'ssd_readout', lambda ids, x, dt, A, B, C: ssd_readout(x, dt, A, B, C, ids), read, x, dt, A, B, C
+        )
 
 
 def run(programs: Programs, limits: Path, about: str) -> int:
