@@ -35,15 +35,7 @@ def reached_from(flag: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array
 
     Returns bool [batch, length].
     """
-    total = jnp.cumsum(flag, axis=1, dtype=jnp.int32)
-    starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    # The flags counted before the run began. Counts only grow, so this is the largest such count at any start so far.
-    before = jax.lax.cummax(jnp.where(starts, total - flag, 0), axis=1)
-    if not reverse:
-        return total > before
-    ends = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (0, 1)), constant_values=True)
-    at_end = jax.lax.cummin(jnp.where(ends, total, total[:, -1:]), axis=1, reverse=True)
-    return at_end > total - flag
+    return running_sum(flag[..., None].astype(jnp.int32), run, reverse=reverse)[..., 0] > 0
 
 
 def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int = 32) -> jax.Array:
@@ -53,7 +45,7 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
     stays in its run. They are made inside chunks first and then over the ends of the chunks.
 
     Args:
-      a: [batch, length, channels], of any floating-point dtype.
+      a: [batch, length, channels], of any numeric dtype.
       run: int32 [batch, length], from run_ids, or any ids of which none comes back later in its row.
       reverse: sum from each token to the end of its run instead.
       chunk_size: tokens of a chunk.
