@@ -114,14 +114,9 @@ class Program(NamedTuple):
         if memory is None or text is None:
             raise RuntimeError(f'the compiler tells neither memory nor text of {name}')
         module = Module.parse(text)
-        by_kind: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-        for launch in launches(module):
-            kind = kind_of(launch.instruction, module)
-            count, moved = by_kind[kind]
-            by_kind[kind] = count + launch.rounds, moved + launch.rounds * launch.bytes
+        by_kind = launches_by_kind(module)
         return cls(
-            name, time.monotonic() - started, sum(count for count, _ in by_kind.values()),
-            dict(sorted(by_kind.items(), key=lambda item: -item[1][1])), module.loops(),
+            name, time.monotonic() - started, sum(count for count, _ in by_kind.values()), by_kind, module.loops(),
             memory.argument_size_in_bytes, memory.temp_size_in_bytes, mosaic_kernels(report(), _shared_memory()), text,
         )
 
@@ -154,6 +149,16 @@ class Program(NamedTuple):
             f'{self.name}: {name} {value:g} is above the limit of {held[name]:g}'
             for name, value in self.figures().items() if value > held[name]
         ]
+
+
+def launches_by_kind(module: Module) -> dict[str, tuple[int, int]]:
+    """(launches, bytes) of each kind of operation in a run of a program, the most bytes first."""
+    found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+    for launch in launches(module):
+        kind = kind_of(launch.instruction, module)
+        count, moved = found[kind]
+        found[kind] = count + launch.rounds, moved + launch.rounds * launch.bytes
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
 def kind_of(instruction: Instruction, module: Module) -> str:
