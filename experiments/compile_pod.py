@@ -16,8 +16,6 @@ import jax
 from absl import flags
 
 from experiments.compiled.collectives import collectives
-from experiments.compiled.hbm import hbm_bytes
-from experiments.compiled.hlo import Module
 from experiments.compiled.step import pod_devices, trace_step
 from experiments.compiled.work import work_of
 from experiments.pod.assumed import assumed_step
@@ -26,6 +24,8 @@ from experiments.pod.memory import compile_or_refusal
 from experiments.pod.projection import project
 from experiments.pod.report import Report
 from experiments.published import published
+from pallas_kernels.compiled.hbm import hbm_bytes
+from pallas_kernels.compiled.hlo import Module
 from ssd4rec_jax.commands import cli
 from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError

@@ -18,7 +18,7 @@ from ssd4rec_jax.data.examples import ExampleIndex, valid_examples
 from ssd4rec_jax.data.packing import EpochPlan, PackedBatch, build_step, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.network import Network, init_network
-from ssd4rec_jax.parallel.mesh import by_rows, device_mesh
+from ssd4rec_jax.parallel.mesh import by_rows, device_mesh, token_multiple
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.objective import one_pass_obstacle, training_examples
@@ -37,6 +37,7 @@ class TrainStep:
         shape = choose_step_shape(
             examples.lengths, targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
             rows=config.data.rows_per_step, row_multiple=self.mesh.size, every_prefix=examples.every_prefix,
+            token_multiple=token_multiple(self.mesh),
         )
         self.plan: EpochPlan = plan_epoch(examples.lengths, shape, seed=config.train.seed, epoch=0)
         program = TrainProgram(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 
 from experiments.compiled.collectives import collectives
-from experiments.compiled.hlo import Module
 from experiments.compiled.step import trace_step
+from pallas_kernels.compiled.hlo import Module
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.packing import StepShape
 

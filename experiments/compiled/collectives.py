@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from experiments.compiled.hlo import Instruction, Module, shape_bytes
+from pallas_kernels.compiled.hlo import Module, goes_on_in_fusions, shape_bytes
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
          'collective-broadcast')
@@ -66,11 +66,6 @@ def collectives(module: Module, devices: int) -> list[Collective]:
             wire_bytes=before.wire_bytes + rounds * wire_bytes(kind, payload, n),
         )
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
-
-
-def goes_on_in_fusions(instruction: Instruction) -> bool:
-    """Whether this is one of the copies of an asynchronous collective in the fusions that run at the same time."""
-    return 'async_collective_fusion_config' in instruction.attributes
 
 
 def wire_bytes(kind: str, payload: int, n: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.published import Published, history_lengths
 from ssd4rec_jax.config.run import RunConfig
-from ssd4rec_jax.data.packing import StepShape, choose_step_shape
+from ssd4rec_jax.data.packing import TOKEN_MULTIPLE, StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.train.objective import check_one_pass, loss_note
 
@@ -38,14 +38,15 @@ class Assumed(NamedTuple):
 
 
 def assumed_step(
-    log: Published, config: RunConfig, devices: int, *, tokens_per_row: int = 0, rows_per_device: int = 0
+    log: Published, config: RunConfig, devices: int, *, tokens_per_row: int = 0, rows_per_device: int = 0,
+    token_multiple: int = TOKEN_MULTIPLE,
 ) -> Assumed:
     """The shape that training would choose for a number of devices.
 
-    tokens_per_row, rows_per_device: override that choice where they are not 0.
+    tokens_per_row, rows_per_device: override that choice where they are not 0. token_multiple: as in choose_step_shape.
     """
-    if tokens_per_row % 16:
-        raise ConfigError(f'--tokens_per_row={tokens_per_row} must be a multiple of 16')
+    if tokens_per_row % TOKEN_MULTIPLE:
+        raise ConfigError(f'--tokens_per_row={tokens_per_row} must be a multiple of {TOKEN_MULTIPLE}')
     lengths = example_lengths(log, config)
     every_prefix = config.train.objective == 'one_pass'
     rows = rows_per_device * devices or config.data.rows_per_step
@@ -69,7 +70,7 @@ def assumed_step(
         wanted = rows * tokens_per_row / (1.0 if every_prefix else lengths.mean())
     shape = choose_step_shape(
         lengths, targets_per_step=wanted, tokens_per_row=limit, rows=rows, row_multiple=devices,
-        every_prefix=every_prefix,
+        every_prefix=every_prefix, token_multiple=token_multiple,
     )
     shape = dataclasses.replace(shape, tokens=tokens_per_row or shape.tokens)
     targets = min(shape.tokens / lengths.mean(), shape.segments) * shape.rows * (lengths.mean() if every_prefix else 1)

@@ -5,6 +5,8 @@ A run is a longest stretch of neighbouring tokens with the same id. Ids are comp
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.target import target
+
 
 def run_ids(segment_ids: jax.Array | None, batch: int, length: int) -> jax.Array:
     """Number the runs of each row 0, 1, ... from the left.
@@ -33,27 +35,18 @@ def reached_from(flag: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array
 
     Returns bool [batch, length].
     """
-    total = jnp.cumsum(flag, axis=1, dtype=jnp.int32)
-    starts = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    # The flags counted before the run began. Counts only grow, so this is the largest such count at any start so far.
-    before = jax.lax.cummax(jnp.where(starts, total - flag, 0), axis=1)
-    if not reverse:
-        return total > before
-    ends = jnp.pad(run[:, 1:] != run[:, :-1], ((0, 0), (0, 1)), constant_values=True)
-    at_end = jax.lax.cummin(jnp.where(ends, total, total[:, -1:]), axis=1, reverse=True)
-    return at_end > total - flag
+    return running_sum(flag[..., None].astype(jnp.int32), run, reverse=reverse)[..., 0] > 0
 
 
 def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int = 32) -> jax.Array:
     """For each token, the sum over the tokens of its run up to and including it.
 
     The sums restart with each run and are not differences of longer sums, so that long rows lose no digits and NaN
-    stays in its run. Inside a chunk they are made by doubling, from chunk to chunk by a scan. Both compile to little
-    code.
+    stays in its run. They are made inside chunks first and then over the ends of the chunks.
 
     Args:
-      a: [batch, length, channels], of any floating-point dtype.
-      run: int32 [batch, length], from run_ids, or any ids that differ between neighbouring runs.
+      a: [batch, length, channels], of any numeric dtype.
+      run: int32 [batch, length], from run_ids, or any ids of which none comes back later in its row.
       reverse: sum from each token to the end of its run instead.
       chunk_size: tokens of a chunk.
 
@@ -66,20 +59,36 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
     gap = (0, chunks * chunk_size - length)
     a = jnp.pad(a, ((0, 0), gap, (0, 0))).reshape(batch, chunks, chunk_size, channels)
     run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(batch, chunks, chunk_size)
-    distance = 1
-    while distance < chunk_size:
-        joined = (run[:, :, distance:] == run[:, :, :-distance])[..., None]
-        a = a + jnp.pad(jnp.where(joined, a[:, :, :-distance], 0), ((0, 0), (0, 0), (distance, 0), (0, 0)))
-        distance *= 2
-    enters = jnp.pad(run[:, 1:, 0] == run[:, :-1, -1], ((0, 0), (1, 0)))
-    through = enters & (run[:, :, 0] == run[:, :, -1])
-
-    def carry(total, chunk):
-        last, enters, through = chunk
-        return last + jnp.where(through[:, None], total, 0), jnp.where(enters[:, None], total, 0)
-
-    by_chunk = tuple(jnp.moveaxis(x, 1, 0) for x in (a[:, :, -1], enters, through))
-    _, entry = jax.lax.scan(carry, jnp.zeros_like(a[:, 0, 0]), by_chunk)
-    first = (run == run[:, :, :1])[..., None]
-    a = a + jnp.where(first, jnp.moveaxis(entry, 0, 1)[:, :, None], 0)
+    a = _sums_by_doubling(a, run)
+    last = run[:, :, -1]
+    # A GPU would launch every round of a loop by itself. On a CPU a round costs next to nothing, whereas XLA computes
+    # the doubled sums again in whatever reads them, which takes twice as long.
+    at_ends = (_sums_by_loop if target().platform == 'cpu' else _sums_by_doubling)(a[:, :, -1], last)
+    goes_on = run[:, 1:] == last[:, :-1, None]
+    from_before = jnp.where(goes_on[..., None], at_ends[:, :-1, None], 0)
+    a = a + jnp.pad(from_before, ((0, 0), (1, 0), (0, 0), (0, 0)))
     return a.reshape(batch, -1, channels)[:, :length]
+
+
+def _sums_by_doubling(a: jax.Array, run: jax.Array) -> jax.Array:
+    """The running sums of a [..., n, channels] over its axis of n, within the runs that run [..., n] tells apart."""
+    distance = 1
+    while distance < run.shape[-1]:
+        joined = run[..., distance:] == run[..., :-distance]
+        before = jnp.where(joined[..., None], a[..., :-distance, :], 0)
+        a = a + jnp.pad(before, [(0, 0)] * (a.ndim - 2) + [(distance, 0), (0, 0)])
+        distance *= 2
+    return a
+
+
+def _sums_by_loop(a: jax.Array, run: jax.Array) -> jax.Array:
+    """The same for a [batch, n, channels] and run [batch, n], one entry after another."""
+    joined = jnp.pad(run[:, 1:] == run[:, :-1], ((0, 0), (1, 0)))
+
+    def add(total, entry):
+        value, joined = entry
+        total = value + jnp.where(joined[:, None], total, 0)
+        return total, total
+
+    entries = jnp.moveaxis(a, 1, 0), jnp.moveaxis(joined, 1, 0)
+    return jnp.moveaxis(jax.lax.scan(add, jnp.zeros_like(a[:, 0]), entries)[1], 0, 1)

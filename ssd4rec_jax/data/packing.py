@@ -16,7 +16,7 @@ from absl import logging
 from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.errors import ConfigError
 
-_TOKEN_MULTIPLE, _SEGMENT_MULTIPLE = 16, 8
+TOKEN_MULTIPLE, _SEGMENT_MULTIPLE = 16, 8
 
 
 class PackedBatch(NamedTuple):
@@ -86,7 +86,7 @@ class EpochPlan:
 
 def choose_step_shape(
     lengths: np.ndarray, *, targets_per_step: float, tokens_per_row: int, rows: int = 0,
-    row_multiple: int = 1, every_prefix: bool = False,
+    row_multiple: int = 1, every_prefix: bool = False, token_multiple: int = TOKEN_MULTIPLE,
 ) -> StepShape:
     """The shape that holds targets_per_step targets a step on average, whatever the shuffle.
 
@@ -95,7 +95,8 @@ def choose_step_shape(
     multiples of row_multiple, whose tokens stay within tokens_per_row. Rows grow to hold the
     longest history, become fewer where that keeps targets_per_step, and a warning says so. An epoch
     of at most targets_per_step targets gets one step that holds them in any order, its rows up to
-    one history longer. ConfigError where `rows` is no multiple of row_multiple.
+    one history longer. The tokens of a row are a multiple of token_multiple. ConfigError where
+    `rows` is no multiple of row_multiple.
     """
     if rows % row_multiple:
         raise ConfigError(
@@ -111,7 +112,7 @@ def choose_step_shape(
     histories = targets_per_step / targets_each
     one_step = len(lengths) <= histories
     wanted = min(histories, len(lengths)) * mean
-    limit = tokens_per_row // _TOKEN_MULTIPLE * _TOKEN_MULTIPLE
+    limit = tokens_per_row // token_multiple * token_multiple
     if not rows:
         if longest <= limit:
             groups = math.ceil(wanted / limit / row_multiple)
@@ -124,7 +125,7 @@ def choose_step_shape(
         needed = math.ceil((int(lengths.sum()) + (rows - 1) * (longest - 1)) / rows)
     else:
         needed = math.ceil(wanted / rows)
-    tokens = _round_up(max(needed, longest), _TOKEN_MULTIPLE)
+    tokens = _round_up(max(needed, longest), token_multiple)
     per_row = tokens / mean
     if longest > limit or (longest > needed and not one_step):
         logging.warning(

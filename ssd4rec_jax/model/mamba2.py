@@ -257,13 +257,12 @@ class BidirectionalMamba2(nnx.Module):
         columns = self._columns()[name]
         channels = slice(columns.start - c.d_inner, columns.stop - c.d_inner)  # z comes before the convolved columns.
         kernel, bias = self._cast(self.conv_kernel)[:, channels], self._cast(self.conv_bias)[channels]
-        total = bias
-        for distance in range(c.d_conv):
-            inside = layout.lengths > distance
-            token = jnp.where(inside, at + distance if reverse else at - distance, 0)
-            tap = self._project(inputs, name, at=token)
-            total = total + jnp.where(inside[..., None], tap, jnp.zeros_like(tap)) * kernel[c.d_conv - 1 - distance]
-        return silu(total)
+        distance = jnp.arange(c.d_conv, dtype=at.dtype)[:, None]
+        inside = layout.lengths[:, None] > distance
+        token = jnp.where(inside, at[:, None] + (distance if reverse else -distance), 0)  # [rows, d_conv, segments]
+        taps = self._project(inputs, name, at=token.reshape(len(at), -1)).reshape(*token.shape, -1)
+        taps = jnp.where(inside[..., None], taps, jnp.zeros_like(taps)) * kernel[::-1, None]
+        return silu(bias + sum(taps[:, k] for k in range(c.d_conv)))
 
     def _columns(self) -> dict[str, slice]:
         """The columns of in_proj, by the name of what they give."""

@@ -34,6 +34,14 @@ def device_mesh(devices: Sequence[jax.Device] | None = None, model_shards: int =
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
+def token_multiple(mesh: Mesh) -> int:
+    """What the tokens of a row should be a multiple of on these devices.
+
+    A GPU's kernels have chunks of 64 tokens, and every array of a row that ends within one would be copied to fill it.
+    """
+    return 64 if mesh.devices.flat[0].platform == 'gpu' else 16
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

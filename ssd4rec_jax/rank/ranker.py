@@ -8,7 +8,7 @@ from ssd4rec_jax.data.examples import ExampleIndex
 from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.packing import PackedBatch, StepShape, choose_step_shape
 from ssd4rec_jax.model.network import Network
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, token_multiple
 from ssd4rec_jax.rank.excluded import excluded_slots
 from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
 from ssd4rec_jax.rank.scorer import Scorer
@@ -33,7 +33,7 @@ class Ranker:
         self.scorer = Scorer(network, mesh, followers=followers, reporter=reporter)
         self.shape: StepShape = choose_step_shape(
             longest.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
-            row_multiple=mesh.size,
+            row_multiple=mesh.size, token_multiple=token_multiple(mesh),
         )
         self._tokens = int(longest.lengths.sum())
 

@@ -136,9 +136,17 @@ class Scorer:
             if about:
                 self.reporter.note(about)
             with self.reporter.compiling('the evaluation step'):
-                step = jax.jit(functools.partial(self._step, f))
-                self._compiled[key] = step.lower(*prepared, *args, per_item).compile()
+                self._compiled[key] = self.lower(f, prepared, args, per_item).compile()
         return self._compiled[key]
+
+    def lower(
+        self, f: Callable[..., Any] | None, prepared: Prepared, args: tuple, per_item: tuple = ()
+    ) -> jax.stages.Lowered:
+        """The program for f, lowered; everything may be shapes (jax.ShapeDtypeStruct) instead of arrays.
+
+        args: a packed batch and f's further arguments [rows, segments, ...]. per_item: as in __call__.
+        """
+        return jax.jit(functools.partial(self._step, f)).lower(*prepared, *args, per_item)
 
     def _projects_table(self, params: dict, tokens: int) -> bool:
         """Whether the network's item_table is computed once for all batches."""

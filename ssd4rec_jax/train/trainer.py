@@ -15,7 +15,7 @@ from ssd4rec_jax.data.followers import followers_of
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
-from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here, token_multiple
 from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
@@ -144,7 +144,7 @@ class Trainer:
         return choose_step_shape(
             lengths, targets_per_step=self.config.train.targets_per_step,
             tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,
-            every_prefix=self.examples.every_prefix,
+            every_prefix=self.examples.every_prefix, token_multiple=token_multiple(mesh),
         )
 
     def _finished(self) -> bool:

@@ -324,6 +324,15 @@ def test_a_history_longer_than_a_devices_share_grows_the_rows_and_says_so(warnin
     assert len(warnings) == 1 and 'train.targets_per_step=1024' in warnings[0]
 
 
+@pytest.mark.parametrize('multiple, expected', [(16, 7456), (64, 7488)])
+def test_a_rows_tokens_are_a_multiple_of_what_the_devices_want(multiple, expected):
+    shape = choose_step_shape(
+        np.full(5000, 51), targets_per_step=1023.3, tokens_per_row=8192, token_multiple=multiple
+    )
+    assert (shape.rows, shape.tokens) == (7, expected)
+    assert choose_step_shape(np.full(5000, 51), targets_per_step=1023.3, tokens_per_row=8192).tokens == 7456
+
+
 def test_a_row_has_no_more_slots_than_tokens():
     lengths = np.append(np.ones(5000, np.int64), np.full(100, 4))
     shape = choose_step_shape(lengths, targets_per_step=14, tokens_per_row=16)

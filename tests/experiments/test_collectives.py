@@ -2,8 +2,8 @@
 import pytest
 
 from experiments.compiled.collectives import Collective, collectives, replica_groups, wire_bytes
-from experiments.compiled.hbm import hbm_bytes
-from experiments.compiled.hlo import Module
+from pallas_kernels.compiled.hbm import hbm_bytes
+from pallas_kernels.compiled.hlo import Module
 
 
 def module(*lines, before=''):

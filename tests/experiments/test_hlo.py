@@ -1,8 +1,8 @@
 """Parsing HLO text, on lines written by hand, and the bytes that it moves from and to HBM."""
 import pytest
 
-from experiments.compiled.hbm import hbm_bytes
-from experiments.compiled.hlo import Module, shape_bytes, split_tuple
+from pallas_kernels.compiled.hbm import hbm_bytes
+from pallas_kernels.compiled.hlo import Module, shape_bytes, split_tuple
 
 TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
+from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start, tracing_for
 from tests.kernels import wide
 
 LENGTHS = [[1, 2, 40, 3], [7, 20]]
@@ -140,6 +140,58 @@ def test_nan_in_one_segment_or_padding_reaches_no_other(reverse):
         np.testing.assert_array_equal(np.asarray(a)[~dirty], np.asarray(b)[~dirty])
 
 
+def summed_token_by_token(a, run, reverse):
+    """running_sum in float64, as its docstring says it."""
+    total = np.zeros(a.shape, np.float64)
+    order = range(a.shape[1])
+    for row in range(a.shape[0]):
+        before = None
+        for t in reversed(order) if reverse else order:
+            joined = before is not None and run[row, t] == run[row, before]
+            total[row, t] = a[row, t] + (total[row, before] if joined else 0)
+            before = t
+    return total
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('length, chunk_size', [(1, 4), (4, 4), (5, 4), (47, 4), (47, 32), (47, 64)])
+def test_running_sums_equal_a_loop_over_tokens_on_every_platform(platform, reverse, length, chunk_size):
+    """Runs lie within a chunk, over many, from and to edges of chunks. The gradient is the sum from the other side."""
+    rng = np.random.default_rng(2)
+    a, g = rng.normal(size=(2, 2, length, 3))
+    ids = np.repeat(np.arange(8), [2, 1, 1, 4, 20, 3, 12, 4])[:length]
+    run = np.stack([ids, np.zeros_like(ids)])
+
+    @jax.jit
+    def both(a, g):
+        total, vjp = jax.vjp(lambda a: running_sum(a, jnp.asarray(run), reverse=reverse, chunk_size=chunk_size), a)
+        return total, *vjp(g)
+
+    with tracing_for(platform):
+        total, gradient = both(a.astype(np.float32), g.astype(np.float32))
+    np.testing.assert_allclose(total, summed_token_by_token(a, run, reverse), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(gradient, summed_token_by_token(g, run, not reverse), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('reverse', [False, True])
+def test_nan_stays_in_its_run(platform, reverse):
+    run = jnp.asarray(np.repeat(np.arange(6), [3, 1, 30, 2, 5, 6]), jnp.int32)[None]
+    bad = np.asarray(run[0] == 2)
+    a = np.random.default_rng(3).normal(size=(1, 47, 2)).astype(np.float32)
+
+    def both(a):
+        total, vjp = jax.vjp(lambda a: running_sum(a, run, reverse=reverse, chunk_size=4), a)
+        return total, *vjp(a)
+
+    with tracing_for(platform):
+        clean, dirty = (jax.jit(both)(x) for x in (a, np.where(bad[None, :, None], np.nan, a)))
+    for expected, got in zip(clean, dirty, strict=True):
+        assert np.isnan(got[0, bad]).all()
+        np.testing.assert_array_equal(got[0, ~bad], expected[0, ~bad])
+
+
 def test_float32_stays_exact_over_a_hundred_thousand_tokens():
     """Slow decay over one long segment behind another: differences of row-long sums would lose four digits here."""
     length = 100_000
@@ -162,7 +214,8 @@ def test_float32_stays_exact_over_a_hundred_thousand_tokens():
     assert (np.abs(np.asarray(y).ravel() - expected) < 1e-4 * scale).all()
 
 
-def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens():
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens(platform):
     """What all prefixes in one pass are read with. Behind a segment of 10,000 times its size, so that differences of
     row-long sums would lose four digits."""
     rng = np.random.default_rng(1)
@@ -171,9 +224,12 @@ def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens():
     size = np.repeat([1e4, 1.0], lengths)
     dt = (size * rng.uniform(1e-3, 2e-3, len(size))).astype(np.float32)
     term = (size * rng.normal(size=len(size))).astype(np.float32)
-    weights = jax.jit(ssd_weights_from_start)(dt[None, :, None], jnp.asarray([-1e-2]), slot)
-    sum_of = jax.jit(running_sum, static_argnames='reverse')
-    forward, backward = (np.asarray(sum_of(term[None, :, None], slot, reverse=r))[0, :, 0] for r in (False, True))
+    with tracing_for(platform):
+        weights = jax.jit(lambda *a: ssd_weights_from_start(*a))(dt[None, :, None], jnp.asarray([-1e-2]), slot)
+        forward, backward = (
+            np.asarray(jax.jit(lambda a, r=r: running_sum(a, slot, reverse=r))(term[None, :, None]))[0, :, 0]
+            for r in (False, True)
+        )
     for start, stop in ((0, lengths[0]), (lengths[0], sum(lengths))):
         own = np.float64(dt[start:stop])
         expected = np.exp(-1e-2 * (np.cumsum(own) - own)) * own

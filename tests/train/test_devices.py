@@ -1,6 +1,7 @@
 """A step gives the same numbers on any mesh: the loss, the gradients before the optimiser, and the parameters."""
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -14,7 +15,16 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.model.scores import map_scores
-from ssd4rec_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, PartitionSpec, device_mesh, over_devices, place_rows, specs
+from ssd4rec_jax.parallel.mesh import (
+    DATA_AXIS,
+    MODEL_AXIS,
+    PartitionSpec,
+    device_mesh,
+    over_devices,
+    place_rows,
+    specs,
+    token_multiple,
+)
 from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.rank.metrics import ranks
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
@@ -250,3 +260,9 @@ def test_the_loss_is_the_mean_over_targets_of_each_history_alone(x64):
     packed = pack([[(e, histories[e]) for e in (2, 0)], [(e, histories[e]) for e in (1, 3)]], 9, 4, targets)
     loss, count, _ = gradients_on((net, params), packed, mesh_of(2), mask_ratio=0.0)
     assert loss / count == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize('platform, expected', [('cpu', 16), ('tpu', 16), ('gpu', 64)])
+def test_rows_are_a_multiple_of_a_gpus_chunk_on_gpus_alone(platform, expected):
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    assert token_multiple(mesh) == expected

@@ -172,6 +172,8 @@ def call(
     made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
+        # The function that makes the kernel names it in profiles and in the compiler's reports.
+        kernel_name=kernel.__qualname__.split('.')[0],
         **(dict(interpret=plgpu.InterpretGPUParams()) if interpret else {}),
     )(*operands)
     # Inside shard_map, results vary over the axes that the operands vary over. plgpu.kernel does not track this.

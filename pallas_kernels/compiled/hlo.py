@@ -122,6 +122,11 @@ class Module(NamedTuple):
         return [self.rounds(i) for lines in self.computations.values() for i in lines if i.opcode == 'while']
 
 
+def goes_on_in_fusions(instruction: Instruction) -> bool:
+    """Whether this is one of the copies of an asynchronous collective in the fusions that run at the same time."""
+    return 'async_collective_fusion_config' in instruction.attributes
+
+
 def shape_bytes(shape: str) -> int:
     """The bytes of a shape such as 'f32[8,128]{1,0:T(8,128)}' or of a tuple, without the layout's padding."""
     total = 0

@@ -1,8 +1,8 @@
-"""The bytes that a compiled TPU program moves from and to a chip's main memory, read from its HLO text."""
+"""The bytes that a compiled program moves from and to the main memory of a TPU or GPU, read from its HLO text."""
 import re
+from typing import NamedTuple
 
-from experiments.compiled.collectives import goes_on_in_fusions
-from experiments.compiled.hlo import Instruction, Module, shape_bytes, split_tuple
+from pallas_kernels.compiled.hlo import Instruction, Module, goes_on_in_fusions, shape_bytes, split_tuple
 
 # These operations move nothing, or the operations that they call are counted separately.
 _FREE = frozenset(
@@ -13,29 +13,50 @@ _FREE = frozenset(
 _RESULT_PART = {
     'copy-start': 0, 'all-gather-start': 1, 'collective-permute-start': 1, 'slice-start': 1, 'dynamic-slice-start': 1,
 }
+# Custom calls that are kernels; the others are markers such as AllocateBuffer and ConcatBitcast.
+_KERNELS = ('tpu_custom_call', 'mosaic_gpu', '__cu', '__triton')
 _START, _DONE = 'AsyncCollectiveStart', 'AsyncCollectiveDone'
 _READS_A_PART = ('dynamic-slice', 'slice', 'gather')
 _WRITES_A_PART = ('dynamic-update-slice', 'scatter')
 
 
-def hbm_bytes(module: Module) -> int:
-    """The bytes that a chip reads from and writes to HBM when the program runs once; loops count once per round.
+class Launch(NamedTuple):
+    """An operation that the compiler schedules, which on a GPU is a kernel that is launched.
+
+    rounds: how often it runs. bytes: what one run of it moves.
+    """
+
+    instruction: Instruction
+    rounds: int
+    bytes: int
+
+
+def launches(module: Module) -> list[Launch]:
+    """The operations of a program that move something from or to HBM.
 
     Each operation that the compiler schedules reads its operands and writes its results, except for those that the
     layout places in VMEM. Where a fusion only slices or gathers an operand, the part that it takes is counted; where it
     updates one in place, the part that it writes. Operands and results of kernels (custom calls) are counted once.
     """
-    return sum(
-        rounds * _moved(instruction, module) for instruction, computation, rounds, _ in module.executed()
-        if not module.is_fused(computation)
-    )
+    return [
+        Launch(instruction, rounds, _moved(instruction, module))
+        for instruction, computation, rounds, _ in module.executed()
+        if not module.is_fused(computation) and _runs(instruction)
+    ]
+
+
+def hbm_bytes(module: Module) -> int:
+    """The bytes that a chip reads from and writes to HBM when the program runs once; loops count once per round."""
+    return sum(launch.rounds * launch.bytes for launch in launches(module))
+
+
+def _runs(instruction: Instruction) -> bool:
+    if instruction.opcode == 'custom-call':
+        return any(f'custom_call_target="{kernel}' in instruction.attributes for kernel in _KERNELS)
+    return instruction.opcode not in _FREE and not instruction.opcode.endswith(('-done', '-update'))
 
 
 def _moved(instruction: Instruction, module: Module) -> int:
-    if instruction.opcode in _FREE or instruction.opcode.endswith(('-done', '-update')):
-        return 0
-    if instruction.opcode == 'custom-call' and 'tpu_custom_call' not in instruction.attributes:
-        return 0  # markers such as AllocateBuffer and ConcatBitcast
     inner = module.body(instruction) if instruction.opcode == 'fusion' else None
     read = sum(
         _operand(instruction, inner, number, module.shapes[name], module)

@@ -1,0 +1,67 @@
+"""Compile KuaiRand's train and evaluation steps for an H100 or H200 with XLA's GPU compiler, without a GPU.
+
+    python -m experiments.compile_gpu --target=h100     # also h200
+
+For the operation alone, and for what the figures are, see python -m pallas_kernels.compile_gpu. The steps have the
+sizes of the published configuration in bfloat16; the limits are in compile_gpu.toml beside this file.
+"""
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from experiments.pod.assumed import assumed_step
+from experiments.published import published
+from pallas_kernels.compile_gpu import run
+from pallas_kernels.compiled.gpu import Program
+from pallas_kernels.target import tracing_for
+from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.parallel.mesh import device_mesh, token_multiple
+from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.rank.scorer import Prepared, Scorer
+from ssd4rec_jax.train.program import TrainProgram
+
+LOG = published('kuairand')
+ONE_PASS = ('train.objective=one_pass', 'model.bidirectional=last')  # All layers read forward, except for the last one.
+
+
+def kuairand_programs(device: jax.Device) -> Iterator[Program]:
+    """The train step with each implementation of the scan, that of one_pass, and the evaluation step."""
+    for form, changes in {'prefix': (), 'one_pass': ONE_PASS}.items():
+        for name in ('pallas_gpu', 'xla') if form == 'prefix' else ('pallas_gpu',):
+            config = apply_overrides(
+                default_config('kuairand'), ['model.dtype=bfloat16', f'model.ssd_implementation={name}', *changes]
+            )
+            yield train_step(f'train {form} {name}', config, device)
+    yield evaluation_step('evaluate pallas_gpu', apply_overrides(config, ['model.bidirectional=all']), device)
+
+
+def train_step(name: str, config: RunConfig, device: jax.Device) -> Program:
+    """A whole train step, of the shape that training would choose."""
+    every_prefix = config.train.objective == 'one_pass'
+    program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=every_prefix)
+    return Program.compile(name, lambda: program.lower(_shape(program)))
+
+
+def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program:
+    """A step that ranks the items, with rows as long as in training on prefixes."""
+    config = apply_overrides(config, ['train.objective=prefix'])
+    program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=False)
+    state, batch, *_ = program.abstract_arguments(_shape(program))
+    with tracing_for('gpu'):
+        table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), state.params)
+        scorer = Scorer(program.network, program.mesh)
+        return Program.compile(
+            name, lambda: scorer.lower(ranks, Prepared(state.params, table), (batch, (batch.targets,)))
+        )
+
+
+def _shape(program: TrainProgram) -> StepShape:
+    return assumed_step(LOG, program.config, 1, token_multiple=token_multiple(program.mesh)).shape
+
+
+if __name__ == '__main__':
+    sys.exit(run(kuairand_programs, Path(__file__).with_suffix('.toml'), __doc__ or ''))
