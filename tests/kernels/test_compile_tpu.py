@@ -9,7 +9,8 @@ import pytest
 
 from experiments.compile_tpu import compile_train_step
 from pallas_kernels import ssd_scan, tracing_for
-from pallas_kernels.compile_tpu import compile_scan, topology_devices
+from pallas_kernels.bench.bundles import Schedule, take_schedules
+from pallas_kernels.compile_tpu import MOST_BUNDLES, compile_scan, too_many, topology_devices
 from pallas_kernels.ssd.tpu.tiling import VMEM_BUDGET, Tiling
 from pallas_kernels.ssd.workloads import WORKLOADS, Workload
 
@@ -95,6 +96,49 @@ def test_the_train_step_compiles_and_uses_the_kernels(topology):
     names = sorted(name.rstrip('_') for name, _ in program.kernels)
     assert names == ['ssd_backward'] * 2 + ['ssd_forward'] * 2
     assert_no_square(program, tokens)
+
+
+TABLE = """== CAPACTIY:
+MXU, XLU, VALU
+    4     3     4
+== UTILIZATION:
+4 0 1
+0 3 1
+"""
+
+
+def test_a_schedule_counts_bundles_and_the_slots_that_they_fill():
+    schedule = Schedule.read(TABLE)
+    assert schedule == (2, {'MXU': 0.5, 'XLU': 0.5, 'VALU': 0.25})
+    assert str(schedule) == '2 bundles (MXU 50%, XLU 50%, VALU 25%)'
+
+
+def test_schedules_are_taken_once_and_by_kernel(tmp_path):
+    end = 'hlo-static-per-bundle-utilization.txt'
+    for name in (f'ssd_forward.1-70-final_{end}', f'ssd_backward-66-final_{end}', f'TLP-71-final_{end}',
+                 f'ssd_forward.1-68-pre-delay_{end}', 'ssd_forward.1-02-original.txt'):
+        (tmp_path / f'17-{name}').write_text(TABLE)
+    taken = take_schedules(tmp_path)
+    assert taken == {name: Schedule.read(TABLE) for name in ('ssd_forward', 'ssd_backward')}
+    assert take_schedules(tmp_path) == {}
+
+
+def test_more_bundles_than_allowed_are_named():
+    most = MOST_BUNDLES['TPU v5 lite', 'kuairand', 'bfloat16']
+    schedules = {name: Schedule(bundles + (name == 'ssd_backward'), {}) for name, bundles in most.items()}
+    (said,) = too_many('TPU v5 lite', 'kuairand', jnp.bfloat16, schedules)
+    assert said.startswith(f'ssd_backward takes {most["ssd_backward"] + 1:,} bundles for kuairand on TPU v5 lite')
+    assert too_many('TPU v6 lite', 'kuairand', jnp.bfloat16, schedules) == []
+
+
+@pytest.mark.slow
+def test_the_command_prints_bundles_and_holds_them():
+    done = subprocess.run(
+        [sys.executable, '-m', 'pallas_kernels.compile_tpu', '--topology=v5e:2x2'], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r'ssd_forward [\d,]+ bundles \(.*\), ssd_backward [\d,]+ bundles', done.stdout)) == 6
 
 
 def test_a_topology_that_libtpu_does_not_know_is_named():
