@@ -5,6 +5,7 @@ q is the number of tokens of a chunk. A tile is the `tile` heads whose columns o
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.tpu.tiling import Tiling
@@ -93,8 +94,14 @@ def rows_of_tile(rows: jax.Array, first: int, t: Tiling) -> jax.Array:
 
 def block_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
     """[q, 128] of a tile's heads -> [tile * q, 128]: the columns of each head in rows of its own, zeros elsewhere."""
-    head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
-    return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
+    if a.dtype != jnp.bfloat16:
+        head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
+        return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
+    # Two rows of bfloat16 fill one register row, and a select would take them apart. The bits are masked instead.
+    pairs = pltpu.bitcast(a, jnp.int32)
+    head = over(lax.broadcasted_iota(jnp.int32, pairs.shape, 1), t.headdim)
+    masks = [jnp.where(head == k, jnp.int32(-1), jnp.int32(0)) for k in range(t.tile)]
+    return pltpu.bitcast(jnp.concatenate([pairs & mask for mask in masks], axis=0), a.dtype)
 
 
 def fold_diagonal(a: jax.Array, t: Tiling) -> jax.Array:

@@ -47,12 +47,16 @@ def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
         ref[0, 0, 0] = h[...]
 
     def step(k, _):
-        k = _order(k, t.chunks, reverse)
-        out, state = forward_chunk(_chunk_of(refs, k, t, reverse), A[0, 0], h[...], t, reverse)
-        y[0, pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)] = out.astype(y.dtype)
+        places = [_order(k * t.together + i, t.chunks, reverse) for i in range(t.together)]
+        outputs, state = [], h[...]
+        for chunk in [_chunk_of(refs, place, t, reverse) for place in places]:
+            out, state = forward_chunk(chunk, A[0, 0], state, t, reverse)
+            outputs.append(out)
+        for place, out in zip(places, outputs, strict=True):
+            y[0, pl.ds(pl.multiple_of(place * t.chunk, t.chunk), t.chunk)] = out.astype(y.dtype)
         h[...] = state
 
-    lax.fori_loop(0, t.chunks, step, None)
+    lax.fori_loop(0, t.chunks // t.together, step, None)
 
 
 def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states, dh, *, t: Tiling, reverse: bool):

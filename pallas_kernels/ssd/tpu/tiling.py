@@ -80,6 +80,11 @@ class Tiling(NamedTuple):
         return self.block // self.chunk
 
     @property
+    def together(self) -> int:
+        """The chunks of one step of a kernel's loop."""
+        return next(n for n in (1,) if self.chunks % n == 0)
+
+    @property
     def blocks(self) -> int:
         """The blocks of a row. The last one may reach beyond the row's end."""
         return -(-self.length // self.block)
