@@ -33,7 +33,7 @@ def _order(k, count: int, reverse: bool):
     return count - 1 - k if reverse else k
 
 
-def _tokens(place, t: Tiling) -> pl.Slice:
+def _tokens(place, t: Tiling) -> slice | pl.Slice:
     """The tokens of the chunk at this place of a block."""
     return pl.ds(pl.multiple_of(place * t.chunk, t.chunk), t.chunk)
 
