@@ -55,7 +55,7 @@ def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program
         table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), state.params)
         scorer = Scorer(program.network, program.mesh)
         return Program.compile(
-            name, lambda: scorer.lower(ranks, Prepared(state.params, table), (batch, (batch.targets,)))
+            name, lambda: scorer.lower(ranks, Prepared(state.params, table, None), (batch, (batch.targets,)))
         )
 
 

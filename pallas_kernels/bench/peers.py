@@ -109,8 +109,39 @@ def mamba2_triton(w: Workload, dtype: DTypeLike) -> Calls:
     return calls, seconds
 
 
+def mamba2_jax(w: Workload, dtype: DTypeLike) -> Calls:
+    """ssd_forward of the mamba2-jax package. Raises Unavailable without it, or where its decays would not fit memory.
+
+    It has no segments, so each row is one. It takes B and C of each head, and softplus is always applied to dt.
+    """
+    if importlib.util.find_spec('mamba2_jax') is None:
+        raise Unavailable('mamba2-jax is not installed')
+    from mamba2_jax.modeling import ssd_forward
+
+    chunk = min(256, w.length)  # its default
+    decays = 4 * w.batch * w.length * w.heads * chunk
+    if decays > MAX_SQUARE:
+        raise Unavailable(f'mamba2-jax would hold {decays / 2**30:.0f} GiB of decays')
+    arrays, _ = w.arrays()
+    x, B, C = (jnp.asarray(arrays[k], dtype) for k in 'xBC')
+    B, C = (jnp.repeat(a, w.heads // w.groups, axis=2) for a in (B, C))
+    dt, A, D = (jnp.asarray(arrays[k], jnp.float32) for k in ('dt', 'A', 'D'))
+    g = jax.random.normal(jax.random.key(0), x.shape, jnp.float32).astype(dtype)
+
+    def forward(x, dt, A, B, C, D):
+        return ssd_forward(x, jnp.log(jnp.expm1(dt)), A, B, C, chunk, D, jnp.zeros_like(D), 0.0, jnp.inf)[0]
+
+    def both(x, dt, A, B, C, D, g):
+        y, vjp = jax.vjp(forward, x, dt, A, B, C, D)
+        return y, vjp(g.astype(y.dtype))
+
+    inputs = x, dt, A, B, C, D
+    return compiled({'forward': (forward, inputs), 'forward+backward': (both, (*inputs, g))})
+
+
 PEERS: dict[str, Callable[[Workload, DTypeLike], Calls]] = {
     'jax attention': lambda w, dtype: attention(w, dtype, 'xla'),
     'cuDNN attention': lambda w, dtype: attention(w, dtype, 'cudnn'),
     'Mamba-2 Triton': mamba2_triton,
+    'mamba2-jax': mamba2_jax,
 }

@@ -1,15 +1,17 @@
 """ssd_scan: one operation with several implementations, which are chosen from one table."""
 import functools
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.ssd.arguments import check_scan
 from pallas_kernels.ssd.gpu.scan import ssd_scan_pallas_gpu, why_not_pallas_gpu
+from pallas_kernels.ssd.pointwise import Limit, skip_and_gate, step_sizes
 from pallas_kernels.ssd.reference import ssd_scan_reference
-from pallas_kernels.ssd.segments import run_ids
+from pallas_kernels.ssd.states import Slots, final_states, from_initial
 from pallas_kernels.ssd.tpu import tiling as tpu_tiling
 from pallas_kernels.ssd.tpu.scan import ssd_scan_pallas_tpu
 from pallas_kernels.ssd.xla import ssd_scan_xla
@@ -91,24 +93,28 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def choose_implementation(call: Call, asked: str | None = None) -> str:
+def choose_implementation(call: Call, asked: str | Sequence[str] | None = None) -> str:
     """The name of the implementation that ssd_scan takes for a call.
 
     Args:
       call: the shapes and dtypes of the call.
-      asked: a name out of IMPLEMENTATIONS, or None for the first implementation that can serve the call.
+      asked: a name out of IMPLEMENTATIONS, or several, or None for all of them. The first that can serve the call is
+        taken.
 
-    Raises ValueError if the name is unknown, and with the reason if the named implementation cannot serve the call.
+    Raises ValueError if a name is unknown, and with all reasons if no implementation that was asked for can serve the
+    call.
     """
-    if asked is not None:
-        if asked not in IMPLEMENTATIONS:
-            raise ValueError(f'implementation={asked!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
-        if reason := IMPLEMENTATIONS[asked].why_not(call):
-            raise ValueError(reason)
-        return asked
-    reasons = {name: implementation.why_not(call) for name, implementation in IMPLEMENTATIONS.items()}
-    chosen = next(name for name, reason in reasons.items() if reason is None)
-    _log_once(chosen, '; '.join(reason for reason in reasons.values() if reason))
+    names = (asked,) if isinstance(asked, str) else tuple(IMPLEMENTATIONS if asked is None else asked)
+    for name in names:
+        if name not in IMPLEMENTATIONS:
+            raise ValueError(f'implementation={name!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
+    reasons = {name: IMPLEMENTATIONS[name].why_not(call) for name in names}
+    said = '; '.join(reason for reason in reasons.values() if reason)
+    chosen = next((name for name, reason in reasons.items() if reason is None), None)
+    if chosen is None:
+        raise ValueError(said or 'implementation=() names none: None takes the first that can serve the call')
+    if chosen != asked:
+        _log_once(chosen, said)
     return chosen
 
 
@@ -117,68 +123,93 @@ def _log_once(chosen: str, reasons: str) -> None:
     logging.getLogger(__name__).info('ssd_scan runs as %s%s', chosen, f' ({reasons})' if reasons else '')
 
 
+@overload
 def ssd_scan(
     x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, *, D: jax.Array | None = None,
-    segment_ids: jax.Array | None = None, reverse: bool = False, chunk_size: int | None = None,
-    implementation: str | None = None,
-) -> jax.Array:
-    """The scan of structured state space duality: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t^T, y_t = h_t C_t + D x_t.
+    z: jax.Array | None = None, dt_bias: jax.Array | None = None, dt_softplus: bool = False,
+    dt_limit: Limit | None = None, segment_ids: jax.Array | None = None, cu_seqlens: jax.Array | None = None,
+    initial_states: jax.Array | None = None, return_final_states: Literal[False] = False,
+    num_segments: int | None = None, reverse: bool = False, chunk_size: int | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> jax.Array: ...
+
+
+@overload
+def ssd_scan(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, *, D: jax.Array | None = None,
+    z: jax.Array | None = None, dt_bias: jax.Array | None = None, dt_softplus: bool = False,
+    dt_limit: Limit | None = None, segment_ids: jax.Array | None = None, cu_seqlens: jax.Array | None = None,
+    initial_states: jax.Array | None = None, return_final_states: Literal[True], num_segments: int | None = None,
+    reverse: bool = False, chunk_size: int | None = None, implementation: str | Sequence[str] | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def ssd_scan(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, *, D: jax.Array | None = None,
+    z: jax.Array | None = None, dt_bias: jax.Array | None = None, dt_softplus: bool = False,
+    dt_limit: Limit | None = None, segment_ids: jax.Array | None = None, cu_seqlens: jax.Array | None = None,
+    initial_states: jax.Array | None = None, return_final_states: bool = False, num_segments: int | None = None,
+    reverse: bool = False, chunk_size: int | None = None, implementation: str | Sequence[str] | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """The scan of structured state space duality: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t + D x_t.
 
     Decays and sums are computed in float32 at least, and the operands of matmuls have x's dtype. Except in 'reference',
-    dt A counts as -100 where it is below. Source: Mamba-2 (Dao and Gu 2024), section 6.
+    dt A counts as -100 where it is below. Every option has gradients in every implementation. Source: Mamba-2 (Dao and
+    Gu 2024), section 6; the names of the options are those of its mamba_chunk_scan_combined.
 
     Args:
       x: [batch, length, heads, headdim], in float32, bfloat16 or float64.
-      dt: [batch, length, heads], positive (after softplus).
+      dt: [batch, length, heads], positive after dt_bias, dt_softplus and dt_limit, which apply in this order.
       A: [heads], negative.
       B, C: [batch, length, groups, d_state], in x's dtype. groups divides heads.
-      D: [heads] or None.
-      segment_ids: integers [batch, length] or None. The state starts at zero wherever the id differs from that of the
-        token before (after, if reverse). Ids are compared with neighbouring ids only. A value that is not finite in one
-        segment, or in padding, reaches no other segment, neither in values nor in gradients.
-      reverse: scan from the right. No flipped copies are made.
+      D: [heads], or [heads, headdim], or None.
+      z: the gate, of x's shape, or None. y is multiplied by silu(z).
+      dt_bias: [heads] or None.
+      dt_softplus: whether to apply softplus to dt.
+      dt_limit: the least and the most that dt may be, or None.
+      segment_ids: integers [batch, length] or None. A segment is a longest stretch of neighbouring tokens of one id,
+        and the state starts anew in each. Ids are compared with neighbouring ids only. A value that is not finite in
+        one segment, or in padding, reaches no other segment, neither in values nor in gradients.
+      cu_seqlens: integers [sequences + 1], 0 and the ends of the sequences of the one row, in place of segment_ids.
+        They may be equal, for sequences without tokens. What lies behind the last end is padding.
+      initial_states: the states that enter, zeros where None; see num_segments. float32 keeps what bfloat16 rounds off.
+      return_final_states: whether to return (y, the states that leave) in place of y. A segment or a sequence without
+        tokens keeps its initial state.
+      num_segments: which states initial_states and the final states are. None: one for each row,
+        [batch, heads, headdim, d_state]; it enters the first segment, in scan direction, and the last one leaves it. A
+        number: [batch, num_segments, heads, headdim, d_state], one for each of the first segments of a row, from the
+        left; later segments start at zero. With cu_seqlens it is None, and there is a state for each sequence,
+        [sequences, heads, headdim, d_state].
+      reverse: scan from the right: states enter at the right end and leave at the left. No flipped copies are made.
       chunk_size: tokens of a chunk. None takes the default of the platform.
-      implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference'. None takes the first that can serve this
-        platform (see pallas_kernels.tracing_for), dtype and shape.
+      implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference', or a sequence of these names, of which the first
+        that can serve the call is taken. None stands for all of them (see pallas_kernels.tracing_for).
 
-    Returns y, with the shape and dtype of x.
+    Returns y, with the shape and dtype of x, or (y, final states), the latter in float32, or float64 for float64 x.
 
-    Raises ValueError that names the argument that does not fit, or with the reason why the named implementation cannot
-    serve the call.
+    Raises ValueError that names the argument that does not fit, or with the reasons why no implementation that was
+    asked for can serve the call.
     """
-    _check(x, dt, A, B, C, D, segment_ids, chunk_size)
+    check_scan(
+        x, dt, A, B, C, D, z, dt_bias, dt_limit, segment_ids, cu_seqlens, initial_states, num_segments, chunk_size
+    )
     chosen = choose_implementation(Call(x.shape, x.dtype, B.shape, chunk_size), implementation)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    run = run_ids(segment_ids, *x.shape[:2])
-    y = IMPLEMENTATIONS[chosen].scan(
-        x, dt.astype(wide), A.astype(wide), B, C, run, reverse=reverse, chunk_size=chunk_size
-    )
-    # D x is computed in the wide dtype, so that D's gradient is not summed in bfloat16.
-    return y if D is None else y + (D.astype(wide)[:, None] * x.astype(wide)).astype(x.dtype)
-
-
-def _check(x, dt, A, B, C, D, segment_ids, chunk_size):
-    if x.ndim != 4:
-        raise ValueError(f'x has shape {x.shape}; it must be [batch, length, heads, headdim]')
-    batch, length, heads, _ = x.shape
-    if length == 0:
-        raise ValueError('x has length 0')
-    if B.ndim != 4 or B.shape[:2] != (batch, length):
-        raise ValueError(f'B has shape {B.shape}; it must be [{batch}, {length}, groups, state]')
-    if heads % B.shape[2]:
-        raise ValueError(f'{heads} heads cannot be split into the {B.shape[2]} groups of B')
-    expected = {'dt': (dt, (batch, length, heads)), 'A': (A, (heads,)), 'C': (C, B.shape)}
-    if D is not None:
-        expected['D'] = D, (heads,)
-    if segment_ids is not None:
-        expected['segment_ids'] = segment_ids, (batch, length)
-    for name, (array, shape) in expected.items():
-        if array.shape != shape:
-            raise ValueError(f'{name} has shape {array.shape}; it must be {list(shape)}')
-    for name, array in {'B': B, 'C': C}.items():
-        if array.dtype != x.dtype:
-            raise ValueError(f'{name} is {array.dtype}; it must have the dtype of x, {x.dtype}')
-    if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-        raise ValueError(f'segment_ids are {segment_ids.dtype}; they must be integers')
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f'chunk_size={chunk_size} must be at least 1')
+    dt, A = step_sizes(dt, dt_bias, dt_softplus, dt_limit, wide), A.astype(wide)
+    if cu_seqlens is not None:
+        slots = Slots.of_sequences(cu_seqlens, x.shape[1])
+    elif num_segments is not None:
+        slots = Slots.of_segments(segment_ids, x.shape[0], x.shape[1], num_segments)
+    else:
+        slots = Slots.of_rows(segment_ids, *x.shape[:2], reverse=reverse)
+    y = IMPLEMENTATIONS[chosen].scan(x, dt, A, B, C, slots.run, reverse=reverse, chunk_size=chunk_size)
+    by_slot = (x.shape[0], slots.states, *x.shape[2:], B.shape[3])
+    initial = None
+    if initial_states is not None:
+        initial = initial_states.astype(wide).reshape(by_slot)
+        y = y.astype(wide) + from_initial(initial, dt, A, C, slots, reverse=reverse)
+    y = skip_and_gate(y, x, D, z, wide)
+    if not return_final_states:
+        return y
+    states = final_states(initial, x, dt, A, B, slots, reverse=reverse)
+    return y, states if num_segments is not None else states.reshape(-1, *by_slot[2:])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.ssd.segments import running_sum
+
 # exp(-100) is below the smallest normal number of float32. The bound keeps every sum finite: the difference of two
 # infinite sums would be NaN.
 FLOOR = -100.0
@@ -72,3 +74,21 @@ def log_decay_gradient(
         joined = joined * ahead(joined, covered)
         covered *= 2
     return jnp.where(counts > 0, total, 0)
+
+
+def sum_to_end(a: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array:
+    """The sum of `a` over the tokens of the run after each token, or before each token if `reverse`.
+
+    It is summed towards the token, and is never the difference of two longer sums.
+
+    Args:
+      a: [batch, length, heads].
+      run: int32 [batch, length], as in segments.running_sum.
+      reverse: whether the scan runs from the right.
+
+    Returns an array of a's shape and dtype.
+    """
+    same = (run[:, 1:] == run[:, :-1])[..., None]
+    edge = ((0, 0), (1, 0) if reverse else (0, 1), (0, 0))
+    nearer = jnp.pad(jnp.where(same, a[:, :-1] if reverse else a[:, 1:], 0), edge)
+    return running_sum(nearer, run, reverse=not reverse)

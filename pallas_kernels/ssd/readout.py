@@ -9,7 +9,7 @@ segment of 100,000 tokens as for one of ten.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.ssd.segments import running_sum
+from pallas_kernels.ssd.decay import sum_to_end
 
 
 def ssd_readout(
@@ -39,7 +39,7 @@ def ssd_readout(
     flat_slot = slot + (slots + 1) * jnp.arange(batch, dtype=slot.dtype)[:, None]
     query = jnp.pad(C, ((0, 0), (0, 1), (0, 0), (0, 0))).reshape(batch * (slots + 1), groups, state)[flat_slot]
     score = jnp.einsum('blgn,blgn->blg', query.astype(wide), B.astype(wide))
-    weight = jnp.exp(_decay_to_end(dt * A, slot, reverse)) * dt * jnp.repeat(score, heads // groups, axis=-1)
+    weight = jnp.exp(sum_to_end(dt * A, slot, reverse=reverse)) * dt * jnp.repeat(score, heads // groups, axis=-1)
     # With einsum, the gradient of the weights is a dot too, and XLA's CPU backend sums a dot several times as fast.
     terms = jnp.einsum('blh,blhp->blhp', weight, x.astype(wide)).reshape(-1, heads * headdim)
     sums = jax.ops.segment_sum(
@@ -58,12 +58,4 @@ def ssd_weights_from_start(dt: jax.Array, A: jax.Array, slot: jax.Array) -> jax.
 
     Returns [batch, length, heads] in the dtype of dt.
     """
-    return jnp.exp(_decay_to_end(dt * A, slot, reverse=True)) * dt
-
-
-def _decay_to_end(a: jax.Array, slot: jax.Array, reverse: bool) -> jax.Array:
-    """The sum of `a` [batch, length, heads] over the tokens of the segment after each token (before it, if reverse)."""
-    same = (slot[:, 1:] == slot[:, :-1])[..., None]
-    edge = ((0, 0), (1, 0) if reverse else (0, 1), (0, 0))
-    nearer = jnp.pad(jnp.where(same, a[:, :-1] if reverse else a[:, 1:], 0), edge)
-    return running_sum(nearer, slot, reverse=not reverse)
+    return jnp.exp(sum_to_end(dt * A, slot, reverse=True)) * dt

@@ -62,7 +62,7 @@ NO_WAY_OUT = {
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
-    'error: --topology={} is not one that libtpu knows',
+    'error: --topology={} is not one that libtpu knows', '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true',
     'warning: the data of the run is no longer in {} and cannot be prepared again ({})',
 }
 

@@ -55,6 +55,7 @@ def test_figures_of_a_workload_and_reasons_where_there_are_none():
     assert figures['pallas_gpu'] == {'unavailable': 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'}
     assert figures['cuDNN attention'] == {'unavailable': 'cuDNN attention needs an NVIDIA GPU'}
     assert 'Triton' in figures['Mamba-2 Triton']['unavailable']
+    assert figures['mamba2-jax'] == {'unavailable': 'mamba2-jax is not installed'}
 
 
 @pytest.mark.parametrize('text,name', [

@@ -9,7 +9,8 @@ import pytest
 
 from experiments.compile_tpu import compile_train_step
 from pallas_kernels import ssd_scan, tracing_for
-from pallas_kernels.compile_tpu import compile_scan, topology_devices
+from pallas_kernels.bench.bundles import Schedule, take_schedules
+from pallas_kernels.compile_tpu import MOST_BUNDLES, bundles_per_chunk, compile_scan, too_many, topology_devices
 from pallas_kernels.ssd.tpu.tiling import VMEM_BUDGET, Tiling
 from pallas_kernels.ssd.workloads import WORKLOADS, Workload
 
@@ -95,6 +96,69 @@ def test_the_train_step_compiles_and_uses_the_kernels(topology):
     names = sorted(name.rstrip('_') for name, _ in program.kernels)
     assert names == ['ssd_backward'] * 2 + ['ssd_forward'] * 2
     assert_no_square(program, tokens)
+
+
+UTILIZATION = """== CAPACTIY:
+MXU, XLU, VALU
+    4     3     4
+== UTILIZATION:
+4 0 1
+0 3 1
+"""
+# Two inner loops of three bundles and of two, in the grid's loop.
+SCHEDULE = """
+= control target key start
+LB: loop body
+     0   :  { %1 = smov }
+   0x1 LB: > { %2 = sphi }
+   0x2 LB: >> { %3 = sphi }
+   0x3   : >> { %4 = vadd }
+   0x4   : > { %5 = vadd }
+   0xb LB: >> { %6 = sphi }
+   0xc   :  {}
+   0xd   : >> { %7 = vadd }
+   0xe PF: > { %8 = sld }
+"""
+
+
+def test_a_schedule_counts_bundles_loops_and_the_slots_that_they_fill():
+    schedule = Schedule.read(SCHEDULE, UTILIZATION)
+    assert schedule == (2, [3, 3], {'MXU': 0.5, 'XLU': 0.5, 'VALU': 0.25})
+    assert str(schedule) == '2 bundles (MXU 50%, XLU 50%, VALU 25%)'
+    # 16 chunks: states of 15, three at a time, then all of them, two at a time.
+    assert bundles_per_chunk(schedule, 16) == (5 * 3 + 8 * 3) / 16
+    assert bundles_per_chunk(schedule._replace(loops=[3]), 16) == 8 * 3 / 16
+
+
+def test_schedules_are_taken_once_and_by_kernel(tmp_path):
+    end = 'hlo-static-per-bundle-utilization.txt'
+    for name in ('ssd_forward.1', 'ssd_backward', 'TLP'):
+        (tmp_path / f'17-{name}-70-final_{end}').write_text(UTILIZATION)
+        (tmp_path / f'17-{name}-71-schedule-analysis_final_bundles.txt').write_text('other')
+        (tmp_path / f'17-{name}-72-final_bundles.txt').write_text(SCHEDULE)
+        (tmp_path / f'17-{name}-68-pre-delay_{end}').write_text('other')
+    taken = take_schedules(tmp_path)
+    assert taken == {name: Schedule.read(SCHEDULE, UTILIZATION) for name in ('ssd_forward', 'ssd_backward')}
+    assert take_schedules(tmp_path) == {}
+
+
+def test_more_bundles_than_allowed_are_named():
+    most = MOST_BUNDLES['TPU v5 lite', 'kuairand', 'bfloat16']
+    bundles = most | {'ssd_backward': most['ssd_backward'] + 1}
+    (said,) = too_many('TPU v5 lite', 'kuairand', jnp.bfloat16, bundles)
+    assert said.startswith(f'ssd_backward takes {bundles["ssd_backward"]:,} bundles a chunk for kuairand on TPU v5')
+    assert too_many('TPU v6 lite', 'kuairand', jnp.bfloat16, bundles) == []
+
+
+@pytest.mark.slow
+def test_the_command_prints_bundles_and_holds_them():
+    done = subprocess.run(
+        [sys.executable, '-m', 'pallas_kernels.compile_tpu', '--topology=v5e:2x2'], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = r'ssd_forward [\d,]+ bundles \(.*\), [\d,]+ for each .* ssd_backward [\d,]+ bundles'
+    assert len(re.findall(kernels, done.stdout)) == 6
 
 
 def test_a_topology_that_libtpu_does_not_know_is_named():

@@ -34,10 +34,11 @@ from pallas_kernels.ssd.tpu.tiling import Tiling
 class Chunk(NamedTuple):
     """What one chunk reads. Tokens that are bad or lie beyond the row's end are zeros.
 
-    x [q, width], dt [q, heads], B and C [q, d_state]. run [q, 1]: the run of each token, where 0 is the run that enters
-    the chunk, and negative values lie beyond the row's end. last_run [1, 1]: the run of the last token in scan
-    direction. seen [q, tile * q]: 1.0 where a query (row) sees a key (column), else 0.0, repeated for each head of a
-    tile. seen_by [q, q]: the transpose of seen for one head. bad [q, 1]: 1.0 where a token is bad, else 0.0.
+    x [q, width], dt [q, 3 * heads] as lanes.spread takes it, B and C [q, d_state]. run [q, 1]: the run of each token,
+    where 0 is the run that enters the chunk, and negative values lie beyond the row's end. last_run [1, 1]: the run of
+    the last token in scan direction. seen [q, tile * q]: 1.0 where a query (row) sees a key (column), else 0.0,
+    repeated for each head of a tile. seen_by [q, q]: the transpose of seen for one head. bad [q, 1]: 1.0 where a token
+    is bad, else 0.0. Of a bad token's dt only the values that are bad are zeros.
     """
 
     x: jax.Array
@@ -52,21 +53,27 @@ class Chunk(NamedTuple):
 
 
 class Decays(NamedTuple):
-    """The decays of one chunk, zero where no run connects.
+    """The decays of one chunk for each head, [q, 3 * heads] as lanes.spread takes them, zero where no run connects.
 
-    s [q, heads]: the sum of dt * A since the run began. s_rows [heads, tile * q]: its transpose, repeated for each head
-    of a tile. after, before [q, heads]: exp(r) and exp(-r), where r is what rounding took from s. entry [q, width]: the
-    decay from the chunk's entry to a token, without `after`. exit [q, width]: that from a token to the chunk's exit,
-    without `before`. through [1, width]: that from entry to exit.
+    s: the sum of dt * A since the run began. after, before: exp(r) and exp(-r), where r is what rounding took from s.
+    dt: before * dt. entry: the decay from the chunk's entry to a token, without `after`. exit: that from a token to the
+    chunk's exit, without `before`. through [1, 3 * heads]: that from entry to exit.
     """
 
     s: jax.Array
-    s_rows: jax.Array
-    after: jax.Array
     before: jax.Array
+    after: jax.Array
+    dt: jax.Array
     entry: jax.Array
     exit: jax.Array
     through: jax.Array
+
+    def spread(self, t: Tiling, reverse: bool) -> 'Decays':
+        """after, dt, entry and exit [q, width] and through [1, width]; the others as they are."""
+        per_head = [self.after, self.dt, self.entry, self.exit]
+        after, dt, entry, exit_ = lanes.spread_together(per_head, t.headdim)
+        last = last_token(t, reverse)
+        return self._replace(after=after, dt=dt, entry=entry, exit=exit_, through=entry[last] * after[last])
 
 
 class ChunkGradients(NamedTuple):
@@ -129,18 +136,18 @@ def read_chunk(
     bad = jnp.maximum(jnp.maximum(any_bad(x), any_bad(dt)), jnp.maximum(any_bad(B), any_bad(C)))
     clear = jnp.maximum(bad, beyond)
     return Chunk(
-        x=unless(clear, x), dt=unless(clear, dt), B=unless(clear, B), C=unless(clear, C),
-        run=run, last_run=run_rows[:, last_token(t, reverse)],
+        # dt alone decides on the decays, so it does not wait for what the others hold.
+        x=unless(clear, x), dt=jnp.where(jnp.abs(dt) < jnp.inf, dt, jnp.zeros_like(dt)), B=unless(clear, B),
+        C=unless(clear, C), run=run, last_run=run_rows[:, last_token(t, reverse)],
         seen=as_float(same & ordered, wide), seen_by=as_float(same & transposed, wide)[:, :q],
         bad=jnp.where(beyond > 0, jnp.zeros_like(bad), bad),
     )
 
 
 def decays(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> Decays:
-    """The decays of a chunk, from A [1, heads]. The sums restart with each run, by matmul."""
+    """The decays of a chunk, from A [1, 3 * heads]. The sums restart with each run, by matmul."""
     a = log_decay(c.dt, A)
-    seen_by = lanes.ones_where(c.seen_by > 0)
-    coarse, fine = (ones_matmul(seen_by, part, TN) for part in exact_parts(a, t.chunk))
+    coarse, fine = (lanes.sum_seen(c.seen, part, t) for part in exact_parts(a, t.chunk))
     s = coarse + fine
     rest = (coarse - s) + fine
     zeros, last = jnp.zeros_like(s), last_token(t, reverse)
@@ -148,43 +155,48 @@ def decays(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> Decays:
     at_entry, at_exit = run == 0, run == c.last_run
     entry = jnp.where(at_entry, jnp.exp(s), zeros)
     exit_ = jnp.where(at_exit, jnp.exp(jnp.where(at_exit, s[last] - s + rest[last], zeros)), zeros)
-    after = jnp.exp(rest)
-    through = entry[last] * after[last]
-    entry, exit_, through = (lanes.spread(decay, t.headdim) for decay in (entry, exit_, through))
-    return Decays(s, lanes.in_rows(s, t), after, jnp.exp(-rest), entry, exit_, through)
+    after, before = jnp.exp(rest), jnp.exp(-rest)
+    return Decays(s, before, after, before * c.dt, entry, exit_, through=entry[last] * after[last])
 
 
 def counted(c: Chunk, A: jax.Array, t: Tiling, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """(counts wide, token int32), both [q, heads], the arguments of log_decay_gradient."""
-    runs = jnp.broadcast_to(c.run, c.dt.shape)
+    dt, A = c.dt[:, :t.heads], A[:, :t.heads]
+    runs = jnp.broadcast_to(c.run, dt.shape)
     token = lax.broadcasted_iota(jnp.int32, runs.shape, 0)
     first = token == (t.chunk - 1 if reverse else 0)
     run_before = jnp.where(first, jnp.zeros_like(runs), pltpu.roll(runs, t.chunk - 1 if reverse else 1, 0))
-    return as_float((runs == run_before) & ~vanishes(log_decay(c.dt, A)), c.dt.dtype), token
+    return as_float((runs == run_before) & ~vanishes(log_decay(dt, A)), dt.dtype), token
 
 
-def within(c: Chunk, d: Decays, columns: jax.Array, tile: int, t: Tiling) -> jax.Array:
+def within(c: Chunk, columns: jax.Array, tile: int, t: Tiling) -> jax.Array:
     """[q, tile * q]: the decay from key (column) to query (row), for the heads of one tile.
 
-    columns [q, heads * q] is lanes.spread(d.s, q). tile is the number of the tile.
+    columns [q, heads * q] is lanes.spread(s, q). tile is the number of the tile.
     """
     width = t.tile * t.chunk
-    difference = columns[:, tile * width:(tile + 1) * width] - lanes.rows_of_tile(d.s_rows, tile * t.tile, t)
-    seen = c.seen > 0
-    return jnp.where(seen, jnp.exp(jnp.where(seen, difference, jnp.zeros_like(difference))), jnp.zeros_like(difference))
+    of_query = columns[:, tile * width:(tile + 1) * width]
+    key = lax.broadcasted_iota(jnp.int32, of_query.shape, 1) & (t.chunk - 1)
+    own = key == lax.broadcasted_iota(jnp.int32, of_query.shape, 0)
+    of_key = jnp.sum(jnp.where(own, of_query, jnp.zeros_like(of_query)), axis=0, keepdims=True)
+    # Where a query does not see a key, the exponential may be infinite.
+    return jnp.where(c.seen > 0, jnp.exp(of_query - of_key), jnp.zeros_like(of_query))
 
 
-def next_state(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, h_marked: jax.Array) -> jax.Array:
+def next_state(
+    c: Chunk, exit_: jax.Array, through: jax.Array, u: jax.Array, h: jax.Array, h_marked: jax.Array
+) -> jax.Array:
     """The state [d_state, width] at the chunk's exit, marked if it depends on a bad token.
 
-    h is the state at the entry, without a mark, and h_marked [1, 1] tells whether it had one.
+    exit_ and through are spread. h is the state at the entry, without a mark, and h_marked [1, 1] tells whether it had
+    one.
     """
-    added = matmul(c.B, (d.exit * u).astype(c.x.dtype), TN, h.dtype)
+    added = matmul(c.B, (exit_ * u).astype(c.x.dtype), TN, h.dtype)
     # If the run that entered also leaves, the mark must go on, even where the run's decay has underflowed.
     leaves = as_float(c.last_run == 0, h.dtype)
     at_exit = jnp.where(c.run == c.last_run, c.bad, jnp.zeros_like(c.bad))
     bad = jnp.maximum(jnp.max(at_exit, axis=0, keepdims=True), leaves * h_marked)
-    return nan_where(bad, d.through * h + added)
+    return nan_where(bad, through * h + added)
 
 
 def between_tokens(c: Chunk, t: Tiling, wide: DTypeLike) -> jax.Array:
@@ -206,10 +218,10 @@ def outputs(c: Chunk, d: Decays, u: jax.Array, h: jax.Array, t: Tiling) -> jax.A
     columns, u = lanes.spread(d.s, t.chunk), u.astype(narrow)
     tiles = []
     for tile in range(t.width // 128):
-        weights = (scores * within(c, d, columns, tile, t)).astype(narrow)
+        weights = (scores * within(c, columns, tile, t)).astype(narrow)
         tiles.append(matmul(weights, lanes.block_diagonal(u[:, tile * 128:(tile + 1) * 128], t), NN, wide))
     y = lanes.joined(tiles) + own(c, wide) * u.astype(wide) + d.entry * matmul(c.C, h.astype(narrow), NN, wide)
-    return lanes.spread(d.after, t.headdim) * y
+    return d.after * y
 
 
 def reach(mask: jax.Array, bad: jax.Array, t: Tiling) -> jax.Array:
@@ -228,7 +240,7 @@ def forward_chunk(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool
 
     Args:
       c: the chunk.
-      A: [1, heads], wide.
+      A: [1, 3 * heads], wide.
       h: the state [d_state, width] at the chunk's entry, wide, perhaps marked.
       t: the tiling.
       reverse: whether the scan runs from the right.
@@ -238,18 +250,18 @@ def forward_chunk(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool
     """
     h_marked = marked(h)
     h = unless(h_marked, h)
-    d = decays(c, A, t, reverse)
-    u = lanes.spread(d.before * c.dt, t.headdim) * c.x.astype(h.dtype)
+    d = decays(c, A, t, reverse).spread(t, reverse)
+    u = d.dt * c.x.astype(h.dtype)
     bad = jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), as_float(c.run == 0, h.dtype) * h_marked)
-    return nan_where(bad, outputs(c, d, u, h, t)), next_state(c, d, u, h, h_marked)
+    return nan_where(bad, outputs(c, d, u, h, t)), next_state(c, d.exit, d.through, u, h, h_marked)
 
 
 def exit_state(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
     """Only the state that forward_chunk returns."""
     h_marked = marked(h)
     d = decays(c, A, t, reverse)
-    u = lanes.spread(d.before * c.dt, t.headdim) * c.x.astype(h.dtype)
-    return next_state(c, d, u, unless(h_marked, h), h_marked)
+    dt, exit_, through = lanes.spread_together([d.dt, d.exit, d.through], t.headdim)
+    return next_state(c, exit_, through, dt * c.x.astype(h.dtype), unless(h_marked, h), h_marked)
 
 
 def backward_chunk(
@@ -273,9 +285,9 @@ def backward_chunk(
     g = unless(jnp.maximum(g_bad, beyond), g)
     h_marked, dh_marked = marked(h), marked(dh)
     h, dh = unless(h_marked, h), unless(dh_marked, dh)
-    d = decays(c, A, t, reverse)
-    x, dt = c.x.astype(wide), lanes.spread(d.before * c.dt, t.headdim)
-    g = lanes.spread(d.after, t.headdim) * g.astype(wide)
+    d = decays(c, A, t, reverse).spread(t, reverse)
+    x, dt = c.x.astype(wide), d.dt
+    g = d.after * g.astype(wide)
     u = dt * x
     u_n, g_n, h_n, dh_n = u.astype(narrow), g.astype(narrow), h.astype(narrow), dh.astype(narrow)
     g_wide, u_wide = g_n.astype(wide), u_n.astype(wide)
@@ -286,7 +298,7 @@ def backward_chunk(
     y_tiles, du_tiles, dscores = [], [], jnp.zeros_like(scores)
     for tile in range(t.width // 128):
         its = slice(tile * 128, (tile + 1) * 128)
-        decay = within(c, d, columns, tile, t)
+        decay = within(c, columns, tile, t)
         weights = (scores * decay).astype(narrow)
         u_diagonal = lanes.block_diagonal(u_n[:, its], t)
         y_tiles.append(matmul(weights, u_diagonal, NN, wide))
@@ -313,7 +325,7 @@ def backward_chunk(
     counts, token = counted(c, A, t, reverse)
     roll = functools.partial(pltpu.roll, axis=0)
     da = log_decay_gradient(ds, counts, token, t.chunk, reverse=reverse, roll=roll)
-    ddt = A * da + d.before * ones_matmul(du * x, of_head, NN)
+    ddt = A[:, :t.heads] * da + d.before[:, :t.heads] * ones_matmul(du * x, of_head, NN)
 
     either = jnp.maximum(c.bad, g_bad)
     entered, leaving = as_float(c.run == 0, wide), as_float(c.run == c.last_run, wide)
@@ -323,6 +335,7 @@ def backward_chunk(
     through_marked = as_float(c.last_run == 0, wide) * dh_marked
     entry_marked = jnp.maximum(jnp.max(entered * either, axis=0, keepdims=True), through_marked)
     dh = nan_where(entry_marked, d.through * dh + matmul(c.C, g_entry, TN, wide))
-    dA = nan_where(jnp.max(bad, axis=0, keepdims=True), jnp.sum(c.dt * da, axis=0, keepdims=True))
+    dA = jnp.sum(c.dt[:, :t.heads] * da, axis=0, keepdims=True)
+    dA = nan_where(jnp.max(bad, axis=0, keepdims=True), dA)
     dx, ddt, dB, dC = (nan_where(bad, a) for a in (dt * du, ddt, dB, dC))
     return ChunkGradients(dx, ddt, dB, dC, dA, dh)

@@ -5,6 +5,7 @@ q is the number of tokens of a chunk. A tile is the `tile` heads whose columns o
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.tpu.tiling import Tiling
@@ -60,21 +61,48 @@ def over(index: jax.Array, n: int) -> jax.Array:
 
 
 def spread(columns: jax.Array, lanes: int) -> jax.Array:
-    """[q, heads] -> [q, heads * lanes]: the column of each head on `lanes` lanes."""
-    q, heads = columns.shape
+    """[q, 3 * heads] -> [q, heads * lanes]: the column of each head on `lanes` lanes.
+
+    The columns of the heads come three times beside one another, in lanes that would be empty otherwise: a float32 is
+    the sum of three bfloat16 (see ones_matmul), and each time one of these takes its place without a move.
+    """
+    q, heads = columns.shape[0], columns.shape[1] // 3
     if lanes >= 128:
         return joined([jnp.broadcast_to(columns[:, head:head + 1], (q, lanes)) for head in range(heads)])
     # Where heads share a register, each would cost a broadcast and a select. The matrix unit has time for it.
-    head_of = over(lax.broadcasted_iota(jnp.int32, (heads, heads * lanes), 1), lanes)
-    mine = head_of == lax.broadcasted_iota(jnp.int32, head_of.shape, 0)
-    return ones_matmul(columns, ones_where(mine), NN)
+    wide = columns.dtype
+    rows = heads if wide != jnp.float32 else 3 * heads
+    head = lax.broadcasted_iota(jnp.int32, (rows, heads * lanes), 0)
+    head_of = over(lax.broadcasted_iota(jnp.int32, head.shape, 1), lanes)
+    mine = (head == head_of) | (head == head_of + heads) | (head == head_of + 2 * heads)
+    if wide != jnp.float32:  # float64, in the interpreter
+        return matmul(columns[:, :heads], mine.astype(wide), NN, wide)
+    high, middle, low = _thirds(columns)
+    place = lax.broadcasted_iota(jnp.int32, columns.shape, 1)
+    parts = jnp.where(place < heads, high, jnp.where(place < 2 * heads, middle, low))
+    return matmul(parts, ones_where(mine), NN, wide)
 
 
-def in_rows(columns: jax.Array, t: Tiling) -> jax.Array:
-    """[q, heads] -> [heads, tile * q]: the transpose, repeated for each head of a tile."""
-    key = lax.broadcasted_iota(jnp.int32, (t.chunk, t.tile * t.chunk), 1) & (t.chunk - 1)
-    mine = key == lax.broadcasted_iota(jnp.int32, key.shape, 0)
-    return ones_matmul(columns, ones_where(mine), TN)
+def spread_together(columns: list[jax.Array], lanes: int) -> list[jax.Array]:
+    """`spread` of several arrays, of one row or of q, in one product: most of its time goes to the other operand."""
+    rows = [a if a.shape[0] > 1 else jnp.broadcast_to(a, (8, a.shape[1])) for a in columns]
+    spread_rows, found = spread(jnp.concatenate(rows, axis=0), lanes), []
+    for a, padded in zip(columns, rows, strict=True):
+        found.append(spread_rows[:a.shape[0]])
+        spread_rows = spread_rows[padded.shape[0]:]
+    return found
+
+
+def sum_seen(seen: jax.Array, a: jax.Array, t: Tiling) -> jax.Array:
+    """The sum of a [q, n] over the keys that each query sees, in full precision: [q, n].
+
+    seen: [q, tile * q], 1.0 where a query (row) sees a key (column), repeated for each head of a tile.
+    """
+    if a.dtype != jnp.float32:
+        return matmul(seen[:, :t.chunk], a, NN, a.dtype)
+    # As in ones_matmul, but three of the repetitions stand beside one another already.
+    thrice = seen[:, :3 * t.chunk] if t.tile >= 3 else joined([seen[:, :t.chunk]] * 3)
+    return matmul(ones_where(thrice > 0), jnp.concatenate(_thirds(a), axis=0), NN, a.dtype)
 
 
 def joined(tiles: list[jax.Array]) -> jax.Array:
@@ -82,19 +110,16 @@ def joined(tiles: list[jax.Array]) -> jax.Array:
     return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
 
 
-def rows_of_tile(rows: jax.Array, first: int, t: Tiling) -> jax.Array:
-    """[heads, tile * q] -> [1, tile * q]: the q values of each head of the tile whose first head is `first`."""
-    row = rows[first:first + 1]
-    head = over(lax.broadcasted_iota(jnp.int32, row.shape, 1), t.chunk)
-    for k in range(1, t.tile):
-        row = jnp.where(head >= k, rows[first + k:first + k + 1], row)
-    return row
-
-
 def block_diagonal(a: jax.Array, t: Tiling) -> jax.Array:
     """[q, 128] of a tile's heads -> [tile * q, 128]: the columns of each head in rows of its own, zeros elsewhere."""
-    head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
-    return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
+    if a.dtype != jnp.bfloat16:
+        head = over(lax.broadcasted_iota(jnp.int32, a.shape, 1), t.headdim)
+        return jnp.concatenate([jnp.where(head == k, a, jnp.zeros_like(a)) for k in range(t.tile)], axis=0)
+    # Two rows of bfloat16 fill one register row, and a select would take them apart. The bits are masked instead.
+    pairs = pltpu.bitcast(a, jnp.int32)
+    head = over(lax.broadcasted_iota(jnp.int32, pairs.shape, 1), t.headdim)
+    masks = [jnp.where(head == k, jnp.int32(-1), jnp.int32(0)) for k in range(t.tile)]
+    return pltpu.bitcast(jnp.concatenate([pairs & mask for mask in masks], axis=0), a.dtype)
 
 
 def fold_diagonal(a: jax.Array, t: Tiling) -> jax.Array:

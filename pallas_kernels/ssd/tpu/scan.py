@@ -7,7 +7,7 @@ which recomputes the states at the entries of its chunks.
 """
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,52 @@ from pallas_kernels.ssd.tpu.tiling import Tiling
 Static = tuple[Tiling, bool, bool]
 
 
+def together(count: int) -> int:
+    """How many chunks a kernel works on at a time, where a loop has `count` of them."""
+    return next(n for n in (2, 3, 1) if count % n == 0)
+
+
 def _order(k, count: int, reverse: bool):
     """The k-th of `count` places, from the right if reverse."""
     return count - 1 - k if reverse else k
 
 
-def _chunk_of(refs, k, t: Tiling, reverse: bool) -> Chunk:
-    """Read chunk k of a block from the refs of x, dt, B, C and run."""
-    at = pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)
-    x, dt, B, C, run = refs
-    return read_chunk(x[0, at], dt[0, 0, at], B[0, 0, at], C[0, 0, at], run[0, 0, pl.ds(k, 1)], t, reverse)
+def _tokens(place, t: Tiling) -> slice | pl.Slice:
+    """The tokens of the chunk at this place of a block."""
+    return pl.ds(pl.multiple_of(place * t.chunk, t.chunk), t.chunk)
+
+
+class _Placed(NamedTuple):
+    """A chunk, and its place in the block, from the left."""
+
+    place: jax.Array
+    chunk: Chunk
+
+
+def _walk(
+    step: Callable[[list[_Placed]], None], refs: Sequence[Any], count: int, t: Tiling, reverse: bool, *, leftwards: bool
+) -> None:
+    """Call `step` for the first `count` chunks of a block on the way, some at a time.
+
+    The compiler moves no load before a store, and a chunk is a long chain of operations. So all chunks of a step are
+    read before the step begins, and it stores what it computes at its end: then their work overlaps.
+
+    refs: of x, dt, B, C and run.
+    """
+    at_once = together(count)
+
+    def some(k, _):
+        chunks = []
+        for i in range(at_once):
+            # From the left, chunks are counted from 0, and from the right from the last.
+            place = _order(k * at_once + i, t.chunks, leftwards)
+            at = _tokens(place, t)
+            x, dt, B, C, run = refs
+            read = x[0, at], dt[0, 0, at], B[0, 0, at], C[0, 0, at], run[0, 0, pl.ds(place, 1)]
+            chunks.append(_Placed(place, read_chunk(*read, t, reverse)))
+        step(chunks)
+
+    lax.fori_loop(0, count // at_once, some, None)
 
 
 def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
@@ -46,13 +82,16 @@ def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
     for ref in entries:
         ref[0, 0, 0] = h[...]
 
-    def step(k, _):
-        k = _order(k, t.chunks, reverse)
-        out, state = forward_chunk(_chunk_of(refs, k, t, reverse), A[0, 0], h[...], t, reverse)
-        y[0, pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)] = out.astype(y.dtype)
+    def step(chunks):
+        outputs, state = [], h[...]
+        for _, chunk in chunks:
+            out, state = forward_chunk(chunk, A[0, 0], state, t, reverse)
+            outputs.append(out)
+        for (place, _), out in zip(chunks, outputs, strict=True):
+            y[0, _tokens(place, t)] = out.astype(y.dtype)
         h[...] = state
 
-    lax.fori_loop(0, t.chunks, step, None)
+    _walk(step, refs, t.chunks, t, reverse, leftwards=reverse)
 
 
 def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states, dh, *, t: Tiling, reverse: bool):
@@ -65,23 +104,29 @@ def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states,
 
     states[_order(0, t.chunks, reverse)] = entry[0, 0, 0]
 
-    def recompute(k, _):
-        here, after = _order(k, t.chunks, reverse), _order(k + 1, t.chunks, reverse)
-        states[after] = exit_state(_chunk_of(refs, here, t, reverse), A[0, 0], states[here], t, reverse)
+    def recompute(chunks):
+        state = states[chunks[0].place]
+        exits = [state := exit_state(chunk, A[0, 0], state, t, reverse) for _, chunk in chunks]
+        for k, (place, _) in enumerate(chunks):
+            states[place + (-1 if reverse else 1)] = exits[k]
 
-    lax.fori_loop(0, t.chunks - 1, recompute, None)
+    _walk(recompute, refs, t.chunks - 1, t, reverse, leftwards=reverse)
 
-    def step(k, _):
-        k = _order(k, t.chunks, not reverse)
-        at = pl.ds(pl.multiple_of(k * t.chunk, t.chunk), t.chunk)
-        grads = backward_chunk(_chunk_of(refs, k, t, reverse), A[0, 0], states[k], g[0, at], dh[...], t, reverse)
-        dx[0, at] = grads.dx.astype(dx.dtype)
-        for ref, value in ((ddt, grads.ddt), (dB, grads.dB), (dC, grads.dC)):
-            ref[0, 0, at] = value.astype(ref.dtype)
-        dA[0, 0] += grads.dA
-        dh[...] = grads.dh
+    def step(chunks):
+        before = [(g[0, _tokens(place, t)], states[place]) for place, _ in chunks]
+        gradients, dstate = [], dh[...]
+        for (_, chunk), (g_, state) in zip(chunks, before, strict=True):
+            gradients.append(backward_chunk(chunk, A[0, 0], state, g_, dstate, t, reverse))
+            dstate = gradients[-1].dh
+        for (place, _), grads in zip(chunks, gradients, strict=True):
+            at = _tokens(place, t)
+            dx[0, at] = grads.dx.astype(dx.dtype)
+            for ref, value in ((ddt, grads.ddt), (dB, grads.dB), (dC, grads.dC)):
+                ref[0, 0, at] = value.astype(ref.dtype)
+            dA[0, 0] += grads.dA
+        dh[...] = dstate
 
-    lax.fori_loop(0, t.chunks, step, None)
+    _walk(step, refs, t.chunks, t, reverse, leftwards=not reverse)
 
 
 class _Blocks:
@@ -95,9 +140,9 @@ class _Blocks:
         """For x, y and their gradients, [batch, length, programs * width]."""
         return pl.BlockSpec((1, self._t.block, self._t.width), lambda b, p, k: (b, self._at(k), p))
 
-    def heads(self) -> pl.BlockSpec:
-        """For dt and its gradient, [batch, programs, length, heads]."""
-        return pl.BlockSpec((1, 1, self._t.block, self._t.heads), lambda b, p, k: (b, p, self._at(k), 0))
+    def heads(self, times: int = 1) -> pl.BlockSpec:
+        """For dt, three times beside one another, and its gradient, [batch, programs, length, times * heads]."""
+        return pl.BlockSpec((1, 1, self._t.block, times * self._t.heads), lambda b, p, k: (b, p, self._at(k), 0))
 
     def state(self, each: int) -> pl.BlockSpec:
         """For [batch, programs / each, length, d_state].
@@ -116,14 +161,14 @@ class _Blocks:
         """For the states at the entries of blocks, [batch, programs, blocks, d_state, width]."""
         return pl.BlockSpec((1, 1, 1, self._t.state, self._t.width), lambda b, p, k: (b, p, self._at(k), 0, 0))
 
-    def rates(self) -> pl.BlockSpec:
-        """For A, and for its gradient summed over the blocks of a row, [batch, programs, 1, heads]."""
-        return pl.BlockSpec((1, 1, 1, self._t.heads), lambda b, p, k: (b, p, 0, 0))
+    def rates(self, times: int = 1) -> pl.BlockSpec:
+        """For A, as for dt, and for its gradient, summed over a row's blocks, [batch, programs, 1, times * heads]."""
+        return pl.BlockSpec((1, 1, 1, times * self._t.heads), lambda b, p, k: (b, p, 0, 0))
 
     def inputs(self) -> list[pl.BlockSpec]:
         """For x, dt, A, B, C and run."""
         shared = self.state(self._t.programs)
-        return [self.tokens(), self.heads(), self.rates(), shared, shared, self.runs()]
+        return [self.tokens(), self.heads(3), self.rates(3), shared, shared, self.runs()]
 
 
 def _call(
@@ -159,6 +204,11 @@ def _call(
     return call(*operands)
 
 
+def _thrice(a: jax.Array) -> jax.Array:
+    """[..., heads] -> [..., 3 * heads], as lanes.spread takes it."""
+    return jnp.concatenate([a] * 3, axis=-1)
+
+
 def _forward(static: Static, x, dt, A, B, C, run, keep_entries: bool) -> tuple[jax.Array, ...]:
     """(y,), or (y, the states at the entries of blocks) if keep_entries."""
     t, reverse, _ = static
@@ -168,8 +218,8 @@ def _forward(static: Static, x, dt, A, B, C, run, keep_entries: bool) -> tuple[j
         out_specs.append(blocks.entries())
         out_shapes.append(((t.groups * t.programs, t.blocks, t.state, t.width), wide))
     return _call(
-        _forward_kernel, 'ssd_forward', static, (x, dt, A, B, C, run), blocks.inputs(), out_specs, out_shapes,
-        [pltpu.VMEM((t.state, t.width), wide)],
+        _forward_kernel, 'ssd_forward', static, (x, _thrice(dt), _thrice(A), B, C, run), blocks.inputs(), out_specs,
+        out_shapes, [pltpu.VMEM((t.state, t.width), wide)],
     )
 
 
@@ -190,7 +240,7 @@ def _ssd_bwd(static: Static, residuals, g):
     # If one program takes a whole group, its gradient of B is final. Else those of the group's programs are added.
     shared = ((t.groups * t.programs, t.length, t.state), B.dtype if t.programs == 1 else wide)
     dx, ddt, dB, dC, dA = _call(
-        _backward_kernel, 'ssd_backward', static, (x, dt, A, B, C, run, entries, g),
+        _backward_kernel, 'ssd_backward', static, (x, _thrice(dt), _thrice(A), B, C, run, entries, g),
         [*blocks.inputs(), blocks.entries(), blocks.tokens()],
         [blocks.tokens(), blocks.heads(), blocks.state(1), blocks.state(1), blocks.rates()],
         [(x.shape[1:], x.dtype), (dt.shape[1:], wide), shared, shared, (A.shape[1:], wide)],

@@ -95,7 +95,7 @@ class Tiling(NamedTuple):
         state_lanes, head_lanes = (-(-n // LANES) * LANES for n in (self.state, self.heads))
         per_token = 3 * self.width * self.bytes + 4 * state_lanes * wide + 2 * head_lanes * wide
         state = self.state * self.width * wide
-        chunk = (1000 + 29 * self.chunk) * self.width * wide  # the most that compilers for v5e, v6e and v5p took
+        chunk = (2250 + 19 * self.chunk) * self.width * wide  # the most that compilers for v5e, v6e and v5p took
         return 2 * (self.block * per_token + state) + (self.chunks + 3) * state + chunk
 
 
