@@ -102,9 +102,12 @@ class SSD4Rec(nnx.Module):
         return TokenInputs(h)
 
     def table_is_less_work(self, tokens: int) -> bool:
-        """Whether projecting the item table takes less work than projecting `tokens` tokens, and little memory."""
+        """Whether projecting the item table takes less work than projecting `tokens` tokens, and little memory.
+
+        Not where the number of tokens is a symbol, as in a program that is exported for any number of them.
+        """
         rows = self.item_embedding.shape[0]
-        return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
+        return isinstance(tokens, int) and rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
     def item_table(self) -> ProjectedItems:
         """The first layer's input for every item and its projection; valid where no dropout precedes that layer."""
