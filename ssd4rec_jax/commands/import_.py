@@ -1,11 +1,12 @@
-"""Read a checkpoint of the released PyTorch model into a folder that evaluate and recommend open.
+"""Read a checkpoint of the released PyTorch model, to answer with it.
 
     ssd4rec import --checkpoint=FILE.pth --data=FILE.inter --workdir=RUN
 
-The checkpoint is one that RecBole saved, a state dict alone, or weights.safetensors of `ssd4rec export --format=torch`.
-Only its tensors are read; torch need not be installed, and nothing that the file says is run. Which item a row of its
-table belongs to comes from the data, in RecBole's order of first appearance. Its sizes come from its shapes, other
-settings from RecBole's config in it; --set says what neither does, and overrides the config.
+evaluate and recommend open RUN. The checkpoint is one that RecBole saved, a state dict alone, or weights.safetensors of
+`ssd4rec export --format=torch`. Only its tensors are read; torch need not be installed, and nothing that the file says
+is run. Which item a row of its table belongs to comes from the data, in RecBole's order of first appearance. Its sizes
+come from its shapes, other settings from RecBole's config in it; --set says what neither does, and overrides the
+config.
 """
 from pathlib import Path
 
