@@ -3,6 +3,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.bissd import BiSSDLayer
@@ -107,7 +108,7 @@ class SSD4Rec(nnx.Module):
         Not where the number of tokens is a symbol, as in a program that is exported for any number of them.
         """
         rows = self.item_embedding.shape[0]
-        return isinstance(tokens, int) and rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
+        return not export.is_symbolic_dim(tokens) and rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
     def item_table(self) -> ProjectedItems:
         """The first layer's input for every item and its projection; valid where no dropout precedes that layer."""
