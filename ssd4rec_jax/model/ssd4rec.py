@@ -108,7 +108,9 @@ class SSD4Rec(nnx.Module):
         Not where the number of tokens is a symbol, as in a program that is exported for any number of them.
         """
         rows = self.item_embedding.shape[0]
-        return not export.is_symbolic_dim(tokens) and rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
+        if export.is_symbolic_dim(tokens):
+            return False
+        return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
     def item_table(self) -> ProjectedItems:
         """The first layer's input for every item and its projection; valid where no dropout precedes that layer."""

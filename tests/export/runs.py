@@ -18,8 +18,11 @@ from tests.tiny import tiny_dataset
 SMALL = dict(hidden_size=16, num_layers=2, d_state=8, headdim=8)
 
 
-def saved_run(*, text_ids: bool = True, max_history: int = 0, **model) -> SavedRun:
-    """A run of the tiny log whose parameters are drawn so that every term counts."""
+def saved_run(*, text_ids: bool = True, max_history: int = 0, settings=None, **model) -> SavedRun:
+    """A run of the tiny log whose parameters are drawn so that every term counts.
+
+    settings: of another network than the one that `model` changes.
+    """
     dataset: SequenceDataset = tiny_dataset()
     if text_ids:
         texts = TextIds.of(f'item é{n}' for n in range(dataset.num_items))
@@ -27,7 +30,8 @@ def saved_run(*, text_ids: bool = True, max_history: int = 0, **model) -> SavedR
             'tiny', dataset.items, dataset.offsets, dataset.user_ids, texts, dataset.fingerprint
         )
     config = RunConfig(
-        'interactions', ModelConfig(**{**SMALL, **model}), DataConfig(max_history=max_history), TrainConfig()
+        'interactions', settings or ModelConfig(**{**SMALL, **model}), DataConfig(max_history=max_history),
+        TrainConfig(),
     )
     mesh = device_mesh()
     network, params = init_network(config.model, dataset.num_items, 0)

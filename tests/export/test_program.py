@@ -1,5 +1,6 @@
 """An export answers as its run does, without this package."""
 import ast
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -7,14 +8,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from flax import nnx
 
 from ssd4rec_jax.answers import Answers
+from ssd4rec_jax.config.plugs import NETWORK_SETTINGS
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.export import encoder, program
 from ssd4rec_jax.export.program import PROGRAM, export_program
+from ssd4rec_jax.model import networks
 from ssd4rec_jax.rank.recommend import TopItems
 from tests.export.runs import saved_run
 from tests.tiny import history
@@ -168,6 +173,40 @@ def test_only_an_export_is_replaced(on_cpu_alone, exported, tmp_path):
     with pytest.raises(UserError, match='holds notes.txt, which is no part of an export'):
         export_program(old, saved)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['mine', 'old']
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanSettings:
+    """Settings of a network of one's own."""
+
+    name: str = 'mean'
+
+
+class Mean(nnx.Module):
+    """The mean of the items of a history, doubled for scoring."""
+
+    def __init__(self, settings, num_items, *, rngs):
+        self.item_embedding = nnx.Param(jax.random.normal(rngs.params(), (num_items + 1, 4)))
+
+    def readout(self, items, layout, draws=None):
+        segments = layout.lengths.shape[1]
+        total = jax.vmap(lambda x, slot: jax.ops.segment_sum(x, slot, segments))(
+            self.item_embedding[...][items], layout.slot
+        )
+        return total / jnp.maximum(layout.lengths, 1)[..., None]
+
+    def item_vectors(self, rows):
+        return 2 * rows
+
+
+def test_a_network_of_one_s_own_is_exported(on_cpu_alone, tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORK_SETTINGS, 'mean', MeanSettings)
+    monkeypatch.setitem(networks._MODULES, MeanSettings, Mean)
+    saved = saved_run(settings=MeanSettings())
+    export_program(tmp_path / 'to', saved)
+    assert_alike(
+        loaded(tmp_path / 'to').Model(tmp_path / 'to').recommend(histories(saved)), answers(saved, histories(saved))
+    )
 
 
 class Reads:
