@@ -1,6 +1,7 @@
 """The released PyTorch model: a run under its names, and its checkpoints as models of this package."""
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == '.safetensors':
         try:
             with safe_open(path, framework='np') as stored:
-                settings = json.loads((stored.metadata() or {}).get('config', '{}'))
+                settings = _wanted(json.loads((stored.metadata() or {}).get('config', '{}')))
                 return Checkpoint({name: stored.get_tensor(name) for name in stored.keys()}, settings)  # noqa: SIM118
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f'{path} cannot be read as safetensors ({first_line(error)})') from error
@@ -88,7 +89,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _settings(config: Any) -> dict[str, Any]:
     """RecBole's Config keeps its values in final_config_dict."""
-    held = config.state.get('final_config_dict') if isinstance(config, Inert) and isinstance(config.state, dict) else {}
+    state = config.state if isinstance(config, Inert) else None
+    return _wanted(state.get('final_config_dict') if isinstance(state, dict) else None)
+
+
+def _wanted(held: Any) -> dict[str, Any]:
     return {name: held[name] for name in (*SETTINGS, *_CORES) if name in held} if isinstance(held, dict) else {}
 
 
@@ -110,7 +115,10 @@ def settings_of(checkpoint: Checkpoint, config: RunConfig) -> tuple[RunConfig, l
         )
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f'the checkpoint is of no SSD4Rec network ({first_line(error)})') from error
-    said = {name: value for name, value in checkpoint.settings.items() if isinstance(value, (bool, int, float))}
+    said = {
+        name: value for name, value in checkpoint.settings.items()
+        if isinstance(value, (bool, int, float)) and math.isfinite(value)
+    }
     model = {name: type(getattr(config.model, name))(said[name]) for name in SETTINGS if name in said}
     cores: dict[str, Any] = {
         name: int(found[1]) for recbole, name in _CORES.items()

@@ -30,14 +30,14 @@ def export_vectors(path: Path, saved: SavedRun) -> str:
     with program_folder(path, saved, 'vectors') as (folder, rows):
         vectors = np.ascontiguousarray(rows[1:], np.float32)
         index = Index(ndim=vectors.shape[1], metric='ip', dtype='f32')
-        index.add(np.arange(len(vectors)), vectors, threads=1)
+        index.add(np.arange(len(vectors)), vectors)
         np.save(folder / 'vectors.npy', vectors)
         index.save(folder / 'items.usearch')
         users = _users(saved)
         if not len(users):
             return 'an HNSW index; without histories of users there is nothing to measure its recall with'
         k = min(LIST, len(vectors))
-        found = np.asarray(index.search(users, k, threads=1).keys).reshape(len(users), k)
+        found = np.asarray(index.search(users, k).keys).reshape(len(users), k)
         recall = recall_of(found, users, vectors)
     return f'recall@{k} of the HNSW index against exact search {recall:.4f}, over {len(users):,} users'
 
@@ -46,7 +46,7 @@ def recall_of(found: np.ndarray, users: np.ndarray, vectors: np.ndarray) -> floa
     """The mean share of the exactly best rows of `vectors` [items, D] for `users` [n, D] that are in found [n, k]."""
     k, hits = found.shape[1], 0
     for row, user in zip(found, users, strict=True):
-        hits += len(np.intersect1d(row, np.argsort(-(vectors @ user), kind='stable')[:k]))
+        hits += len(np.intersect1d(row, np.argpartition(-(vectors @ user), k - 1)[:k]))
     return hits / found.size
 
 

@@ -1,5 +1,6 @@
 """The released PyTorch model: bitwise there and back, and nothing that a checkpoint says is run."""
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -9,14 +10,17 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from ssd4rec_jax import Recommender
 from ssd4rec_jax.commands import evaluate, export, import_
-from ssd4rec_jax.errors import CheckpointError, ConfigError
-from ssd4rec_jax.export.released import export_released, read_checkpoint
+from ssd4rec_jax.errors import CheckpointError, ConfigError, UserError
+from ssd4rec_jax.export import released
+from ssd4rec_jax.export.released import export_released, read_checkpoint, settings_of
 from ssd4rec_jax.export.torch_file import TorchFile
 from ssd4rec_jax.model.released_weights import to_torch_params
+from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.run.saved_run import load_run
 from tests.commands.in_process import call
 from tests.export.runs import SMALL, saved_run
@@ -104,6 +108,27 @@ def test_what_the_released_network_cannot_hold_is_refused(change, said, tmp_path
     with pytest.raises(ConfigError, match=f'the released PyTorch network cannot hold a model with {said}'):
         export_released(tmp_path / 'out', saved_run(**change))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    out, saved = tmp_path / 'out', saved_run(num_layers=1)
+    export_released(out, saved)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def fails(*args, **kwargs):
+        raise SafetensorError('I/O error: No space left on device')
+
+    monkeypatch.setattr(released, 'save_file', fails)
+    with pytest.raises(UserError, match='an export cannot be written to .*No space left.*make room or name another'):
+        export_released(out, saved_run(num_layers=2))
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize('settings', [[1], {'beta': float('inf'), 'num_layers': 'many'}])
+def test_settings_that_mean_nothing_are_unsaid(settings, tmp_path):
+    save_file(released_weights(), tmp_path / 'w.safetensors', metadata={'config': json.dumps(settings)})
+    config, unsaid = settings_of(read_checkpoint(tmp_path / 'w.safetensors'), default_config('interactions'))
+    assert unsaid == ['beta', 'norm_embedding'] and (config.model.beta, config.model.num_layers) == (0.1, 2)
 
 
 def test_views_of_a_storage_are_read_as_they_lie(tmp_path, monkeypatch):
