@@ -1,5 +1,6 @@
 """The network's encoder as a StableHLO program that runs without this package, for any number of tokens."""
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,12 @@ from ssd4rec_jax.files import first_line
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network, init_network
 
-# What this project calls the platforms that jax.export knows.
-PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'tpu': 'tpu'}
-
-
-def token_multiple(platform: str) -> int:
-    """What the tokens of an encoder for 'cpu', 'cuda' or 'tpu' are filled up to a multiple of: a step of its scan."""
-    size, chunks = XLA_TILING[PLATFORMS[platform]]
-    return size * chunks
+PLATFORMS = 'cpu', 'cuda', 'tpu'  # as jax.export calls them
+# All programs are traced as for a CPU: what runs elsewhere is then what tests can run, and its sums are loops, whose
+# number of rounds need not be known. (On GPUs and TPUs they would be doubled, for which it must be.)
+_TRACED_FOR = 'cpu'
+# The tokens are filled up to a multiple of a step of the scan.
+TOKEN_MULTIPLE = math.prod(XLA_TILING[_TRACED_FOR])
 
 
 def exported_network(settings: Any, num_items: int) -> tuple[Network, dict]:
@@ -66,17 +65,17 @@ def export_encoder(network: Network, params: dict, platform: str) -> bytes:
     """The serialized program encode(weights, items, lengths) -> readouts [n, D] for 'cpu', 'cuda' or 'tpu'.
 
     weights: the parameters by name (`named`). items: int32 [tokens], histories end to end, then zeros; tokens is any
-    multiple of token_multiple(platform). lengths: int32 [n], of the histories and then of slots without one, 0.
+    multiple of TOKEN_MULTIPLE. lengths: int32 [n], of the histories and then of slots without one, 0.
     params: whole arrays. ConfigError where the network cannot be traced without knowing the number of tokens.
     """
     arrays = named(params)
     blocks, histories = export.symbolic_shape('b, n')
     shapes = (
         {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()},
-        jax.ShapeDtypeStruct((token_multiple(platform) * blocks,), jnp.int32),
+        jax.ShapeDtypeStruct((TOKEN_MULTIPLE * blocks,), jnp.int32),
         jax.ShapeDtypeStruct((histories,), jnp.int32),
     )
-    with tracing_for(PLATFORMS[platform]):
+    with tracing_for(_TRACED_FOR):
         try:
             program = export.export(jax.jit(_encoder(network, params)), platforms=[platform])(*shapes)
         except Exception as error:  # Of whatever kind a network of the user's own raises.

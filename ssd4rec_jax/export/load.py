@@ -32,7 +32,7 @@ class Model:
         if self.about['dtype'] == 'float64':
             jax.config.update('jax_enable_x64', True)
         platform = 'cuda' if jax.default_backend() == 'gpu' else jax.default_backend()
-        self._multiple = self.about['token_multiple'][platform]
+        self._multiple = self.about['token_multiple']
         program = export.deserialize(bytearray((folder / f'encoder.{platform}.bin').read_bytes()))
         self._encode, items = jax.jit(program.call), load_file(folder / 'items.safetensors')
         self._vectors, self._counts = jax.device_put(items['vectors']), items['counts']

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.export.encoder import PLATFORMS, export_encoder, exported_network, named, token_multiple
+from ssd4rec_jax.export.encoder import PLATFORMS, TOKEN_MULTIPLE, export_encoder, exported_network, named
 from ssd4rec_jax.export.folder import export_folder
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.model.seen import AGES, COUNTS
@@ -62,7 +62,7 @@ def program_folder(path: Path, saved: SavedRun, kind: str) -> Iterator[tuple[Pat
     about = {
         'dtype': str(vectors.dtype), 'max_history': saved.config.data.max_history,
         'integer_ids': not isinstance(ids, TextIds),
-        'token_multiple': {platform: token_multiple(platform) for platform in PLATFORMS},
+        'token_multiple': TOKEN_MULTIPLE,
     }
     programs = {platform: export_encoder(network, params, platform) for platform in PLATFORMS}
     counts = np.asarray(saved.item_counts)

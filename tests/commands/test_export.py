@@ -22,7 +22,7 @@ def model(tmp_path):
 def test_a_saved_model_is_exported_in_each_format(model, tmp_path, monkeypatch):
     pytest.importorskip('usearch')
     pytest.importorskip('flatbuffers')
-    monkeypatch.setattr(program, 'PLATFORMS', {'cpu': 'cpu'})
+    monkeypatch.setattr(program, 'PLATFORMS', ['cpu'])
     out = tmp_path / 'out'
     done = call(export.main, f'--workdir={model}', f'--output={out}')
     assert done.returncode == 0 and f"python {out}/load.py '[\"ITEM\"" in done.stdout

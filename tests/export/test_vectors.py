@@ -21,7 +21,7 @@ def test_recall_is_the_share_of_the_exactly_best():
 
 def test_an_index_finds_what_exact_search_finds(tmp_path, monkeypatch):
     index = pytest.importorskip('usearch.index').Index.restore
-    monkeypatch.setattr(program, 'PLATFORMS', {'cpu': 'cpu'})
+    monkeypatch.setattr(program, 'PLATFORMS', ['cpu'])
     saved = saved_run(num_layers=1)
     said = export_vectors(tmp_path / 'to', saved)
     # Of 30 items the index looks at all.
