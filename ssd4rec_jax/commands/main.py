@@ -4,12 +4,13 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import keyword
 import sys
 
 from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
-COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'parity'
+COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'export', 'import', 'parity'
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         complain(f'error: {PROGRAM} has no command {name!r}{guess} Known: {", ".join(COMMANDS)}')
         sys.exit(2)
     sys.argv = [f'{PROGRAM} {name}', *arguments[1:]]
-    command = importlib.import_module(f'{__package__}.{name}')
+    command = importlib.import_module(_module(name))
     importlib.import_module(f'{__package__}.cli').run(command.main)
 
 
@@ -38,10 +39,15 @@ def _overview() -> str:
     return '\n'.join([*lines, '', f'{PROGRAM} COMMAND --help shows the flags of a command.', ''])
 
 
+def _module(name: str) -> str:
+    """The module of a command; a word of Python gets an underscore, since no module can be imported by it."""
+    return f'{__package__}.{name}{"_" * keyword.iskeyword(name)}'
+
+
 def _first_line(name: str) -> str:
     """The first line of a command's docstring, read without importing what the command imports."""
-    spec = importlib.util.find_spec(f'{__package__}.{name}')
-    source = getattr(spec and spec.loader, 'get_source', lambda _: '')(f'{__package__}.{name}') or ''
+    spec = importlib.util.find_spec(_module(name))
+    source = getattr(spec and spec.loader, 'get_source', lambda _: '')(_module(name)) or ''
     return (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
 
 

@@ -3,6 +3,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.bissd import BiSSDLayer
@@ -102,8 +103,13 @@ class SSD4Rec(nnx.Module):
         return TokenInputs(h)
 
     def table_is_less_work(self, tokens: int) -> bool:
-        """Whether projecting the item table takes less work than projecting `tokens` tokens, and little memory."""
+        """Whether projecting the item table takes less work than projecting `tokens` tokens, and little memory.
+
+        Not where the number of tokens is a symbol, as in a program that is exported for any number of them.
+        """
         rows = self.item_embedding.shape[0]
+        if export.is_symbolic_dim(tokens):
+            return False
         return rows < tokens and rows * self.config.in_proj_width <= MAX_PROJECTED
 
     def item_table(self) -> ProjectedItems:

@@ -13,8 +13,6 @@ Text ids are stored as offsets and UTF-8 bytes, integer ids as int64.
 import dataclasses
 import itertools
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,11 +31,12 @@ from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
 from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
-from ssd4rec_jax.errors import CheckpointError, UserError
-from ssd4rec_jax.files import first_line, free_space, locked, swap_in
+from ssd4rec_jax.errors import CheckpointError
+from ssd4rec_jax.files import first_line
 from ssd4rec_jax.model.network import Network, abstract_network
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
-from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify, write_manifest
+from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify
+from ssd4rec_jax.run.whole_folder import whole_folder
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, VOCABULARY, FOLLOWERS, HISTORIES = (
@@ -74,14 +73,7 @@ def save_model(
     params: whole NumPy arrays, the item table without padding. histories: keep each user's history, so that users can
     be recommended to by name and the model can be evaluated without the log. UserError where it cannot be written.
     """
-    path = path.absolute()
-    if path.exists():
-        foreign = sorted(p.name for p in path.iterdir() if p.name not in _FILES) if path.is_dir() else [path.name]
-        if foreign:
-            raise UserError(f'{path} holds {foreign[0]}, which is no part of a saved model: name another folder')
-    partial, replaced = (path.with_name(f'.{path.name}.{what}-{os.getpid()}') for what in ('partial', 'replaced'))
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(path, _FILES, 'a saved model') as partial:
         description = {
             'format_version': FORMAT_VERSION, 'config': to_dict(config), 'step': step, 'best_epoch': best_epoch,
             'fingerprint': dataset.fingerprint, 'time_unit': dataset.time_unit,
@@ -96,34 +88,23 @@ def save_model(
         save_file(dict(_named_arrays(params)), partial / WEIGHTS, metadata={'step': str(step)})
         counts = item_counts(dataset)
         users = stored_ids(dataset.user_ids)
-        vocabulary = {**_id_arrays('item_ids', dataset.item_ids), 'item_counts': counts}
-        items = pl.DataFrame({'item': _id_series(dataset.item_ids), 'count': counts[1:]})
+        vocabulary = {**id_arrays('item_ids', dataset.item_ids), 'item_counts': counts}
+        items = pl.DataFrame({'item': id_series(dataset.item_ids), 'count': counts[1:]})
         items.write_parquet(partial / 'items.parquet')
         if histories:
-            vocabulary |= _id_arrays('user_ids', users)
+            vocabulary |= id_arrays('user_ids', users)
             arrays = {'items': dataset.items, 'offsets': dataset.offsets, **feature_arrays(dataset.features)}
             optional = {'times': dataset.times, 'parts': dataset.parts}
             arrays |= {name: array for name, array in optional.items() if array is not None}
             if dataset.outside is not None:
-                vocabulary |= _id_arrays('outside_user_ids', dataset.outside.user_ids)
+                vocabulary |= id_arrays('outside_user_ids', dataset.outside.user_ids)
                 arrays |= dataset.outside.arrays()
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial / HISTORIES)
-            events = pl.DataFrame({'user': _id_series(users), 'events': dataset.lengths})
+            events = pl.DataFrame({'user': id_series(users), 'events': dataset.lengths})
             events.write_parquet(partial / 'users.parquet')
         save_file(vocabulary, partial / VOCABULARY)
         if followers is not None:
             save_file(followers._asdict(), partial / FOLLOWERS)
-        write_manifest(partial)
-        with locked(path.parent):
-            swap_in(partial, path, replaced)
-    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:  # which each library says in its own way
-        raise UserError(
-            f'the model cannot be written to {path} ({first_line(error)}; {free_space(path)} free): make room or name '
-            'another folder'
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def open_model(
@@ -236,7 +217,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (no mapping)
 
 
-def _id_arrays(name: str, ids: np.ndarray | TextIds) -> dict[str, np.ndarray]:
+def id_arrays(name: str, ids: np.ndarray | TextIds) -> dict[str, np.ndarray]:
+    """Ids as a folder stores them, by the names of the arrays."""
     ids = stored_ids(ids)
     if isinstance(ids, TextIds):
         return {f'{name}.offsets': np.ascontiguousarray(ids.offsets), f'{name}.bytes': np.ascontiguousarray(ids.bytes)}
@@ -247,6 +229,7 @@ def _ids(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray | TextIds:
     return arrays[name] if name in arrays else TextIds(arrays[f'{name}.offsets'], arrays[f'{name}.bytes'])
 
 
-def _id_series(ids: np.ndarray | TextIds) -> pl.Series:
+def id_series(ids: np.ndarray | TextIds) -> pl.Series:
+    """Ids as a column."""
     ids = stored_ids(ids)
     return ids.series() if isinstance(ids, TextIds) else pl.Series(ids)

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the clone, does all of it: train, recommend, and the Python API."""
+"""The wheel, installed outside the clone, does all of it: train, recommend, export, and the Python API."""
 import json
 import os
 import shutil
@@ -56,5 +56,8 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
     run(script, 'recommend', '--workdir=run', '--users=all', '--k=3', '--output=all.parquet', cwd=home)
     assert pl.read_parquet(home / 'all.parquet').group_by('user').len()['len'].to_list() == [3] * 40
     assert json.loads(run(script, 'evaluate', '--workdir=run', cwd=home))['split'] == 'test'
+    run(script, 'export', '--workdir=run', '--output=out', cwd=home)
+    first, *_ = run(script, 'recommend', '--workdir=run', '--history=i1,i4', cwd=home).splitlines()
+    assert json.loads(run(python, 'out/load.py', '["i1", "i4"]', cwd=home))[0][0] == first.split('\t')[2]
     file, version, *users = run(python, '-c', API, cwd=home).split()
     assert file.startswith(str(packages)) and wheel.name.startswith(f'ssd4rec_jax-{version}') and users == ['u1', 'u1']

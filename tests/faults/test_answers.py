@@ -349,7 +349,7 @@ def test_a_full_disk_is_a_sentence_in_whatever_library_it_is_met(root, monkeypat
     (root / 'run/result.json').unlink()
     with monkeypatch.context() as patch:
         patch.setattr(model_folder, 'save_file', raising(SafetensorError('I/O error: No space left on device')))
-        refused(call('train', *TINY, folder=root), 'the model cannot be written', 'No space left', 'make room')
+        refused(call('train', *TINY, folder=root), 'a saved model cannot be written', 'No space left', 'make room')
     assert call('train', *TINY, folder=root).code == 0 and contents(root / 'run/model') == {
         name.removeprefix('model/'): content for name, content in before.items() if name.startswith('model/')
     }

@@ -53,12 +53,25 @@ ELSEWHERE = {
         'tests/experiments/test_record_run.py::test_the_command_means_the_config',
     '{} is of another version of the network: {} is {} there and {} here':
         'tests/run/test_saved_run.py::test_a_model_with_other_parameters_is_refused',
+    'give --output, the folder to write':
+        'tests/commands/test_export.py::test_the_folder_is_asked_for_and_what_is_no_export_stays',
+    'give --checkpoint, the file of the released model, and --data, the log it was trained on':
+        'tests/export/test_released.py::test_what_import_needs_is_asked_for',
+    'give the log that it was trained on, or set data.min_user_interactions and data.min_item_interactions':
+        'tests/export/test_released.py::test_what_does_not_fit_is_said_and_the_way_out_works',
+    '{} is damaged: copy the folder again':
+        'tests/export/test_program.py::test_damage_is_noticed_and_a_copy_heals_it',
+    'jax.export writes with flatbuffers, which is missing':
+        'tests/export/test_program.py::test_without_flatbuffers_the_extra_is_named',
+    'usearch, which builds the index, is missing':
+        'tests/export/test_vectors.py::test_without_usearch_the_extra_is_named',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.
 NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
     '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
+    '; then what --set and --config say',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
