@@ -16,6 +16,7 @@ from ssd4rec_jax.arguments import path as folder_path
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset, save_dataset, with_split
 from ssd4rec_jax.data.extend import extended
+from ssd4rec_jax.data.followers import with_new_items
 from ssd4rec_jax.data.ids import canonical, positions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
 from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
@@ -30,7 +31,7 @@ from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.presets.auto import auto_config
 from ssd4rec_jax.rank.evaluation import SPLITS, Evaluator
-from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
+from ssd4rec_jax.rank.new_items import feature_vectors, nearest_items, neighbour_vectors
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
@@ -189,7 +190,8 @@ class Recommender:
             groups = [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in neighbours.items()]
             if empty := [name for name, group in zip(names, groups, strict=True) if not len(group)]:
                 raise UserError(f'beside[{empty[0]!r}] is empty: name an item that it occurs beside')
-            found = neighbour_vectors(table, groups)
+            self._append_items(names, neighbour_vectors(table, groups), groups)
+            return self
         else:
             given = mapped(vectors, 'vectors', f'new ids and {table.shape[1]} numbers each')
             names = list(given)
@@ -200,10 +202,11 @@ class Recommender:
                 right = False
             if not right:
                 raise UserError(f'vectors must be {table.shape[1]} finite numbers for each item')
-        self._append_items(names, found)
+        self._append_items(names, found, nearest_items(table, found))
         return self
 
-    def _append_items(self, names: list[Any], vectors: np.ndarray) -> None:
+    def _append_items(self, names: list[Any], vectors: np.ndarray, groups: list[np.ndarray]) -> None:
+        """groups: for each of the new items, internal ids of known ones that it is like."""
         saved = self._saved
         at = positions(saved.dataset.item_ids, [str(name) for name in names])
         if (at >= 0).any():
@@ -224,6 +227,7 @@ class Recommender:
             saved, dataset=dataclasses.replace(saved.dataset, item_ids=item_ids), network=network,
             params=jax.device_put(params, shardings(params, saved.mesh)),
             item_counts=np.concatenate([saved.item_counts, np.zeros(len(names), np.int64)]),
+            followers=saved.followers and with_new_items(saved.followers, groups),
         ))
 
     def _configured(

@@ -4,7 +4,7 @@ Short logs hold more of such pairs than a small network can keep apart, so that 
 The counts are those of item-to-item neighbourhood models for sessions, such as Ludewig and Jannach, "Evaluation of
 session-based recommendation algorithms", 2018.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,22 @@ def count_followers(dataset: SequenceDataset, weight: float) -> Followers:
         items[before[best], place[best]] = after[best]
         strength[before[best], place[best]] = value[best]
     return Followers(items, strength)
+
+
+def with_new_items(followers: Followers, groups: Sequence[np.ndarray]) -> Followers:
+    """The same with one further item for each group of known ones, which has no followers yet.
+
+    It follows each item as strongly as its group, ids of items, does in the mean.
+    """
+    rows, width = followers.items.shape
+    own = [np.where(np.isin(followers.items, group), followers.strength, 0).sum(1) / len(group) for group in groups]
+    strength = np.hstack([followers.strength, np.stack(own, 1).astype(np.float32)])
+    new = np.broadcast_to(np.arange(rows, rows + len(groups), dtype=np.int32), (rows, len(groups)))
+    items = np.where(strength > 0, np.hstack([followers.items, new]), 0)
+    best = np.argsort(-strength, axis=1, kind='stable')[:, :width]
+    return Followers(*(
+        np.pad(np.take_along_axis(table, best, 1), ((0, len(groups)), (0, 0))) for table in (items, strength)
+    ))
 
 
 def _blocks(read: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

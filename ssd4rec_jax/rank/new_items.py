@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 
 RIDGE = 1.0
+NEAREST = 5
 
 
 def neighbour_vectors(table: np.ndarray, neighbours: Sequence[np.ndarray]) -> np.ndarray:
@@ -17,6 +18,15 @@ def neighbour_vectors(table: np.ndarray, neighbours: Sequence[np.ndarray]) -> np
     vectors = np.asarray([table[beside].mean(axis=0) for beside in neighbours]).reshape(-1, table.shape[1])
     wanted = np.asarray([lengths[beside].mean() for beside in neighbours])
     return (vectors * (wanted / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12))[:, None]).astype(np.float32)
+
+
+def nearest_items(table: np.ndarray, vectors: np.ndarray) -> list[np.ndarray]:
+    """For each of vectors [n, D], internal ids of the NEAREST items with the highest cosine; table: [items + 1, D]."""
+    def unit(a):
+        return a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
+
+    cosine = unit(vectors) @ unit(table[1:]).T
+    return list(1 + np.argsort(-cosine, axis=1, kind='stable')[:, :NEAREST])
 
 
 def feature_vectors(known: pl.DataFrame, vectors: np.ndarray, new: pl.DataFrame, *, ridge: float = RIDGE) -> np.ndarray:

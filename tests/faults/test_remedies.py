@@ -71,7 +71,8 @@ ELSEWHERE = {
 NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
     '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
-    '; then what --set and --config say',
+    '; then what --set and --config say', '# What a compiled program may have at most; --write_limits',
+    'error: --stages={} is unknown: there are {}',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
