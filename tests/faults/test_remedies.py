@@ -7,6 +7,8 @@ from tests.faults.remedies import TESTED
 LOADED = test_remedies_logs, test_remedies_runs, test_remedies_settings
 # Messages whose way out is gone in another test.
 ELSEWHERE = {
+    'compiling for a GPU needs Python 3.12 and the extra gpu-aot':
+        'tests/kernels/test_compile_gpu.py::test_without_the_extra_the_command_names_it',
     '--plug=MODULE imports a module that registers another':
         'tests/test_extending.py::test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated',
     'the network reads the feature {} and the prepared data has {}: name its column with --features={}':
@@ -72,7 +74,7 @@ NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
     '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
     '; then what --set and --config say', '# What a compiled program may have at most; --write_limits',
-    'error: --stages={} is unknown: there are {}',
+    'error: --stages={} is unknown: there are {}', '--xla_gpu_autotune_level=0',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
