@@ -10,6 +10,8 @@ import pytest
 
 from tests.processes import finished, start
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 SETTINGS = (
     '--set=model.hidden_size=16', '--set=model.num_layers=1', '--set=model.d_state=8', '--set=model.headdim=8',
     '--set=data.rows_per_step=4', '--set=data.tokens_per_row=64', '--set=train.targets_per_step=24',

@@ -8,6 +8,8 @@ from tests.faults.fuzz import Fuzz
 from tests.faults.matrix import SCENARIOS, Matrix
 from tests.faults.pairs import Pairs
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 compiled = pytest.mark.skipif(shutil.which('cc') is None, reason='no C compiler builds the shim')
 PREPARE = next(scenario for scenario in SCENARIOS if scenario.name == 'prepare')
 

@@ -34,6 +34,8 @@ from ssd4rec_jax.train.state import create_state, init_state, make_train_step, u
 from tests.packed import pack
 from tests.timed import gaps
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 MASK_RATIO = 0.3
 ITEMS = 40
 SEED, EPOCH = np.uint32(5), np.uint32(2)

@@ -18,6 +18,8 @@ from ssd4rec_jax.train.sampled_softmax import draw_negatives, sampled_losses
 from ssd4rec_jax.train.state import init_state, make_train_step
 from tests.packed import pack
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 ROWS, WIDTH = 30, 5
 SEED, EPOCH = np.uint32(5), np.uint32(0)
 

@@ -12,6 +12,8 @@ from ssd4rec_jax.errors import ConfigError
 from tests import tiny
 from tests.tiny import StopAfter, history, tiny_dataset, trainer_in
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 SAMPLED = dataclasses.replace(tiny.TRAIN, loss='sampled', num_negatives=64, max_epochs=6, log_every=1)
 
 

@@ -24,6 +24,8 @@ from ssd4rec_jax.train.sampled_softmax import draw_negatives
 from tests.packed import pack
 from tests.seen import added_by_hand, histories_of
 
+pytestmark = pytest.mark.slow  # Compiling for many meshes and kills of whole runs take minutes.
+
 ITEMS, SEED, EPOCH = 12, np.uint32(5), np.uint32(2)
 CONFIG = ModelConfig(
     hidden_size=8, num_layers=1, d_state=4, headdim=4, beta=0.3, dropout_prob=0.0, dtype='float64', seen_bias=True,
