@@ -15,17 +15,18 @@ def auto_config(published: RunConfig, dataset: SequenceDataset, *, platform: str
     mean = float(np.mean(dataset.lengths))
     hidden_size = SMALL if platform == 'cpu' else published.model.hidden_size
     repeats = _repeats(dataset)
+    num_targets = int(np.maximum(dataset.held_out.train_stop - dataset.offsets[:-1] - 1, 1).sum())
     config = better(
         published, mean_length=mean, num_items=dataset.num_items,
-        num_targets=int(np.maximum(dataset.held_out.train_stop - dataset.offsets[:-1] - 1, 1).sum()),
-        repeats=repeats, hidden_size=hidden_size,
+        num_targets=num_targets, repeats=repeats, hidden_size=hidden_size,
     )
     followers = 'followers rank higher' if config.model.follower_weight else 'followers left out'
     layers = '1 layer' if config.model.num_layers == 1 else f'{config.model.num_layers} layers'
     return config, (
         f'settings: {hidden_size} wide, {layers} (histories hold {mean:.0f} items on average), '
         f'{config.train.num_negatives:,} negatives of {dataset.num_items:,} items, '
-        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions are repeats)'
+        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions are repeats, '
+        f'{num_targets / dataset.num_items:.0f} targets for each item)'
     )
 
 
