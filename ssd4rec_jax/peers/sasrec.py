@@ -2,8 +2,8 @@
 
 Kang and McAuley, "Self-attentive sequential recommendation" (ICDM 2018), eq. 1 to 5 and figure 1, in the form that
 later papers compare with (RecBole's): cross-entropy over the catalogue, BERT's order of residual connection and
-LayerNorm, gelu. Places are counted from the oldest item that is read. Of a history that is longer than max_length, the newest
-max_length items are read.
+LayerNorm, gelu. Places are counted from the oldest item that is read. Of a history that is longer than max_length, the
+newest max_length items are read.
 """
 import jax
 import jax.numpy as jnp
