@@ -74,6 +74,33 @@ class SASRecConfig(PeerConfig):
         check_heads(self.hidden_size, self.num_heads)
 
 
+@dataclasses.dataclass(frozen=True)
+class LRURecConfig(PeerConfig):
+    """The settings of LRURec.
+
+    mixer_dropout_prob: the rate of the dropout after the recurrence.
+    """
+
+    name: str = 'lrurec'
+    num_layers: int = 2
+    mixer_dropout_prob: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba4RecConfig(PeerConfig):
+    """The settings of Mamba4Rec.
+
+    d_state: the number N of states of each channel, as in Mamba.
+    d_conv: the number of taps of the short convolution, as in Mamba.
+    expand: the width of the mixer's inner stream as a multiple of hidden_size, as in Mamba.
+    """
+
+    name: str = 'mamba4rec'
+    d_state: int = 32
+    d_conv: int = 4
+    expand: int = 2
+
+
 def check_heads(hidden_size: int, num_heads: int) -> None:
     """Raises ConfigError where a width cannot be split into that many heads."""
     if hidden_size % num_heads:
@@ -83,4 +110,6 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 
 
 # The settings of each peer, by its name.
-PEERS: dict[str, type] = {'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig}
+PEERS: dict[str, type] = {
+    'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
+}

@@ -1,4 +1,5 @@
-"""What all peers share: an item table, and hidden states at every item that depend on nothing after it."""
+"""What all peers share: an item table, and a value at each item that depends on nothing after it."""
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT
-from ssd4rec_jax.model.table_init import init_table
 
 
 class Factory:
@@ -34,33 +34,42 @@ class Factory:
             rngs=self.rngs,
         )
 
-    def param(self, init: Any, *shape: int) -> nnx.Param:
+    def param(self, init: Callable[..., jax.Array], *shape: int) -> nnx.Param:
         """A parameter init(key, shape, dtype)."""
         return nnx.Param(init(self.rngs.params(), shape, self.param_dtype))
 
 
 class CausalNetwork(nnx.Module):
-    """A network whose hidden state at an item is the readout of the prefix that ends there.
+    """A network whose value at an item is the readout of the prefix that ends there.
 
-    Row 0 of the item table stands for padding and for masked items. A subclass gives `hidden`.
+    A subclass gives `states`, which looks back over each history, and `finish`, which acts on each item by itself and
+    is computed only where it is read. Row 0 of the item table stands for padding and for masked items.
     """
 
-    def __init__(self, config: PeerConfig, num_items: int, make: Factory, table_init: Any = init_table):
+    def __init__(self, config: PeerConfig, make: Factory, table: nnx.Param):
         self.config = config
         self.dtype = make.dtype
-        self.item_embedding = make.param(table_init, num_items + 1, config.hidden_size)
+        self.item_embedding = table
 
-    def hidden(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """The hidden state at every item, [rows, tokens, D]; arbitrary in padding. items: int32 [rows, tokens]."""
+    def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """What `finish` takes, at every item: [rows, tokens, width]; arbitrary in padding.
+
+        items: int32 [rows, tokens]. draws: None means no dropout.
+        """
+        raise NotImplementedError
+
+    def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
+        """The readouts [rows, n, D] of some items from their states [rows, n, width]."""
         raise NotImplementedError
 
     def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """The hidden state at each history's last item, [rows, segments, D]; arbitrary in empty slots."""
-        return take_tokens(self.hidden(items, layout, draws), layout.ends)
+        """The readout of each history, [rows, segments, D]; arbitrary in empty slots."""
+        ends = take_tokens(self.states(items, layout, draws), layout.ends)
+        return self.finish(ends, None if draws is None else draws.at(layout.ends))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The `readout` of the prefix that ends at each item, [rows, tokens, D]."""
-        return self.hidden(items, layout, draws)
+        return self.finish(self.states(items, layout, draws), draws)
 
     def embedded(self, items: jax.Array) -> jax.Array:
         """The vectors of items int32 [rows, tokens]: [rows, tokens, D]."""

@@ -1,8 +1,9 @@
 """GRU4Rec: a gated recurrent unit over the item vectors.
 
-Hidasi et al., "Session-based recommendations with recurrent neural networks" (ICLR 2016), eq. 1 to 4, in the form that
+Hidasi et al., "Session-based recommendations with recurrent neural networks" (ICLR 2016), eq. 2 to 5, in the form that
 later papers compare with (RecBole's, after Tan et al., DLRS 2016): trained on every prefix of a history, with
-cross-entropy over the catalogue, and with one dense layer from the state to the item space.
+cross-entropy over the catalogue, and with one dense layer from the state to the item space. The reset gate multiplies
+what the state gives to the candidate, as in torch, and not the state itself.
 """
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,27 @@ class GRU4Rec(CausalNetwork):
 
     def __init__(self, config: GRU4RecConfig, num_items: int, *, rngs: nnx.Rngs):
         make = Factory(config, rngs)
-        super().__init__(config, num_items, make, nnx.initializers.xavier_normal())
+        super().__init__(config, make, make.param(nnx.initializers.xavier_normal(), num_items + 1, config.hidden_size))
         widths = [config.hidden_size] + [config.inner_size] * config.num_layers
         self.inputs = nnx.List([
             make.linear(width, 3 * config.inner_size, use_bias=False, kernel_init=XAVIER) for width in widths[:-1]
         ])
-        self.states = nnx.List([
+        self.recurrent = nnx.List([
             make.param(XAVIER, config.inner_size, 3 * config.inner_size) for _ in range(config.num_layers)
         ])
         uniform = _uniform(config.inner_size**-0.5)
         self.dense = make.linear(config.inner_size, config.hidden_size, kernel_init=uniform, bias_init=uniform)
 
-    def hidden(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """As in CausalNetwork."""
+    def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """The states of the last recurrent layer."""
         h = dropout(self.embedded(items), self.config.dropout_prob, draws, 'embedding')
-        for inputs, state in zip(self.inputs, self.states, strict=True):
-            h = gru(per_token(inputs, h), state[...], layout.position == 0).astype(self.dtype)
-        return per_token(self.dense, h)
+        for inputs, kernel in zip(self.inputs, self.recurrent, strict=True):
+            h = gru(per_token(inputs, h), kernel[...], layout.position == 0).astype(self.dtype)
+        return h
+
+    def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
+        """The dense layer."""
+        return per_token(self.dense, states)
 
 
 def _uniform(bound):
