@@ -1,15 +1,15 @@
 """Each peer compared with released code, run in float64: scores of all items and every gradient (tests/golden).
 
-How the files were made: random weights, three histories of 7, 1 and 4 items of a catalogue of 13, no dropout; the scores
+How the files were made: random weights, three histories of 7, 1 and 4 items of a catalogue of 13, no dropout; scores
 of all items after each history, the summed cross-entropy of one target each, and its gradients. Weights and gradients
 were renamed and transposed to our names and layouts; nothing else was changed.
 
     gru4rec      RecBole's recbole/model/sequential_recommender/gru4rec.py, two layers
     sasrec       RecBole's sasrec.py and TransformerEncoder, max_length 7
-    lrurec       model/lru.py of github.com/yueqirex/LRURec, with torch.cfloat replaced by torch.cdouble; histories padded
-                 on the left, as its loader does
-    mamba4rec_*  mamba4rec.py of github.com/chengkai-liu/Mamba4Rec on mamba_ssm's Mamba. Its CUDA kernels are replaced by
-                 the package's own selective_scan_ref and its path without causal_conv1d, casts to float32 by float64
+    lrurec       model/lru.py of github.com/yueqirex/LRURec, with torch.cfloat replaced by torch.cdouble; histories are
+                 padded on the left, as its loader does
+    mamba4rec_*  mamba4rec.py of github.com/chengkai-liu/Mamba4Rec on mamba_ssm's Mamba. Its selective_scan_ref and its
+                 path without causal_conv1d stand for its CUDA kernels, and float64 for its casts to float32
 """
 import json
 from pathlib import Path
