@@ -1,4 +1,4 @@
-"""Train a grid of networks or settings, and make its tables and figures.
+"""Train a grid of networks or settings; make its tables and figures.
 
     ssd4rec study --study=overall --dataset=ml-100k --seeds=3 --output=runs/overall --set=model.hidden_size=64
     ssd4rec study --study=beta|mask_ratio|max_length|efficiency|layers|backward_order|components --dataset=...

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.peers import NETWORKS, published
 from ssd4rec_jax.rank.baselines import BASELINES
-from ssd4rec_jax.study.networks import peer_networks
 from ssd4rec_jax.tune.space import override
 
 DEFAULT = Path(__file__).with_name('studies.toml')
@@ -139,7 +139,7 @@ def _config(
 ) -> RunConfig:
     config = preset(row.preset)
     if row.network:
-        config = apply_overrides(config, [override(*setting) for setting in peer_networks()[row.network].items()])
+        config = apply_overrides(config, [override(*setting) for setting in published(row.network).items()])
     config = with_settings(config)
     return apply_overrides(config, [*row.own, *known(list(row.where_known), config)], source=f'row {row.name}: ')
 
@@ -149,7 +149,7 @@ def _rows(where: str, written: Any) -> list[Row]:
     row = _checked(where, written, _ROW_KEYS)
     own = tuple(override(*setting) for setting in row.get('set', {}).items())
     found = []
-    kinds: dict[str, Collection[str]] = {'network': peer_networks(), 'counted': BASELINES}
+    kinds: dict[str, Collection[str]] = {'network': NETWORKS, 'counted': BASELINES}
     for kind, there in kinds.items():
         if kind not in row:
             continue

@@ -29,7 +29,7 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.cost import cost_note
-from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
+from ssd4rec_jax.train.objective import history_limit, loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
 from ssd4rec_jax.train.session import TrainSession
@@ -81,7 +81,7 @@ class Trainer:
         config, dataset, note = self.config, self.dataset, self.reporter.note
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
-        max_history = config.data.max_history
+        limited_by, max_history = history_limit(config.model, config.data.max_history)
         every = training_examples(config.train.objective, config.model, dataset, max_history)
         self.examples = examples_of(every, self.warm.users, dataset) if self.warm else every
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
@@ -91,7 +91,7 @@ class Trainer:
         note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
-                f'data.max_history={max_history} shortens {self.examples.cut:,} of '
+                f'{limited_by}={max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
         self.program = TrainProgram(
