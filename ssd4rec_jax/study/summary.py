@@ -15,7 +15,7 @@ DECIDING, COMPARED = 'NDCG@10', ('HR@10', 'NDCG@10', 'MRR@10')
 # What is averaged over the seeds of a row, by the name in a cell's record.
 COSTS = (
     'parameters', 'epochs', 'best_epoch', 'train_seconds', 'seconds_per_epoch', 'inference_seconds',
-    'tokens_per_second', 'step_memory_bytes', 'packing_fill', 'seconds',
+    'tokens_per_second', 'step_memory_bytes', 'packing_fill', 'interactions_lost', 'seconds',
 )
 
 

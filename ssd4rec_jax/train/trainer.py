@@ -12,7 +12,7 @@ from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.followers import followers_of
-from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, padded_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here, token_multiple
@@ -146,6 +146,11 @@ class Trainer:
 
     def _choose_shape(self, mesh: Mesh, lengths: np.ndarray) -> StepShape:
         data = self.config.data
+        if data.packing == 'padded':
+            return padded_step_shape(
+                lengths, targets_per_step=self.config.train.targets_per_step, row_multiple=mesh.size,
+                every_prefix=self.examples.every_prefix, token_multiple=token_multiple(mesh),
+            )
         return choose_step_shape(
             lengths, targets_per_step=self.config.train.targets_per_step,
             tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,

@@ -6,7 +6,9 @@ from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import fixed_config
 from ssd4rec_jax.study.grid import cells, known, read_study
 
-STUDIES = 'overall', 'beta', 'mask_ratio', 'max_length', 'efficiency', 'layers', 'backward_order', 'components'
+STUDIES = (
+    'overall', 'beta', 'mask_ratio', 'max_length', 'efficiency', 'layers', 'backward_order', 'components', 'packing',
+)
 
 
 def grid(name, seeds=2, overrides=()):
@@ -66,7 +68,8 @@ def test_files_that_cannot_be_used(tmp_path, text, message):
 def test_a_setting_that_a_row_cannot_take_is_named(tmp_path):
     path = tmp_path / 'studies.toml'
     path.write_text('[mine]\n[[mine.rows]]\nname = "a"\nset = {"model.betas" = 1.0}\n')
+    rows = read_study('mine', path).rows
     with pytest.raises(ConfigError, match="row a: model.betas=1.0: there is no key 'model.betas'; did you mean"):
-        cells(read_study('mine', path).rows, 1, lambda preset: fixed_config('ml-100k', preset)[0], lambda config: config)
+        cells(rows, 1, lambda preset: fixed_config('ml-100k', preset)[0], lambda config: config)
     with pytest.raises(ConfigError, match='cannot be read'):
         read_study('mine', tmp_path / 'none.toml')

@@ -1,4 +1,4 @@
-"""A small grid in this process: cells that go on, what is told of them, and figures that follow from the ranks alone."""
+"""A small grid in this process: cells that go on, what is told of them, figures that follow from the ranks alone."""
 import dataclasses
 import json
 import math
