@@ -38,6 +38,8 @@ _STUDIES = flags.DEFINE_string('studies', None, 'TOML file of studies; if not gi
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with, from train.seed on.', lower_bound=1)
 _ROWS = flags.DEFINE_list('rows', [], 'Names of rows to run alone, separated by commas; all of the study if not given.')
 
+_RUNS = flags.DEFINE_string('runs', None, 'Folder that holds the trainings; OUTPUT/runs if not given.')
+
 
 def main() -> int:
     if not STUDY.value:
@@ -47,7 +49,10 @@ def main() -> int:
     study = read_study(STUDY.value, Path(_STUDIES.value) if _STUDIES.value else DEFAULT)
     grid = _grid(study)
     names = {row.name for row in chosen(study, [name.strip() for name in _ROWS.value])}
-    folder = StudyFolder(Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve())
+    folder = StudyFolder(
+        Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve(),
+        Path(_RUNS.value).resolve() if _RUNS.value else None,
+    )
     console.print(f'study: {folder.path}, {len(grid)} cells. {study.about}')
     signals = StopSignals()
     failed = run_cells(
@@ -93,7 +98,7 @@ def _grid(study: Study) -> list[Cell]:
 def _summary(study: Study, grid: list[Cell], folder: StudyFolder) -> dict[str, Any]:
     """Write study.json and the tables, and return the summary."""
     # Where the log and the folder lie on this machine is nobody else's matter.
-    words = [re.sub('^(--?(?:data_dir|output)=).*', r'\1DIR', word) for word in sys.argv[1:]]
+    words = [re.sub('^(--?(?:data_dir|output|runs)=).*', r'\1DIR', word) for word in sys.argv[1:]]
     summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.summary, summary)
