@@ -8,7 +8,9 @@ from ssd4rec_jax.study.folder import StudyFolder
 from tests.commands.in_process import call
 from tests.tiny import tiny_dataset
 
-FILE = '[mine]\nabout = "?"\n[[mine.rows]]\ncounted = "*"\n[[mine.rows]]\nname = "ours"\n'
+FILE = '[mine]\n' + ''.join(
+    f'[[mine.rows]]\n{row}\n' for row in ('counted = "popularity"', 'counted = "transition"', 'name = "ours"')
+)
 
 
 @pytest.fixture
