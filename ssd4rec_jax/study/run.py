@@ -22,8 +22,7 @@ def run_cells(
 
     No cell begins once the minutes are over or a stop is requested. told: gets one line for each cell. finished: called
     after each cell. A cell that fails, as where its settings diverge or for a fault in a network, does not end the
-    others. ConfigError where the
-    folder holds a cell of another config.
+    others. ConfigError where the folder holds a cell of another config.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     for cell in cells:

@@ -54,6 +54,8 @@ ELSEWHERE = {
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
     '{} cannot be read ({}): remove {} beside it, and the cell runs again':
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
+    '--tuned={}: {} cannot be read ({}): search for the settings of {} with --tune':
+        'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
     '{} is of another config ({}): name another --output':
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
     '{} holds cells of different logs: name another --output':
