@@ -20,11 +20,12 @@ SPLITS = 'valid', 'test'
 def make_result(
     program: TrainProgram, progress: TrainProgress, dataset: SequenceDataset, params: dict,
     metrics: dict[str, dict[str, float]], *, ssd_implementation: str | None, checkpoint_wait_seconds: float,
+    step_bytes: int | None,
 ) -> dict[str, Any]:
     """The description of a finished run, as a dict for JSON.
 
     params: the parameters of the best epoch, as whole NumPy arrays. metrics: the network's metrics for each split,
-    'valid' and 'test'.
+    'valid' and 'test'. step_bytes: what a device holds while it runs a step, None where this session ran none.
     """
     seconds = max(progress.seconds, 1e-9)
     train = program.config.train
@@ -48,6 +49,7 @@ def make_result(
         'packing_fill': progress.tokens / progress.slots,
         'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'step_memory_bytes': step_bytes,
         'backend': jax.default_backend(),
         'devices': program.mesh.size,
         'processes': jax.process_count(),

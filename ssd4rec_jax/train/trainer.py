@@ -12,11 +12,16 @@ from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.followers import followers_of
-from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, padded_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here, token_multiple
-from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
+from ssd4rec_jax.parallel.out_of_memory import (
+    explain_out_of_memory,
+    foretell_out_of_memory,
+    foretell_temporaries,
+    step_bytes,
+)
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
@@ -141,6 +146,11 @@ class Trainer:
 
     def _choose_shape(self, mesh: Mesh, lengths: np.ndarray) -> StepShape:
         data = self.config.data
+        if data.packing == 'padded':
+            return padded_step_shape(
+                lengths, targets_per_step=self.config.train.targets_per_step, row_multiple=mesh.size,
+                every_prefix=self.examples.every_prefix, token_multiple=token_multiple(mesh),
+            )
         return choose_step_shape(
             lengths, targets_per_step=self.config.train.targets_per_step,
             tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,
@@ -222,7 +232,7 @@ class Trainer:
             'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
             'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
             'packing_fill': plan.fill, 'ssd_implementation': self.implementation, 'best': improved,
-            'evaluation_seconds': time.monotonic() - started,
+            'train_seconds': session.progress.seconds, 'evaluation_seconds': time.monotonic() - started,
         }
         session.log(record)
         self.reporter.evaluation(record)
@@ -246,6 +256,7 @@ class Trainer:
             self.program, session.progress, self.dataset, params,
             {split: self._metrics(split, answering) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
+            step_bytes=step_bytes(self._compiled) if self._compiled else None,
         )
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)
