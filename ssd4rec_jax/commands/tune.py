@@ -16,12 +16,12 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.preset_flag import begun_with
+from ssd4rec_jax.commands.study_flag import STUDY
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.tune.search import Found, search
 from ssd4rec_jax.tune.space import DEFAULT, read_space
 
-_STUDY = flags.DEFINE_string('study', None, 'Folder of the search; runs/DATASET-study if not given.')
 _SPACE = flags.DEFINE_string('space', None, 'TOML file of what may be tried; if not given, the one of this package.')
 _TRIALS = flags.DEFINE_integer('trials', 30, 'Trials of the search altogether.', lower_bound=1)
 _MINUTES = flags.DEFINE_float('minutes', None, 'Minutes after which no other trial begins.', lower_bound=0)
@@ -33,7 +33,7 @@ def main() -> int:
     config, about = begun_with(DATASET.value, lambda published: prepared_dataset(overridden(published))[0])
     base = overridden(config)
     space = read_space(Path(_SPACE.value) if _SPACE.value else DEFAULT, base)
-    folder = Path(_STUDY.value or Path('runs') / f'{DATASET.value}-study').resolve()
+    folder = Path(STUDY.value or Path('runs') / f'{DATASET.value}-study').resolve()
     console.print(f'study: {folder}\n{about}')
     signals = StopSignals()
     found = search(

@@ -1,25 +1,28 @@
 """Rankings that a model must beat: popularity, and how often one item followed another."""
+from collections.abc import Callable
+
 import numpy as np
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import trained_on, unseen
 
 
-def popularity_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
+def popularity_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = False) -> np.ndarray:
     """The rank of each held-out item by popularity: int64 [targets], counted from 1.
 
     An item's popularity is how often it occurs in training (of leave-one-out, among items 1 .. n-2 of all users, where
     n is the length of a user's history). Items of equal popularity rank by lower internal id. split: 'valid' or 'test'.
+    seen_out: items that the user has done before are left out; a target among them has the rank 0.
     """
-    targets = dataset.items[dataset.held_out.targets(split).positions()]
-    return _missed_last(dataset, targets, _popularity_ranks(dataset)[targets])
+    by_popularity = _popularity_ranks(dataset)
+    return _ranks(dataset, split, lambda _, items: by_popularity[items], seen_out)
 
 
-def transition_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
+def transition_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = False) -> np.ndarray:
     """The rank of each held-out item among the followers of the item before it: int64 [targets], counted from 1.
 
     Items rank by how often they followed that item in the training histories. Items that followed it equally often,
-    or never, rank by popularity and then by lower internal id. split: 'valid' or 'test'.
+    or never, rank by popularity and then by lower internal id. split, seen_out: as in popularity_ranks.
     """
     size = dataset.num_items + 1
     by_popularity = _popularity_ranks(dataset)
@@ -30,19 +33,45 @@ def transition_ranks(dataset: SequenceDataset, split: str) -> np.ndarray:
     pairs, times = np.unique(pairs, return_counts=True)
     before, after = np.divmod(pairs, size)
     first = np.searchsorted(before, np.arange(size + 1))  # Item i has the pairs first[i] .. first[i + 1] - 1.
-    places = dataset.held_out.targets(split).positions()
-    targets, last = dataset.items[places], dataset.items[places - 1]
-    rank = np.empty(len(targets), np.int64)
-    for number, (item, target) in enumerate(zip(last, targets, strict=True)):
-        own = slice(first[item], first[item + 1])
-        followers, followed = after[own], times[own]
-        more_popular = by_popularity[followers] < by_popularity[target]
-        at = np.flatnonzero(followers == target)
-        if len(at):
-            rank[number] = 1 + np.sum((followed > followed[at]) | ((followed == followed[at]) & more_popular))
-        else:  # It ranks behind all followers; popularity orders the rest.
-            rank[number] = len(followers) + by_popularity[target] - np.sum(more_popular)
-    return _missed_last(dataset, targets, rank)
+    place = np.empty(len(pairs), np.int64)  # of a pair among those of the same item before
+    place[np.lexsort((by_popularity[after], -times, before))] = np.arange(len(pairs))
+    place -= first[before] - 1
+    popular = np.sort(before * size + by_popularity[after])
+
+    def ranking(last: np.ndarray, items: np.ndarray) -> np.ndarray:
+        at = np.searchsorted(pairs, last * size + items)
+        followed = np.append(pairs, -1)[at] == last * size + items
+        # Other items rank behind all followers; popularity orders them.
+        more_popular = np.searchsorted(popular, last * size + by_popularity[items]) - first[last]
+        behind = first[last + 1] - first[last] + by_popularity[items] - more_popular
+        return np.where(followed, np.append(place, 0)[at], behind)
+
+    return _ranks(dataset, split, ranking, seen_out)
+
+
+# The rankings that count and learn nothing, by name.
+BASELINES: dict[str, Callable[..., np.ndarray]] = {'popularity': popularity_ranks, 'transition': transition_ranks}
+
+
+def _ranks(
+    dataset: SequenceDataset, split: str, ranking: Callable[[np.ndarray, np.ndarray], np.ndarray], seen_out: bool
+) -> np.ndarray:
+    """The rank of each held-out item by a ranking: (the item before, an item), int64 [n] each -> its rank from 1."""
+    held_out = dataset.held_out.targets(split)
+    places = held_out.positions()
+    items = np.asarray(dataset.items)
+    targets, last = items[places].astype(np.int64), items[places - 1].astype(np.int64)
+    rank = ranking(last, targets)
+    if not seen_out:
+        return _missed_last(dataset, targets, rank)
+    start = dataset.offsets[:-1][held_out.users()]
+    each = np.repeat(np.arange(len(places)), places - start)
+    seen = items[np.arange(len(each)) - (np.cumsum(places - start) - places)[each]]
+    number, item = np.divmod(np.unique(each * (dataset.num_items + 1) + seen), dataset.num_items + 1)
+    better = number[ranking(last[number], item) < rank[number]]
+    rank = _missed_last(dataset, targets, rank - np.bincount(better, minlength=len(rank)))
+    rank[number[item == targets[number]]] = 0
+    return rank
 
 
 def _missed_last(dataset: SequenceDataset, targets: np.ndarray, rank: np.ndarray) -> np.ndarray:

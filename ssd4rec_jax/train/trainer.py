@@ -222,7 +222,7 @@ class Trainer:
             'kind': 'valid', 'step': step, 'epoch': epoch, **metrics,
             'epoch_loss': float(self.state.epoch_loss) / float(self.state.epoch_targets),
             'packing_fill': plan.fill, 'ssd_implementation': self.implementation, 'best': improved,
-            'evaluation_seconds': time.monotonic() - started,
+            'train_seconds': session.progress.seconds, 'evaluation_seconds': time.monotonic() - started,
         }
         session.log(record)
         self.reporter.evaluation(record)

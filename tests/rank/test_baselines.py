@@ -82,3 +82,20 @@ def test_transitions_to_held_out_items_do_not_count():
     dataset = dataset_of([[4, 1, 2, 2, 4, 4, 3]] * 5, 4)
     found = transition_ranks(dataset, 'valid')
     np.testing.assert_array_equal(found, [3] * 5, 'item 1, then 2 and 4, equally popular')
+
+
+@pytest.mark.parametrize('ranks_of', [popularity_ranks, transition_ranks])
+def test_what_a_user_has_seen_is_left_out(ranks_of):
+    """A loop: the rank among all items, less the seen items that rank before the target; 0 for a seen target."""
+    histories, dataset = random_histories(3)
+    expected = []
+    for user, history in enumerate(histories):
+        before = set()
+        for item in set(history[:-1]):  # the rank of another target in the same place
+            changed = [*histories[:user], [*history[:-1], item], *histories[user + 1:]]
+            if ranks_of(dataset_of(changed, dataset.num_items), 'test')[user] < ranks_of(dataset, 'test')[user]:
+                before.add(item)
+        expected.append(0 if history[-1] in history[:-1] else ranks_of(dataset, 'test')[user] - len(before))
+    found = ranks_of(dataset, 'test', seen_out=True)
+    assert 0 in expected and max(expected) > 1
+    np.testing.assert_array_equal(found, expected)
