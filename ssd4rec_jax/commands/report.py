@@ -13,7 +13,7 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.study_flag import STUDY
-from ssd4rec_jax.commands.workdir_flag import WORKDIR
+from ssd4rec_jax.commands.workdir_flag import WORKDIR, required_workdir
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.report.run_report import write_run_report
@@ -24,9 +24,9 @@ from ssd4rec_jax.show.output import write_stdout
 def main() -> int:
     if bool(WORKDIR.value) == bool(STUDY.value):
         raise ConfigError('give either --workdir, the folder of a training run, or --study, the folder of a study')
-    output, log = (Path(flag.value) if flag.value else None for flag in (OUTPUT, DATA_DIR))
     enable_compilation_cache()
-    written = write_run_report(RunFolder(WORKDIR.value), output, log=log)
+    output, log = (Path(flag.value) if flag.value else None for flag in (OUTPUT, DATA_DIR))
+    written = write_run_report(RunFolder(required_workdir()), output, log=log)
     write_stdout(f'{written}\n')
     return 0
 

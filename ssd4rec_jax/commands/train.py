@@ -49,7 +49,9 @@ _WITHOUT_HISTORIES = flags.DEFINE_bool(
 _REPORT = flags.DEFINE_bool(
     'report', False, 'Keep report.html in the workdir fresh after each evaluation, and complete it in the end.'
 )
-_TENSORBOARD = flags.DEFINE_bool('tensorboard', False, "Write TensorBoard's events to the workdir's folder tensorboard.")
+_TENSORBOARD = flags.DEFINE_bool(
+    'tensorboard', False, "Write TensorBoard's events to the workdir's folder tensorboard."
+)
 _FINAL = flags.DEFINE_string(
     'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
 )

@@ -12,11 +12,12 @@ _MOST_MARKS, _MOST_POINTS = 40, 400  # beyond which a curve has no marks, and is
 
 
 class Series(NamedTuple):
-    """A curve: its name, and where its points lie."""
+    """A curve: its name, and where its points lie. A faint one is drawn thin and without marks."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    is_faint: bool = False
 
 
 class Measured(NamedTuple):
@@ -62,14 +63,15 @@ def curves(
     for number, each in enumerate(drawn):
         own = f's{number % _COLOURS}'
         places = [(at_x(a), at_y(b)) for a, b in zip(each.x, each.y, strict=True)]
-        marks.append(tag('polyline', class_=f'curve {own}', points=' '.join(f'{a:.1f},{b:.1f}' for a, b in places)))
-        if len(places) <= _MOST_MARKS:
+        kind = f'curve {own}' + ' faint' * each.is_faint
+        marks.append(tag('polyline', class_=kind, points=' '.join(f'{a:.1f},{b:.1f}' for a, b in places)))
+        if len(places) <= _MOST_MARKS and not each.is_faint:
             marks += [
                 _mark(number, a, b, f'{each.name}: {short(value)} at {short(place)}')
                 for (a, b), place, value in zip(places, each.x, each.y, strict=True)
             ]
     ends = '; '.join(f'{s.name} from {short(s.y[0])} to {short(s.y[-1])}' for s in drawn)
-    return _chart(title, f'{y} against {x}: {ends}', marks, _HEIGHT, [s.name for s in drawn])
+    return _chart(title, f'{y} against {x}: {ends}', marks, _HEIGHT, drawn)
 
 
 def intervals(title: str, groups: dict[str, Sequence[Measured]], *, x: str) -> Html:
@@ -92,11 +94,12 @@ def intervals(title: str, groups: dict[str, Sequence[Measured]], *, x: str) -> H
         for number, group in enumerate(groups.values()):
             for measured in (each for each in group if each.name == name):
                 at = _TOP + _ROW * (row + (number + 1) / (len(groups) + 1))
-                label = f'{name}: {measured.value:.4f}, {measured.low:.4f} to {measured.high:.4f}'
+                label = f'{measured.value:.4f}, {measured.low:.4f} to {measured.high:.4f}'
                 marks.append(_line(at_x(measured.low), at, at_x(measured.high), at, f'whisker s{number}'))
                 marks.append(_mark(number, at_x(measured.value), at, label))
     said = '; '.join(f'{row.name} {row.value:.4f}' for group in groups.values() for row in group)
-    return _chart(title, f'{x}: {said}', marks, height, list(groups) if len(groups) > 1 else [])
+    names = [Series(name, (), ()) for name in groups] if len(groups) > 1 else []
+    return _chart(title, f'{x}: {said}', marks, height, names)
 
 
 class _Scale(NamedTuple):
@@ -138,18 +141,17 @@ def _frame(at_x: _Scale, at_y: _Scale, x: str, y: str, height: int) -> list[Html
     ]
 
 
-def _chart(title: str, label: str, marks: Sequence[Html], height: float, names: Sequence[str]) -> Html:
-    legend = tag('ul', *(tag('li', _swatch(number), name) for number, name in enumerate(names)), class_='legend')
+def _chart(title: str, label: str, marks: Sequence[Html], height: float, named: Sequence[Series]) -> Html:
+    entries = [tag('li', _swatch(number, each.is_faint), each.name) for number, each in enumerate(named)]
     return fill(
-        'chart.html', title=title, label=label, width=_WIDTH, height=f'{height:g}', legend=legend,
-        marks=joined(marks, '\n'),
+        'chart.html', title=title, label=label, width=_WIDTH, height=f'{height:g}',
+        legend=tag('ul', *entries, class_='legend') if entries else '', marks=joined(marks, '\n'),
     )
 
 
-def _swatch(number: int) -> Html:
-    own = f's{number % _COLOURS}'
-    line = tag('polyline', class_=f'curve {own}', points='0,6 30,6')
-    return tag('svg', line, _mark(number, 15, 6), viewBox='0 0 30 12', aria_hidden='true')
+def _swatch(number: int, is_faint: bool) -> Html:
+    line = tag('polyline', class_=f'curve s{number % _COLOURS}' + ' faint' * is_faint, points='0,6 30,6')
+    return tag('svg', line, '' if is_faint else _mark(number, 15, 6), viewBox='0 0 30 12', aria_hidden='true')
 
 
 def _mark(number: int, x: float, y: float, title: str = '') -> Html:
@@ -187,4 +189,4 @@ def _thinned(series: Series) -> Series:
         return series
     parts = [slice(start, start + each) for start in range(0, len(series.x), each)]
     x, y = ([sum(values[part]) / len(values[part]) for part in parts] for values in (series.x, series.y))
-    return Series(series.name, x, y)
+    return series._replace(x=x, y=y)

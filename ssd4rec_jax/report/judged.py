@@ -69,13 +69,10 @@ def judge(saved: SavedRun) -> Judged:
     found = {
         name: evaluator.evaluate(saved.params, longest_list=longest, seen_out=out) for name, out in PROTOCOLS.items()
     }
-    metrics = {
-        name: {
-            '': found[name].metrics(CUTOFFS),
-            **{other: metric_frame(ranks(dataset, 'test', seen_out=out), CUTOFFS) for other, ranks in BASELINES.items()},
-        }
-        for name, out in PROTOCOLS.items()
-    }
+    metrics = {name: {'': found[name].metrics(CUTOFFS)} for name in PROTOCOLS}
+    for name, out in PROTOCOLS.items():
+        for baseline, ranks in BASELINES.items():
+            metrics[name][baseline] = metric_frame(ranks(dataset, 'test', seen_out=out), CUTOFFS)
     repeats = found['out'].seen_targets > 0  # Where users come back to items, a list has to offer them.
     shown = found['in' if repeats else 'out']
     return Judged(

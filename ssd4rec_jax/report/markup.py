@@ -33,14 +33,17 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
     return Html(f'<{name}{written}>{joined(content)}</{name}>')
 
 
-def table(caption: object, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
+def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
     """A table that scrolls inside its own box; the first cell of a row is the row's heading."""
-    body = joined(tag('tr', tag('th', first, scope='row'), *(tag('td', cell) for cell in cells)) for first, *cells in rows)
     return fill(
-        'table.html', caption=caption, label=_plain(caption), body=body,
-        head=joined(tag('th', name, scope='col') for name in head),
+        'table.html', caption=caption, body=joined(
+            tag('tr', tag('th', first, scope='row'), *(tag('td', cell) for cell in cells)) for first, *cells in rows
+        ), head=joined(tag('th', name, scope='col') for name in head),
     )
 
 
-def _plain(caption: object) -> object:
-    return 'a table' if isinstance(caption, Html) else caption
+def facts(heading: str, of: Iterable[tuple[object, object]]) -> Html:
+    """What and how much, one below another."""
+    return fill(
+        'facts.html', heading=heading, facts=joined(joined([tag('dt', what), tag('dd', much)]) for what, much in of)
+    )

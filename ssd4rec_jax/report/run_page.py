@@ -1,5 +1,5 @@
 """The page of a run: its sections, from what its folder says and from what its best parameters do."""
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -8,7 +8,7 @@ from ssd4rec_jax.config.run import described
 from ssd4rec_jax.report.chart import Measured, Series, curves, intervals
 from ssd4rec_jax.report.facts import Facts, changed_settings
 from ssd4rec_jax.report.judged import Judged, ShownItem, ShownUser
-from ssd4rec_jax.report.markup import Html, fill, joined, table, tag
+from ssd4rec_jax.report.markup import Html, facts, fill, joined, table, tag
 from ssd4rec_jax.report.page import Section, Tile, page
 from ssd4rec_jax.show.terminal import METRICS, network_name
 
@@ -24,15 +24,15 @@ _GROUPS = {
 }
 
 
-def run_page(facts: Facts, judged: Judged | None, titles: Mapping[str, str]) -> Html:
+def run_page(run: Facts, judged: Judged | None, titles: Mapping[str, str]) -> Html:
     """The page of a run. judged: None leaves out what needs the model. titles: {original id of an item: its title}."""
-    name = network_name(facts.config.model.name)
-    result = facts.result
+    name = network_name(run.config.model.name)
+    result = run.result
     sections = [
-        Section('result', 'Test result', _result(facts, judged, name)),
-        Section('curves', 'Training', _training(facts)),
-        Section('setup', 'What was run', _setup(facts)),
-        Section('cost', 'What it costs', _cost(facts)),
+        Section('result', 'Test result', _result(run, judged, name)),
+        Section('curves', 'Training', _training(run)),
+        Section('setup', 'What was run', _setup(run)),
+        Section('cost', 'What it costs', _cost(run)),
     ]
     if judged and judged.by:
         sections.insert(1, Section('groups', 'For whom it works', _groups(judged)))
@@ -41,14 +41,14 @@ def run_page(facts: Facts, judged: Judged | None, titles: Mapping[str, str]) -> 
     if judged and judged.items:
         sections.append(Section('nearest', 'What lies near', _nearest(judged.items, titles)))
     return page(
-        'Training run, finished' if result else 'Training run, not finished', f'{name} on {facts.config.dataset}',
-        _lead(facts, judged), _tiles(facts, judged), sections, is_live=result is None,
+        'Training run, finished' if result else 'Training run, not finished', f'{name} on {run.config.dataset}',
+        _lead(run, judged), _tiles(run, judged), sections, is_live=result is None,
     )
 
 
-def _best(facts: Facts) -> dict[str, Any] | None:
+def _best(run: Facts) -> dict[str, Any] | None:
     """The validation of the epoch that is the best so far."""
-    marked = [record for record in facts.of_kind('valid') if record.get('best')]
+    marked = [record for record in run.of_kind('valid') if record.get('best')]
     return marked[-1] if marked else None
 
 
@@ -56,8 +56,8 @@ def _metric(judged: Judged, protocol: str, who: str, metric: str) -> dict[str, A
     return judged.metrics[protocol][who].row(by_predicate=pl.col('metric') == metric, named=True)
 
 
-def _lead(facts: Facts, judged: Judged | None) -> str:
-    result, best = facts.result, _best(facts)
+def _lead(run: Facts, judged: Judged | None) -> str:
+    result, best = run.result, _best(run)
     if judged and judged.metrics:
         own = _metric(judged, 'in', '', _KEY)
         others = {who: _metric(judged, 'in', who, _KEY)['value'] for who in judged.metrics['in'] if who}
@@ -69,7 +69,7 @@ def _lead(facts: Facts, judged: Judged | None) -> str:
     if result:
         return f'On held-out test items, {_KEY} is {result["test"][_KEY]:.4f}; popularity {_of(result, "popularity")}.'
     if best:
-        epochs = len(facts.of_kind('valid'))
+        epochs = len(run.of_kind('valid'))
         return f'After {epochs} epochs the best validation {_KEY} is {best[_KEY]:.4f}, of epoch {best["epoch"]}.'
     return 'No epoch has ended yet.'
 
@@ -78,8 +78,8 @@ def _of(result: dict[str, Any], baseline: str) -> str:
     return f'{result[baseline]["test"][_KEY]:.4f}' if baseline in result else 'not measured'
 
 
-def _tiles(facts: Facts, judged: Judged | None) -> list[Tile]:
-    result, best = facts.result, _best(facts)
+def _tiles(run: Facts, judged: Judged | None) -> list[Tile]:
+    result, best = run.result, _best(run)
     tiles = []
     if judged and judged.metrics:
         for metric in ('NDCG@10', 'HR@10'):
@@ -97,20 +97,20 @@ def _tiles(facts: Facts, judged: Judged | None) -> list[Tile]:
             Tile('Parameters', f'{result["parameters"]:,}'),
         ]
     elif best:
-        newest = facts.records[-1]
-        tiles += [Tile('Epoch', f'{newest["epoch"]:,}', f'of at most {facts.config.train.max_epochs:,}')]
-        if trained := facts.of_kind('train'):
+        newest = run.records[-1]
+        tiles += [Tile('Epoch', f'{newest["epoch"]:,}', f'of at most {run.config.train.max_epochs:,}')]
+        if trained := run.of_kind('train'):
             tiles += [Tile('Speed', f'{trained[-1]["tokens/s"]:,.0f}', 'tokens/s')]
     return tiles
 
 
-def _result(facts: Facts, judged: Judged | None, name: str) -> Html:
+def _result(run: Facts, judged: Judged | None, name: str) -> Html:
     if judged and judged.metrics:
-        chart = tag('div', *(_compared(judged, protocol, name) for protocol in judged.metrics), class_='charts')
+        chart = tag('div', *(_compared(judged, metric, name) for metric in ('NDCG@10', 'HR@10')), class_='charts')
         tables = [
             table(
-                f'Test items ranked among {_PROTOCOLS[protocol]}, with 95% bootstrap intervals over users', ['', *METRICS],
-                [[who or name, *_cells(frame)] for who, frame in of.items()],
+                f'Ranked among {_PROTOCOLS[protocol]}, with 95% bootstrap intervals over users', ['', *METRICS],
+                [[who or name, *_cells(frame, _highest(of.values()))] for who, frame in of.items()],
             )
             for protocol, of in judged.metrics.items()
         ]
@@ -118,33 +118,51 @@ def _result(facts: Facts, judged: Judged | None, name: str) -> Html:
             f'{judged.seen_targets:.1%} of the held-out items had been seen by their user; ranked among unseen items, '
             'these count as not found.'
         )
-        lists = '; '.join(f'{what} {value:.3f}' for what, value in judged.lists.items())
-        return joined([chart, *tables, tag('p', seen, class_='muted'), tag('p', f'The lists: {lists}.', class_='muted')])
-    if facts.result is None:
+        return joined([chart, *tables, tag('p', seen, class_='muted'), _lists(judged.lists)])
+    if run.result is None:
         return tag('p', 'The test items are ranked once the run is finished.')
-    result = facts.result
-    rows = {name: result['test'], **{o: result[o]['test'] for o in ('popularity', 'transition') if o in result}}
+    result = run.result
+    rows: dict[str, Any] = {name: result['test'], **{o: result[o]['test'] for o in ('popularity', 'transition') if o in result}}
     return joined([
         table('Test items ranked among all items', ['', *METRICS], [
             [who, *(f'{metrics[metric]:.4f}' for metric in METRICS)] for who, metrics in rows.items()
         ]),
-        fill('missing.html', folder=facts.folder),
+        fill('missing.html', folder=run.folder),
     ])
 
 
-def _cells(frame: pl.DataFrame) -> list[Html]:
-    of = {row['metric']: row for row in frame.iter_rows(named=True)}
-    return [
-        joined([f'{of[m]["value"]:.4f}', tag('small', f'{of[m]["low"]:.4f} to {of[m]["high"]:.4f}')]) for m in METRICS
-    ]
+def _highest(frames: Iterable[pl.DataFrame]) -> dict[str, float]:
+    """The highest value of each metric."""
+    highest = pl.concat(frames).group_by('metric').agg(pl.col('value').max())
+    return dict(zip(highest['metric'].to_list(), highest['value'].to_list(), strict=True))
 
 
-def _compared(judged: Judged, protocol: str, name: str) -> Html:
-    rows = [
-        Measured(who or name, row['value'], row['low'], row['high'])
-        for who in judged.metrics[protocol] for row in [_metric(judged, protocol, who, _KEY)]
-    ]
-    return intervals(f'Test {_KEY}, seen {protocol}', {'': rows}, x=f'{_KEY} and its 95% interval')
+def _cells(frame: pl.DataFrame, highest: dict[str, float]) -> list[Html]:
+    cells = []
+    for metric, value, low, high in frame.filter(pl.col('metric').is_in(METRICS)).iter_rows():
+        shown = tag('strong' if value == highest[metric] else 'span', f'{value:.4f}')
+        cells.append(joined([shown, tag('small', f'{low:.4f} to {high:.4f}')]))
+    return cells
+
+
+def _lists(figures: dict[str, float]) -> Html:
+    """The figures of the lists that users are shown: a row for each length."""
+    kinds, lengths = (list(dict.fromkeys(name.split('@')[part] for name in figures)) for part in (0, 1))
+    return table(
+        'The lists that users are shown', ['length', *kinds],
+        [[k, *(f'{figures[f"{kind}@{k}"]:.3f}' for kind in kinds)] for k in lengths],
+    )
+
+
+def _compared(judged: Judged, metric: str, name: str) -> Html:
+    groups = {
+        f'seen {protocol}': [
+            Measured(who or name, row['value'], row['low'], row['high'])
+            for who in of for row in [_metric(judged, protocol, who, metric)]
+        ]
+        for protocol, of in judged.metrics.items()
+    }
+    return intervals(f'Test {metric}', groups, x=f'{metric} and its 95% interval')
 
 
 def _groups(judged: Judged) -> Html:
@@ -162,18 +180,20 @@ def _groups(judged: Judged) -> Html:
     ])
 
 
-def _training(facts: Facts) -> Html:
-    evaluated, trained, best = facts.of_kind('valid'), facts.of_kind('train'), _best(facts)
+def _training(run: Facts) -> Html:
+    evaluated, trained, best = run.of_kind('valid'), run.of_kind('train'), _best(run)
     epochs = [record['epoch'] for record in evaluated]
     losses = [Series('mean of the epoch', epochs, [record['epoch_loss'] for record in evaluated])]
-    steps = Series('of a step', *_steps(evaluated, trained))
+    steps = Series('of a step', *_steps(evaluated, trained), is_faint=True)
     validation = [Series(metric, epochs, [record[metric] for record in evaluated]) for metric in _CURVES]
     timed = [record for record in evaluated if 'train_seconds' in record]  # Older runs did not store it.
     seconds = [record['train_seconds'] for record in timed]
-    marked = {'best': best['epoch'] if best else None}
     charts = [
-        curves('Training loss', [*losses, steps], x='epochs', y='loss', whole_x=len(epochs) > 1),
-        curves('Validation', validation, x='epochs', y='metric', whole_x=True, **marked),
+        curves('Training loss', [*losses, steps], x='epochs', y='loss', whole_x=True),
+        curves(
+            'Validation', validation, x='epochs', y='metric', whole_x=True,
+            best=best['epoch'] if best else None,
+        ),
         curves(
             'Validation against time', [Series(m, seconds, [record[m] for record in timed]) for m in _CURVES],
             x='seconds of training', y='metric',
@@ -181,7 +201,7 @@ def _training(facts: Facts) -> Html:
         ),
         curves(
             'Throughput', [Series('tokens/s', *_steps(evaluated, trained, 'tokens/s'))], x='epochs', y='tokens/s',
-            from_zero=True,
+            whole_x=True, from_zero=True,
         ),
     ]
     rows = [
@@ -220,9 +240,16 @@ def _steps(
     return x, y
 
 
-def _setup(facts: Facts) -> Html:
-    preset, differ = changed_settings(facts.config)
-    parts = [table('The log', ['', ''], [[what, _words(value)] for what, value in facts.data])] if facts.data else []
+def _setup(run: Facts) -> Html:
+    preset, differ = changed_settings(run.config)
+    columns = [facts('The log', run.data)] if run.data else []
+    if run.result:
+        columns.append(facts('Where it ran', [
+            ('Machine', run.result.get('machine', 'not recorded')), ('Backend', run.result['backend']),
+            ('Devices', run.result.get('devices', 1)), ('Processes', run.result.get('processes', 1)),
+            *run.result.get('versions', {}).items(),
+        ]))
+    parts = [tag('div', *columns, class_='columns')]
     if preset:
         parts.append(tag('p', f'The settings are those of --preset={preset}' + (', but for these:' if differ else '.')))
     if differ:
@@ -230,54 +257,47 @@ def _setup(facts: Facts) -> Html:
             f'Settings that differ from --preset={preset}', ['setting', 'here', preset],
             [[key, _value(own), _value(there)] for key, there, own in differ],
         ))
-    rows = [[key, _value(s.value), _value(s.default), s.meaning] for key, s in described(facts.config).items()]
-    parts.append(fill('details.html', summary='All settings', body=table(
-        'All settings, their defaults and what they mean', ['setting', 'here', 'default', 'meaning'], [
-            [*cells, _words(meaning)] for *cells, meaning in rows
-        ],
-    )))
-    if facts.result:
-        result = facts.result
-        machine = [
-            ['Machine', result.get('machine', 'not recorded')], ['Backend', result['backend']],
-            ['Devices', result.get('devices', 1)], ['Processes', result.get('processes', 1)],
-            *([what, version] for what, version in result.get('versions', {}).items()),
-        ]
-        parts.append(table('Where it ran', ['', ''], machine))
-    return joined(parts)
+    rows = [
+        [key, _value(each.value), _value(each.default), tag('span', each.meaning, class_='words')]
+        for key, each in described(run.config).items()
+    ]
+    every = table('All settings, their defaults and what they mean', ['setting', 'here', 'default', 'meaning'], rows)
+    return joined([*parts, fill('details.html', summary='All settings', body=every)])
 
 
-def _cost(facts: Facts) -> Html:
-    result = facts.result
-    evaluating = sum(record.get('evaluation_seconds', 0.0) for record in facts.of_kind('valid'))
-    rows = []
+def _cost(run: Facts) -> Html:
+    result, trained = run.result, run.of_kind('train')
+    evaluating = sum(record.get('evaluation_seconds', 0.0) for record in run.of_kind('valid'))
+    # A run that goes on knows the speed of its newest steps alone.
+    newest = result or (trained[-1] if trained else {})
+    seconds, speed = newest.get('train_seconds'), newest.get('tokens/s')
+    time = [('Training', 'not recorded' if seconds is None else _duration(seconds))]
     if result:
-        seconds = result['train_seconds']
-        rows = [
-            ['Training, without compilation and evaluation', _duration(seconds)],
-            ['Tokens read', f'{result["tokens/s"] * seconds:,.0f}'],
-            ['Tokens a second', f'{result["tokens/s"]:,.0f}'],
-            ['Targets a second', f'{result["targets/s"]:,.0f}'],
-            ['Places for tokens that are filled', f'{result["packing_fill"]:.2%}'],
-            ['An epoch', _duration(seconds / max(result['epochs'], 1))],
-            ['Most memory of the process', _memory(result.get('peak_memory_bytes'))],
-            ['Waiting for checkpoints', _duration(result.get('checkpoint_wait_seconds', 0.0))],
+        time += [
+            ('An epoch of it', _duration(result['train_seconds'] / max(result['epochs'], 1))),
+            ('Waiting for checkpoints', _duration(result.get('checkpoint_wait_seconds', 0.0))),
         ]
-    elif trained := facts.of_kind('train'):
-        rows = [
-            ['Tokens a second', f'{trained[-1]["tokens/s"]:,.0f}'],
-            ['Targets a second', f'{trained[-1]["targets/s"]:,.0f}'],
-            ['Places for tokens that are filled', f'{trained[-1]["packing_fill"]:.2%}'],
+    time.append(('Evaluation after epochs', _duration(evaluating)))
+    work = []
+    if newest:
+        work += [('Tokens a second', f'{speed:,.0f}'), ('Targets a second', f'{newest["targets/s"]:,.0f}')]
+        work += [('Packing fill', f'{newest["packing_fill"]:.2%} of the places for tokens')]
+    if result:
+        work += [
+            ('Tokens read', f'{speed * result["train_seconds"]:,.0f}'), ('Parameters', f'{result["parameters"]:,}'),
+            ('Most memory', _memory(result.get('peak_memory_bytes'))),
         ]
-        if 'train_seconds' in trained[-1]:
-            rows.insert(0, ['Training, without compilation and evaluation', _duration(trained[-1]['train_seconds'])])
-    return table('Cost of the run', ['', ''], [*rows, ['Evaluation after epochs', _duration(evaluating)]])
+    said = 'Training is timed without compilation and evaluation; memory is that of the whole process on its host.'
+    return joined([
+        tag('div', facts('Time', time), facts('Work', work) if work else '', class_='columns'),
+        tag('p', said, class_='muted'),
+    ])
 
 
 def _users(judged: Judged, titles: Mapping[str, str]) -> Html:
     about = (
-        'From the shortest to the longest history: its newest items, the item that was held out, and the best items for '
-        'it' + (', without what the user has already seen.' if judged.seen_out else ', seen ones included.')
+        'From the shortest to the longest history: its newest items, the item that was held out, and the best items '
+        'for it' + (', without what the user has already seen.' if judged.seen_out else ', seen ones included.')
     )
     return joined([tag('p', about), tag('div', *(_user(user, titles) for user in judged.users), class_='cards')])
 
