@@ -1,6 +1,6 @@
 """Charts as SVG that take their colours from the page, so that one drawing serves light and dark, and grey."""
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ssd4rec_jax.report.markup import Html, fill, joined, tag
@@ -74,7 +74,7 @@ def curves(
     return _chart(title, f'{y} against {x}: {ends}', marks, _HEIGHT, drawn)
 
 
-def intervals(title: str, groups: dict[str, Sequence[Measured]], *, x: str) -> Html:
+def intervals(title: str, groups: Mapping[str, Sequence[Measured]], *, x: str) -> Html:
     """Values with their intervals, one below another; {name of a group: the same rows in each}."""
     rows = list(dict.fromkeys(row.name for group in groups.values() for row in group))
     if not rows:

@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 
 from ssd4rec_jax.config.run import described
+from ssd4rec_jax.rank.baselines import BASELINES
 from ssd4rec_jax.report.chart import Measured, Series, curves, intervals
 from ssd4rec_jax.report.facts import Facts, changed_settings
 from ssd4rec_jax.report.judged import Judged, ShownItem, ShownUser
@@ -122,7 +123,8 @@ def _result(run: Facts, judged: Judged | None, name: str) -> Html:
     if run.result is None:
         return tag('p', 'The test items are ranked once the run is finished.')
     result = run.result
-    rows: dict[str, Any] = {name: result['test'], **{o: result[o]['test'] for o in ('popularity', 'transition') if o in result}}
+    rows: dict[str, Any] = {name: result['test']}
+    rows |= {baseline: result[baseline]['test'] for baseline in BASELINES if baseline in result}
     return joined([
         table('Test items ranked among all items', ['', *METRICS], [
             [who, *(f'{metrics[metric]:.4f}' for metric in METRICS)] for who, metrics in rows.items()

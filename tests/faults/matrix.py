@@ -21,7 +21,7 @@ from tests.faults.inside import TINY, Done, write_log
 
 ROOT = Path(__file__).parents[2]
 ERRORS = 'ENOSPC', 'EDQUOT', 'EIO', 'EIO on reading', 'short'
-_SPEED = 'targets/s', 'tokens/s', 'evaluation_seconds'
+_SPEED = 'targets/s', 'tokens/s', 'train_seconds', 'evaluation_seconds'
 
 
 def build_shim(folder: Path) -> Path:

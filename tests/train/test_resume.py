@@ -17,7 +17,7 @@ TINY = [
     '--set=train.max_epochs=2', '--set=train.log_every=5', '--set=train.targets_per_step=32',
     '--set=train.checkpoint_seconds=0.05',
 ]
-SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
+SPEED = ('targets/s', 'tokens/s', 'train_seconds', 'evaluation_seconds')
 
 
 def start(root: Path, workdir: str, *more: str) -> subprocess.Popen:

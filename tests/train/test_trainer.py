@@ -19,7 +19,7 @@ from ssd4rec_jax.train.objective import Objective
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 from tests.train.adamw import adamw_by_hand
 
-SPEED = ('targets/s', 'tokens/s', 'evaluation_seconds')
+SPEED = ('targets/s', 'tokens/s', 'train_seconds', 'evaluation_seconds')
 
 
 def records(path, kind=None) -> list[dict]:
