@@ -15,10 +15,10 @@ from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
-from ssd4rec_jax.config.run import RunConfig, flat, to_dict
+from ssd4rec_jax.config.run import to_dict
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import write_json
-from ssd4rec_jax.presets import default_config
+from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.metrics_log import MetricsLog
 from ssd4rec_jax.run.saved_run import read_config
@@ -42,24 +42,12 @@ def record(folder: RunFolder) -> dict[str, Any]:
     config, _ = found
     curve = [row for row in MetricsLog(folder.metrics).read() if row.get('kind') == 'valid']
     return {
-        'command': command(config), 'note': _NOTE.value, 'seed': config.train.seed, 'config': to_dict(config),
+        'command': train_command(config), 'note': _NOTE.value, 'seed': config.train.seed, 'config': to_dict(config),
         'machine': chip_name(), 'backend': result['backend'],
         'date': datetime.date.today().isoformat(), 'valid': result['valid'], 'test': result['test'],
         **{key: result[key] for key in _KEPT},
         'curve': [{'epoch': row['epoch'], **{k: v for k, v in row.items() if '@' in k}} for row in curve],
     }
-
-
-def command(config: RunConfig) -> str:
-    """The command that trains a run of this config, with the published settings as its base."""
-    base, own = flat(default_config(config.dataset)), flat(config)
-    changes = [key for key in own if own[key] != base.get(key) and key != 'dataset']
-    sets = ' '.join(f'--set={key}={_text(own[key])}' for key in changes)
-    return f'ssd4rec train --dataset={config.dataset} --data_dir=DIR --preset=published {sets}'
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == '__main__':

@@ -114,6 +114,22 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold the file `path`, which is made, against other processes and other calls; False where one of them holds it.
+
+    The hold ends with the process, however that ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def unused_path(path: Path) -> Path:
     """path, or the first of path.1, path.2, ... that does not exist."""
     number, candidate = 0, path

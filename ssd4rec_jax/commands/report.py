@@ -12,7 +12,7 @@ from pathlib import Path
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.dataset_flags import DATA_DIR
 from ssd4rec_jax.commands.output_flag import OUTPUT
-from ssd4rec_jax.commands.study_flag import STUDY
+from ssd4rec_jax.commands.study_flags import STUDY
 from ssd4rec_jax.commands.workdir_flag import WORKDIR, required_workdir
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache

@@ -16,7 +16,7 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.preset_flag import begun_with
-from ssd4rec_jax.commands.study_flag import STUDY
+from ssd4rec_jax.commands.study_flags import MINUTES, STUDY
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.tune.search import Found, search
@@ -24,7 +24,6 @@ from ssd4rec_jax.tune.space import DEFAULT, read_space
 
 _SPACE = flags.DEFINE_string('space', None, 'TOML file of what may be tried; if not given, the one of this package.')
 _TRIALS = flags.DEFINE_integer('trials', 30, 'Trials of the search altogether.', lower_bound=1)
-_MINUTES = flags.DEFINE_float('minutes', None, 'Minutes after which no other trial begins.', lower_bound=0)
 
 
 def main() -> int:
@@ -37,7 +36,7 @@ def main() -> int:
     console.print(f'study: {folder}\n{about}')
     signals = StopSignals()
     found = search(
-        base, space, folder, prepared_dataset, trials=_TRIALS.value, minutes=_MINUTES.value,
+        base, space, folder, prepared_dataset, trials=_TRIALS.value, minutes=MINUTES.value,
         stop_requested=signals.requested, told=console.print,
     )
     if found:

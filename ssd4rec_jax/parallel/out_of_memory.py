@@ -40,6 +40,16 @@ def foretell_temporaries(what: str, program: jax.stages.Compiled, mesh: Mesh) ->
         _foretell(what, analysis.temp_size_in_bytes * len(mesh.local_devices), mesh)
 
 
+def step_bytes(program: jax.stages.Compiled) -> int | None:
+    """Bytes that a device holds while it runs a compiled program: arguments, temporaries, and results of its own."""
+    found = program.memory_analysis()
+    if found is None:
+        return None
+    return (
+        found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    )
+
+
 def _foretell(what: str, planned: int, mesh: Mesh) -> None:
     """Raises TrainingError if this process cannot get `planned` bytes in addition to what it holds now."""
     available = available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None

@@ -89,21 +89,33 @@ class Evaluator:
             followers=followers,
         )
 
-    def evaluate(self, params: dict, *, longest_list: int, seen_out: bool) -> Evaluation:
-        """params: placed on the mesh or whole. longest_list: items of a list. seen_out: leave out what a user has seen.
+    @property
+    def users(self) -> np.ndarray:
+        """int64 [targets], internal ids of the users of the targets."""
+        return np.searchsorted(self._dataset.offsets, self._whole.stop, side='right') - 1
 
-        What a user has seen is all of the history before the target, also what max_history cuts off.
-        """
-        whole = self._whole
-        exclude = None
-        if seen_out:
-            exclude = [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]
-        ranks = self.ranker.ranks(params, self.examples, exclude=exclude)
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [items + 1], how often each item occurs in training."""
+        return training_counts(self._dataset)
+
+    def ranks(self, params: dict, *, seen_out: bool) -> np.ndarray:
+        """The ranks of an Evaluation alone. params: placed on the mesh or whole. seen_out: leave out what a user has
+        seen: all of the history before the target, also what max_history cuts off."""
+        return self.ranker.ranks(params, self.examples, exclude=self._seen() if seen_out else None)
+
+    def evaluate(self, params: dict, *, longest_list: int, seen_out: bool) -> Evaluation:
+        """`ranks`, and lists of longest_list items."""
         top = TopItems(
             self._network, self._mesh, params, max_history=self._max_history, followers=self._followers
         )
-        lists, scores = top(self.examples, k=longest_list, exclude=exclude)
+        lists, scores = top(self.examples, k=longest_list, exclude=self._seen() if seen_out else None)
         return Evaluation(
-            self.examples, np.searchsorted(self._dataset.offsets, whole.stop, side='right') - 1, ranks,
-            np.where(np.isfinite(scores), lists, 0), training_counts(self._dataset),
+            self.examples, self.users, self.ranks(params, seen_out=seen_out), np.where(np.isfinite(scores), lists, 0),
+            self.counts,
         )
+
+    def _seen(self) -> list[np.ndarray]:
+        """What the user of each target has done before it."""
+        whole = self._whole
+        return [whole.items[start:stop] for start, stop in zip(whole.start, whole.stop, strict=True)]

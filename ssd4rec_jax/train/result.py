@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.model.network import parameters_sha256
-from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
+from ssd4rec_jax.rank.baselines import BASELINES
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.progress import TrainProgress
@@ -21,11 +21,12 @@ SPLITS = 'valid', 'test'
 def make_result(
     program: TrainProgram, progress: TrainProgress, dataset: SequenceDataset, params: dict,
     metrics: dict[str, dict[str, float]], *, ssd_implementation: str | None, checkpoint_wait_seconds: float,
+    step_bytes: int | None,
 ) -> dict[str, Any]:
     """The description of a finished run, as a dict for JSON.
 
     params: the parameters of the best epoch, as whole NumPy arrays. metrics: the network's metrics for each split,
-    'valid' and 'test'.
+    'valid' and 'test'. step_bytes: what a device holds while it runs a step, None where this session ran none.
     """
     seconds = max(progress.seconds, 1e-9)
     train = program.config.train
@@ -38,7 +39,7 @@ def make_result(
         **metrics,
         **{
             name: {split: ranking_metrics(ranks(dataset, split)) for split in SPLITS}
-            for name, ranks in (('popularity', popularity_ranks), ('transition', transition_ranks))
+            for name, ranks in BASELINES.items()
         },
         'parameters_sha256': parameters_sha256(params),
         'best_epoch': progress.stopping.best_epoch,
@@ -49,6 +50,7 @@ def make_result(
         'packing_fill': progress.tokens / progress.slots,
         'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'step_memory_bytes': step_bytes,
         'machine': chip_name(),
         'backend': jax.default_backend(),
         'devices': program.mesh.size,

@@ -16,7 +16,12 @@ from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, pl
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here, token_multiple
-from ssd4rec_jax.parallel.out_of_memory import explain_out_of_memory, foretell_out_of_memory, foretell_temporaries
+from ssd4rec_jax.parallel.out_of_memory import (
+    explain_out_of_memory,
+    foretell_out_of_memory,
+    foretell_temporaries,
+    step_bytes,
+)
 from ssd4rec_jax.parallel.processes import Votes, agree, is_first
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.reporter import Reporter
@@ -246,6 +251,7 @@ class Trainer:
             self.program, session.progress, self.dataset, params,
             {split: self._metrics(split, answering) for split in ('valid', 'test')},
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
+            step_bytes=step_bytes(self._compiled) if self._compiled else None,
         )
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)

@@ -4,10 +4,11 @@ import dataclasses
 import pytest
 from absl import flags
 
-from experiments.record_run import command, record
+from experiments.record_run import record
 from ssd4rec_jax.config.run import apply_overrides, from_dict
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import default_config, preset_config
+from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import write_config
 from tests.tiny import TRAIN, trainer_in
@@ -15,7 +16,7 @@ from tests.tiny import TRAIN, trainer_in
 
 def test_the_command_means_the_config():
     config = preset_config('ml-100k', 'best', None, None)[0]
-    words = command(config).split()
+    words = train_command(config).split()
     assert words[:3] == ['ssd4rec', 'train', '--dataset=ml-100k'] and '--preset=published' in words
     sets = [word.removeprefix('--set=') for word in words if word.startswith('--set=')]
     assert apply_overrides(default_config('ml-100k'), sets) == config

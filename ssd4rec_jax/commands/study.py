@@ -1,0 +1,106 @@
+"""Train a grid of networks or settings, and make its tables and figures.
+
+    ssd4rec study --study=overall --dataset=ml-100k --seeds=3 --output=runs/overall --set=model.hidden_size=64
+    ssd4rec study --study=beta|mask_ratio|max_length|efficiency|layers|backward_order|components --dataset=...
+    ssd4rec study --study=overall --dataset=ml-100k --output=runs/overall --minutes=60 --rows=sasrec,ssd4rec-best
+
+The same command again goes on with the cells that are not finished, and several at once share them. The folder holds
+the runs, a record of each finished cell, study.json, tables.md, tables.tex and figures. docs/study.md describes them.
+"""
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.commands.config_flags import SET, overridden
+from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
+from ssd4rec_jax.commands.output_flag import OUTPUT
+from ssd4rec_jax.commands.study_flags import MINUTES, STUDY
+from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.files import replace_file, write_json
+from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
+from ssd4rec_jax.presets import preset_config
+from ssd4rec_jax.study.figures import draw
+from ssd4rec_jax.study.folder import StudyFolder
+from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, known, read_study
+from ssd4rec_jax.study.run import run_cells
+from ssd4rec_jax.study.summary import summarize
+from ssd4rec_jax.study.tables import latex, markdown
+from ssd4rec_jax.train.stop_signals import StopSignals
+
+_STUDIES = flags.DEFINE_string('studies', None, 'TOML file of studies; if not given, the one of this package.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with, from train.seed on.', lower_bound=1)
+_ROWS = flags.DEFINE_list('rows', [], 'Names of rows to run alone, separated by commas; all of the study if not given.')
+
+
+def main() -> int:
+    if not STUDY.value:
+        raise ConfigError('give --study, the name of a study')
+    console = Console(highlight=False, soft_wrap=True)
+    enable_compilation_cache()
+    study = read_study(STUDY.value, Path(_STUDIES.value) if _STUDIES.value else DEFAULT)
+    grid = _grid(study)
+    names = {row.name for row in chosen(study, [name.strip() for name in _ROWS.value])}
+    folder = StudyFolder(Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve())
+    console.print(f'study: {folder.path}, {len(grid)} cells. {study.about}')
+    signals = StopSignals()
+    failed = run_cells(
+        [cell for cell in grid if cell.row.name in names], folder, prepared_dataset, minutes=MINUTES.value,
+        stop_requested=signals.requested, told=console.print, finished=lambda: _summary(study, grid, folder),
+    )
+    summary = _summary(study, grid, folder)
+    console.print(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')
+    try:
+        draw(summary, folder.figures)
+    except UserError as error:  # The figures are drawn when the command is given again.
+        console.print(f'no figures: {error}')
+    if signals.requested():
+        console.print('stopped: the same command goes on with the study')
+        return signals.exit_code
+    return 1 if failed else 0
+
+
+def _grid(study: Study) -> list[Cell]:
+    """All cells of the study with the flags' settings."""
+    if taken := [one for one in SET.value if one.partition('=')[0] in ('model.name', study.x)]:
+        raise ConfigError(f'--set={taken[0]}: the rows of the study {study.name} say that themselves')
+    used: set[str] = set()
+
+    def with_flags(config: RunConfig) -> RunConfig:
+        there = known(SET.value, config)
+        used.update(there)
+        return overridden(config, there)
+
+    def preset(name: str) -> RunConfig:
+        import jax
+
+        return preset_config(
+            DATASET.value, name, lambda published: prepared_dataset(published)[0], jax.default_backend
+        )[0]
+
+    grid = cells(study.rows, _SEEDS.value, preset, with_flags)
+    if unused := [one for one in SET.value if one not in used]:
+        apply_overrides(grid[0].config, unused)  # It says what is wrong with the first of them.
+    return grid
+
+
+def _summary(study: Study, grid: list[Cell], folder: StudyFolder) -> dict[str, Any]:
+    """Write study.json and the tables, and return the summary."""
+    # Where the log and the folder lie on this machine is nobody else's matter.
+    words = [re.sub('^(--?(?:data_dir|output)=).*', r'\1DIR', word) for word in sys.argv[1:]]
+    summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.summary, summary)
+    for name, text in (('tables.md', markdown(summary)), ('tables.tex', latex(summary))):
+        replace_file(folder.path / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
+    return summary
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,131 @@
+"""The figures of a study: colour-blind safe, and told apart in grey by markers and line styles."""
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.files import replace_file
+from ssd4rec_jax.study.summary import COMPARED, DECIDING
+
+FORMATS = 'png', 'svg'
+# Okabe and Ito's colours, each with a marker of its own; the line style changes when they are used up.
+_COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9'
+_MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X'
+_LINES = '-', '--', ':'
+_COSTS = {
+    'seconds_per_epoch': ('seconds of training an epoch', 1.0),
+    'inference_seconds': ('seconds of ranking the test set', 1.0),
+    'step_memory_bytes': ('MiB of a train step', 2.0**20),
+}
+_GROUPINGS = {'history_length': 'items of the history', 'item_popularity': "training events of the test item"}
+
+
+def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw what the summary (ssd4rec_jax.study.summary) has figures for, as PNG and SVG, and return the files.
+
+    UserError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("a picture needs matplotlib: pip install 'ssd4rec-jax[plots]'") from error
+    drawings: dict[str, tuple[int, Callable[[list[Any], dict[str, Any]], None]]] = {'training_seconds': (1, _curves)}
+    if summary['x']:
+        drawings |= {'metrics': (len(COMPARED), _metrics), 'cost': (len(_COSTS), _costs)}
+    else:
+        drawings |= {grouping: (2, _by(grouping)) for grouping in _GROUPINGS}
+    if not summary['finished']:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, (panels, drawing) in drawings.items():
+        figure = Figure(figsize=(1.5 + 4 * panels, 4), layout='constrained')
+        axes = list(figure.subplots(1, panels, squeeze=False)[0])
+        drawing(axes, summary)
+        if not any(one.has_data() for one in axes):
+            continue
+        handles, labels = axes[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc='outside right upper', fontsize='small')
+        for kind in FORMATS:
+            image = io.BytesIO()
+            # Without a date the same figures give the same file.
+            figure.savefig(image, format=kind, dpi=150, metadata={'Date': None} if kind == 'svg' else None)
+            path = folder / f'{name}.{kind}'
+            replace_file(path, lambda out, image=image: out.write(image.getvalue()))  # type: ignore[misc]
+            written.append(path)
+    return written
+
+
+def _styles() -> Any:
+    """Keyword arguments of one line after another."""
+    for line, (colour, marker) in itertools.product(_LINES, zip(_COLOURS, _MARKERS, strict=True)):
+        yield {'color': colour, 'marker': marker, 'linestyle': line, 'markersize': 5}
+    yield from _styles()
+
+
+def _series(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The finished rows of each line of a study that varies a setting."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in summary['rows']:
+        if row['test']:
+            found.setdefault(row['series'], []).append(row)
+    return found
+
+
+def _at_values(axes: Any, summary: dict[str, Any]) -> None:
+    """Values stand at equal distances: settings are tried on many scales, and a length of 0 means all."""
+    is_length = summary['x'] == 'data.max_history'
+    shown = ['all' if is_length and value == 0 else f'{value}' for value in summary['values']]
+    axes.set_xticks(range(len(shown)), shown)
+    axes.set_xlabel(summary['x'])
+
+
+def _metrics(axes: list[Any], summary: dict[str, Any]) -> None:
+    for one, metric in zip(axes, COMPARED, strict=True):
+        for (name, rows), style in zip(_series(summary).items(), _styles(), strict=False):
+            found = [row['test']['in'][metric] for row in rows]
+            one.errorbar(
+                [summary['values'].index(row['x']) for row in rows], [value['mean'] for value in found],
+                yerr=[value['sd'] or 0 for value in found], capsize=3, label=name, **style,
+            )
+        _at_values(one, summary)
+        one.set_ylabel(f'test {metric}')
+
+
+def _costs(axes: list[Any], summary: dict[str, Any]) -> None:
+    for one, (key, (title, unit)) in zip(axes, _COSTS.items(), strict=True):
+        for (name, rows), style in zip(_series(summary).items(), _styles(), strict=False):
+            found = [(row['x'], row['cost'][key] / unit) for row in rows if key in row['cost']]
+            one.plot(
+                [summary['values'].index(x) for x, _ in found], [value for _, value in found], label=name, **style
+            )
+        _at_values(one, summary)
+        one.set(ylabel=title, ylim=(0, None))
+
+
+def _curves(axes: list[Any], summary: dict[str, Any]) -> None:
+    """Of each row the seed that comes first; the seconds are those of training steps alone."""
+    with_curves = [row for row in summary['rows'] if row['curves']]
+    for row, style in zip(with_curves, _styles(), strict=False):
+        points = row['curves'][0]['points']
+        axes[0].plot(
+            [seconds for _, seconds, _ in points], [value for _, _, value in points], label=row['name'],
+            markevery=max(1, len(points) // 8), **style,
+        )
+    axes[0].set(xlabel='seconds of training', ylabel=f'validation {DECIDING}', xscale='log')
+
+
+def _by(grouping: str) -> Callable[[list[Any], dict[str, Any]], None]:
+    def drawing(axes: list[Any], summary: dict[str, Any]) -> None:
+        done = [row for row in summary['rows'] if row['by']]
+        for one, seen in zip(axes, summary['protocols'], strict=True):
+            for row, style in zip(done, _styles(), strict=False):
+                one.plot([quarter[seen] for quarter in row['by'][grouping]], label=row['name'], **style)
+            shown = [f'{q["from"]:,} to {q["to"]:,}' for q in done[0]['by'][grouping]] if done else []
+            one.set_xticks(range(len(shown)), shown)
+            one.set(xlabel=_GROUPINGS[grouping], ylabel=f'test {DECIDING}, seen items {seen}', ylim=(0, None))
+
+    return drawing

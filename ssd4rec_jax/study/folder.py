@@ -1,0 +1,77 @@
+"""The files of a study."""
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.files import claimed, first_line, parse_json, replace_file, seal, unseal, write_json
+
+# The arrays of a cell's ranks, one value for each held-out item of the test: its user and itself as internal ids, the
+# items before it, how often it occurs in training, and its rank with seen items in and out (0: left out as seen).
+RANKS = 'users', 'items', 'history_length', 'item_popularity', 'in', 'out'
+
+
+class StudyFolder:
+    """Paths inside a study's folder.
+
+        runs/NAME-SEED/         the training of a cell, an ordinary run
+        cells/NAME-SEED.json    what is kept of it (ssd4rec_jax.study.cell); it is there once the cell is finished
+        cells/NAME-SEED.npz     the rank of each held-out item (RANKS)
+        study.json              the summary (ssd4rec_jax.study.summary)
+        tables.md, tables.tex, figures/
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.summary = path / 'study.json'
+        self.figures = path / 'figures'
+
+    def run(self, name: str) -> Path:
+        """The folder of a cell's training."""
+        return self.path / 'runs' / name
+
+    def cell(self, name: str) -> Path:
+        """The file of a finished cell."""
+        return self.path / 'cells' / f'{name}.json'
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Hold a cell against other processes; False where another one holds it."""
+        file = self.path / 'cells' / f'.{name}.lock'
+        with claimed(file) as mine:
+            yield mine
+            if mine and self.cell(name).exists():
+                file.unlink(missing_ok=True)
+
+    def write(self, name: str, record: dict[str, Any], ranks: dict[str, np.ndarray]) -> None:
+        """Keep a finished cell; its ranks are there before it is."""
+        stored = io.BytesIO()
+        np.savez_compressed(stored, **ranks)  # type: ignore[arg-type]
+        replace_file(self.cell(name).with_suffix('.npz'), lambda out: out.write(stored.getvalue()))
+        write_json(self.cell(name), seal(record))
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What is kept of a cell, None where it is not finished; ConfigError where its file is damaged."""
+        path = self.cell(name)
+        try:
+            return unseal(parse_json(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'{path} is damaged ({first_line(error)}): remove it, and the cell runs again') from error
+
+    def ranks(self, name: str) -> dict[str, np.ndarray]:
+        """The ranks of a finished cell (RANKS); ConfigError where they are gone or damaged."""
+        path = self.cell(name).with_suffix('.npz')
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {key: stored[key] for key in RANKS}
+        except Exception as error:  # numpy and zipfile say it in many ways
+            raise ConfigError(
+                f'{path} cannot be read ({first_line(error)}): remove {self.cell(name).name} beside it, and the cell '
+                'runs again'
+            ) from error

@@ -1,0 +1,194 @@
+"""What a study consists of: rows of its tables, and cells, each of them one training or one ranking that counts."""
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssd4rec_jax.config.plugs import nearest
+from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.rank.baselines import BASELINES
+from ssd4rec_jax.study.networks import peer_networks
+from ssd4rec_jax.tune.space import override
+
+DEFAULT = Path(__file__).with_name('studies.toml')
+_STUDY_KEYS = {'about': str, 'x': str, 'also': str, 'values': list, 'against': str, 'rows': list}
+_ROW_KEYS = {'name': str, 'preset': str, 'network': str, 'counted': str, 'set': dict}
+_NAME = re.compile(r'[\w.+=-]+')
+_EVERY = '*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a study's tables: one configuration, trained with several seeds.
+
+    name: its own; series: the rows of one line in a figure share it. preset: the settings to begin with. network: a
+    peer, whose published settings come next; '' is SSD4Rec. counted: a ranking of ssd4rec_jax.rank.baselines, which
+    needs no training; '' for a network. own: overrides that come after those of the command line; where_known: the
+    same, for networks that have such a setting. x: the value of the setting that the study varies; None where it varies
+    none.
+    """
+
+    name: str
+    series: str
+    preset: str = 'published'
+    network: str = ''
+    counted: str = ''
+    own: tuple[str, ...] = ()
+    where_known: tuple[str, ...] = ()
+    x: Any = None
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is something else than SSD4Rec."""
+        return bool(self.network or self.counted)
+
+
+class Study(NamedTuple):
+    """about: what it asks. x: the setting that it varies, '' for none. against: the name of the row with which all
+    others are compared; '' compares with the best peer."""
+
+    name: str
+    about: str
+    x: str
+    against: str
+    rows: list[Row]
+
+
+class Cell(NamedTuple):
+    """One run of a row. seed: None where nothing is drawn. config: all its settings; of a ranking that counts, those
+    that prepare the log."""
+
+    row: Row
+    seed: int | None
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return self.row.name if self.seed is None else f'{self.row.name}-{self.seed}'
+
+
+def read_study(name: str, path: Path = DEFAULT) -> Study:
+    """The study that a file of studies calls by this name; ConfigError says what is wrong with either."""
+    try:
+        studies = tomllib.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise ConfigError(f'--studies={path}: cannot be read: {error.strerror or error}') from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f'--studies={path}: is no TOML file: {error}') from error
+    if name not in studies:
+        raise ConfigError(f'--study={name} is unknown{nearest(name, studies)} Known: {", ".join(studies)}')
+    where = f'--studies={path}: [{name}]'
+    found = _checked(where, studies[name], _STUDY_KEYS)
+    x, values = found.get('x', ''), found.get('values', [None])
+    if bool(x) != ('values' in found):
+        raise ConfigError(f'{where} needs both x, a setting, and values, a list of what it takes, or neither')
+    rows = [
+        at_x for row in found.get('rows', []) for each in _rows(f'{where} rows', row) for value in values
+        for at_x in [_at(each, x, found.get('also', ''), value)]
+    ]
+    names = [row.name for row in rows]
+    if not rows or (twice := sorted({n for n in names if names.count(n) > 1})):
+        raise ConfigError(f'{where} has {f"two rows of the name {twice[0]}" if rows else "no rows"}')
+    against = found.get('against', '')
+    if against and against not in names:
+        raise ConfigError(f'{where} against={against!r} names none of its rows{nearest(against, names)}')
+    return Study(name, found.get('about', ''), x, against, rows)
+
+
+def chosen(study: Study, names: list[str]) -> list[Row]:
+    """The rows of these names, all where none is given; ConfigError names one that there is not."""
+    known = {row.name for row in study.rows} | {row.series for row in study.rows}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f'--rows={name} is no row of the study {study.name}{nearest(name, known)} Known: '
+                f'{", ".join(dict.fromkeys(row.name for row in study.rows))}'
+            )
+    return [row for row in study.rows if not names or {row.name, row.series} & set(names)]
+
+
+def cells(
+    rows: list[Row], seeds: int, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig]
+) -> list[Cell]:
+    """Each row with each of so many seeds: the one of the settings and those that follow it.
+
+    All rows come with the first seed, then all with the next, so that a grid that is cut short has whole columns.
+    preset: the configuration of a preset. with_settings: adds what the command line says for all rows.
+    """
+    configs = {row.name: _config(row, preset, with_settings) for row in rows}
+    found = []
+    for number in range(seeds):
+        for row in rows:
+            config = configs[row.name]
+            if row.counted:
+                found += [Cell(row, None, config)] if number == 0 else []
+                continue
+            seed = config.train.seed + number
+            found.append(
+                Cell(row, seed, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed)))
+            )
+    return found
+
+
+def _config(
+    row: Row, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig]
+) -> RunConfig:
+    config = preset(row.preset)
+    if row.network:
+        config = apply_overrides(config, [override(*setting) for setting in peer_networks()[row.network].items()])
+    config = with_settings(config)
+    return apply_overrides(config, [*row.own, *known(list(row.where_known), config)], source=f'row {row.name}: ')
+
+
+def _rows(where: str, written: Any) -> list[Row]:
+    """The rows that one entry of a file stands for."""
+    row = _checked(where, written, _ROW_KEYS)
+    own = tuple(override(*setting) for setting in row.get('set', {}).items())
+    found = []
+    kinds: dict[str, Collection[str]] = {'network': peer_networks(), 'counted': BASELINES}
+    for kind, there in kinds.items():
+        if kind not in row:
+            continue
+        for name in there if row[kind] == _EVERY else [row[kind]]:
+            if name not in there:
+                raise ConfigError(
+                    f'{where}: there is no {kind}={name!r}{nearest(name, there)} Known: {", ".join(there)}'
+                )
+            label = name if row[kind] == _EVERY else row.get('name', name)
+            peer = ('', name) if kind == 'counted' else (name, '')
+            found.append(Row(label, label, network=peer[0], counted=peer[1], own=own))
+        return found
+    if not _NAME.fullmatch(row.get('name', '')):
+        raise ConfigError(f'{where}: name={row.get("name", "")!r} must consist of letters, digits and . + = _ -')
+    return [Row(row['name'], row['name'], preset=row.get('preset', 'published'), own=own)]
+
+
+def _at(row: Row, x: str, also: str, value: Any) -> Row:
+    if not x:
+        return row
+    where_known = (override(also, value),) if also else ()
+    written = override(x.rpartition('.')[2], value)
+    return dataclasses.replace(
+        row, name=f'{row.series}_{written}', own=(*row.own, override(x, value)), where_known=where_known, x=value
+    )
+
+
+def _checked(where: str, found: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A table of a file whose keys are of these kinds."""
+    if not isinstance(found, dict):
+        raise ConfigError(f'{where} is {found!r}: write a table')
+    for key, value in found.items():
+        if key not in kinds:
+            raise ConfigError(f'{where} has no key {key!r}{nearest(key, kinds)} Known: {", ".join(kinds)}')
+        if not isinstance(value, kinds[key]):
+            raise ConfigError(f'{where} {key} is {value!r}: it takes a {kinds[key].__name__}')
+    return found
+
+
+def known(overrides: list[str], config: RunConfig) -> list[str]:
+    """The overrides whose setting the configuration has."""
+    return [one for one in overrides if one.partition('=')[0] in flat(config)]
