@@ -17,8 +17,10 @@ from ssd4rec_jax.commands.workdir_flag import WORKDIR, required_workdir
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.report.run_report import write_run_report
+from ssd4rec_jax.report.study_page import write_study_report
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.show.output import write_stdout
+from ssd4rec_jax.study.folder import StudyFolder
 
 
 def main() -> int:
@@ -26,7 +28,10 @@ def main() -> int:
         raise ConfigError('give either --workdir, the folder of a training run, or --study, the folder of a study')
     enable_compilation_cache()
     output, log = (Path(flag.value) if flag.value else None for flag in (OUTPUT, DATA_DIR))
-    written = write_run_report(RunFolder(required_workdir()), output, log=log)
+    if STUDY.value:
+        written = write_study_report(StudyFolder(Path(STUDY.value)), output)
+    else:
+        written = write_run_report(RunFolder(required_workdir()), output, log=log)
     write_stdout(f'{written}\n')
     return 0
 
