@@ -26,8 +26,10 @@ from ssd4rec_jax.study.folder import StudyFolder
 def main() -> int:
     if bool(WORKDIR.value) == bool(STUDY.value):
         raise ConfigError('give either --workdir, the folder of a training run, or --study, the folder of a study')
-    enable_compilation_cache()
     output, log = (Path(flag.value) if flag.value else None for flag in (OUTPUT, DATA_DIR))
+    if output and not output.absolute().parent.is_dir():  # before it takes time
+        raise ConfigError(f'--output={output} cannot be written: there is no folder {output.parent}')
+    enable_compilation_cache()
     if STUDY.value:
         written = write_study_report(StudyFolder(Path(STUDY.value)), output)
     else:

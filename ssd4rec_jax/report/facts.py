@@ -34,17 +34,20 @@ class Facts:
         return [record for record in self.records if record.get('kind') == kind]
 
 
-def read_facts(folder: RunFolder) -> Facts:
-    """The facts of the run in a folder; CheckpointError where there is none."""
+def read_facts(folder: RunFolder, data: tuple[tuple[str, str], ...] | None = None) -> Facts:
+    """The facts of the run in a folder; CheckpointError where there is none.
+
+    data: that of the run's facts, where it is known already; reading it takes as long as the log is large.
+    """
     found = read_config(folder)
     if found is None:
         raise CheckpointError(f'{folder.path} holds no training run (config.json): name the folder of one')
     config, prepared = found
-    dataset = open_dataset(prepared)
-    return Facts(
-        folder.path, config, prepared, MetricsLog(folder.metrics).read(), folder.result_of_earlier(),
-        () if dataset is None else data_facts(with_split(dataset, config.data)),
-    )
+    if data is None:
+        dataset = open_dataset(prepared)
+        data = () if dataset is None else data_facts(with_split(dataset, config.data))
+    records, result = MetricsLog(folder.metrics).read(), folder.result_of_earlier()
+    return Facts(folder.path, config, prepared, records, result, data)
 
 
 def data_facts(dataset: SequenceDataset) -> tuple[tuple[str, str], ...]:

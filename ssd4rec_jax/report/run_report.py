@@ -36,10 +36,13 @@ class LivePage(Reporter):
 
     def __init__(self, folder: RunFolder):
         self._folder = folder
+        self._data: tuple[tuple[str, str], ...] | None = None
 
     def evaluation(self, record: dict) -> None:
         """Show the evaluation, which metrics.jsonl holds by now."""
         try:
-            write_page(self._folder.report, run_page(read_facts(self._folder), None, {}))
+            facts = read_facts(self._folder, self._data)
+            self._data = facts.data
+            write_page(self._folder.report, run_page(facts, None, {}))
         except UserError as error:  # A page is no reason to end a training.
             logging.warning('the page of the run is not fresh: %s', error)
