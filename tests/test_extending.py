@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ssd4rec_jax import Recommender, presets
+from ssd4rec_jax import Recommender, presets, reporter
 from ssd4rec_jax.config import plugs
 from ssd4rec_jax.config.run import apply_overrides
 from ssd4rec_jax.data import sources
@@ -45,12 +46,33 @@ def modules(tmp_path, monkeypatch):
         registry.clear()
         registry.update(kept)
     presets.DATASETS[:] = datasets
+    reporter._REGISTERED.clear()
     for name in EXAMPLES:
         sys.modules.pop(name, None)
 
 
+# Where a tracker's package would be: it writes down what it is told.
+STAND_IN = '''
+import json
+
+def told(what):
+    with open('told.jsonl', 'a') as file:
+        file.write(json.dumps(what) + '\\n')
+
+class Run:
+    log = staticmethod(told)
+    finish = staticmethod(lambda: told('finished'))
+
+def init(**settings):
+    told(settings)
+    return Run()
+'''
+
+
 def test_each_example_is_short():
-    assert set(EXAMPLES) == {'mean_network', 'priced_network', 'smoothed_loss', 'steam_dataset'}
+    assert set(EXAMPLES) == {
+        'mean_network', 'priced_network', 'smoothed_loss', 'steam_dataset', 'wandb_tracker', 'mlflow_tracker',
+    }
     assert all(len(code.splitlines()) < 40 for code in EXAMPLES.values())
 
 
@@ -69,9 +91,10 @@ def write_plays(folder: Path) -> None:
 
 def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(modules):
     write_plays(modules)
+    (modules / 'wandb.py').write_text(STAND_IN)
     plugs_ = '--plug=mean_network', '--plug=smoothed_loss'
     done = command(
-        modules, 'train', *plugs_, '--plug=steam_dataset', '--dataset=steam', f'--data_dir={modules}', '--workdir=run',
+        modules, 'train', *plugs_, '--plug=wandb_tracker', '--report', '--tensorboard', '--plug=steam_dataset', '--dataset=steam', f'--data_dir={modules}', '--workdir=run',
         '--set=model.name=mean', '--set=model.hidden_size=8', '--set=train.loss=smoothed', '--set=loss.smoothing=0.2',
         '--set=train.max_epochs=1',
     )
@@ -84,6 +107,15 @@ def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(m
     evaluated = command(modules, 'evaluate', *plugs_, '--workdir=run')
     assert evaluated.returncode == 0, evaluated.stderr
     assert {k: v for k, v in json.loads(evaluated.stdout).items() if '@' in k} == pytest.approx(result['test'])
+    # The tracker has heard what metrics.jsonl holds; the page and the events are there.
+    told = [json.loads(line) for line in (modules / 'told.jsonl').read_text().splitlines()]
+    assert told[0] == {'project': 'ssd4rec', 'name': 'run', 'config': {k: config[k] for k in told[0]['config']}}
+    records = [json.loads(line) for line in (modules / 'run/metrics.jsonl').read_text().splitlines()]
+    assert told[1:-1] == [{f'{r["kind"]}/{name}': value for name, value in r.items()} for r in records]
+    assert told[-1] == 'finished' and {r['kind'] for r in records} == {'train', 'valid', 'test'}
+    assert f'report: {modules / "run/report.html"}' in done.stdout
+    assert f'{result["test"]["NDCG@10"]:.4f}' in (modules / 'run/report.html').read_text()
+    assert [file.name.split('.')[0] for file in (modules / 'run/tensorboard').iterdir()] == ['events']
     without = command(modules, 'evaluate', '--workdir=run')
     assert without.returncode == 1 and 'is unknown' in without.stderr and '--plug=MODULE' in without.stderr
 
@@ -165,6 +197,23 @@ def test_the_loss_of_ones_own_is_what_its_formula_says_and_refuses_a_split_table
     np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
     with pytest.raises(ConfigError, match='smoothed works on a whole item table alone: train with --model_shards=1'):
         losses.make_loss(config.train, config.loss, 6, model_shards=2)
+
+
+def test_mlflow_is_told_every_figure_at_its_step(modules, monkeypatch):
+    calls = []
+    stand_in = types.SimpleNamespace(**{
+        name: lambda *given, name=name, **named: calls.append((name, *given, *named.values()))
+        for name in ('start_run', 'log_dict', 'log_metrics', 'end_run')
+    })
+    monkeypatch.setitem(sys.modules, 'mlflow', stand_in)
+    importlib.import_module('mlflow_tracker')
+    (tracker,) = reporter.registered_reporters(modules / 'run', {'dataset': 'steam'})
+    tracker.logged({'kind': 'valid', 'step': 7, 'NDCG@10': 0.25, 'ssd_implementation': 'xla'})
+    tracker.close()
+    assert calls == [
+        ('start_run', 'run'), ('log_dict', {'dataset': 'steam'}, 'settings.json'),
+        ('log_metrics', {'valid/step': 7, 'valid/NDCG at 10': 0.25}, 7), ('end_run',),
+    ]
 
 
 def test_names_that_nobody_registered_are_refused():

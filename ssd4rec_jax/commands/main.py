@@ -10,7 +10,9 @@ import sys
 from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
-COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'study', 'export', 'import', 'parity'
+COMMANDS = (
+    'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'study', 'report', 'export', 'import', 'parity',
+)
 
 
 def main() -> None:

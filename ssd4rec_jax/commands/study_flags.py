@@ -2,7 +2,8 @@
 from absl import flags
 
 STUDY = flags.DEFINE_string(
-    'study', None, 'study: the name of the one to run. tune: folder of the search; runs/DATASET-study if not given.'
+    'study', None, 'study: the name of the one to run. tune: folder of the search; runs/DATASET-study if not given. '
+    'report: folder of the study to show.'
 )
 MINUTES = flags.DEFINE_float(
     'minutes', None, 'Minutes after which no other trial or cell begins.', lower_bound=0

@@ -23,10 +23,14 @@ from ssd4rec_jax.commands.dataset_flags import DATA_DIR
 from ssd4rec_jax.commands.entered_run import EnteredRun, entered_run, workdir_of_run
 from ssd4rec_jax.commands.mesh_flags import MODEL_SHARDS
 from ssd4rec_jax.commands.workdir_flag import WORKDIR
+from ssd4rec_jax.config.run import to_dict
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.parallel.processes import is_first, together
+from ssd4rec_jax.parallel.processes import is_first, several, together
+from ssd4rec_jax.report.run_report import LivePage, write_run_report
+from ssd4rec_jax.reporter import Reporter, Reporters, registered_reporters
 from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.show.tensorboard import TensorBoard
 from ssd4rec_jax.show.terminal import Terminal
 from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.launch import Launch, launch
@@ -41,6 +45,12 @@ _ADOPT_CONFIG = flags.DEFINE_bool(
 _WITHOUT_HISTORIES = flags.DEFINE_bool(
     'without_histories', False,
     "Leave what each user did out of the run's folder model, which then answers histories alone.",
+)
+_REPORT = flags.DEFINE_bool(
+    'report', False, 'Keep report.html in the workdir fresh after each evaluation, and complete it in the end.'
+)
+_TENSORBOARD = flags.DEFINE_bool(
+    'tensorboard', False, "Write TensorBoard's events to the workdir's folder tensorboard."
 )
 _FINAL = flags.DEFINE_string(
     'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
@@ -84,14 +94,28 @@ def _train() -> int:
                 histories=not _WITHOUT_HISTORIES.value,
             ),
             # A log that is gone is not missed by a run that is finished.
-            log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()), reporter=terminal,
+            log_is_named=bool(DATA_DIR.value and Path(DATA_DIR.value).exists()),
+            reporter=Reporters(terminal, *_onlookers(path, entered)),
             watch_for_stop=watch_for_stop,
         )
     if result is None:
         terminal.note('stopped and saved: the same command goes on from here')
         return stop[0].exit_code
     terminal.result(result, entered.config.model.name)
+    if _REPORT.value and not several():  # what several processes share, one alone cannot evaluate
+        log = Path(DATA_DIR.value) if DATA_DIR.value else None
+        terminal.note(f'report: {write_run_report(RunFolder(path), log=log)}')
     return 0
+
+
+def _onlookers(path: Path, entered: EnteredRun) -> list[Reporter]:
+    """What hears of the run beside the terminal."""
+    if not is_first():
+        return []
+    folder = RunFolder(path)
+    wanted = (_REPORT.value, LivePage), (_TENSORBOARD.value, TensorBoard)
+    return [*(make(folder) for is_wanted, make in wanted if is_wanted),
+            *registered_reporters(path, to_dict(entered.config))]
 
 
 @contextlib.contextmanager

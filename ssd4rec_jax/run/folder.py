@@ -33,6 +33,8 @@ class RunFolder:
         self.checkpoints = self.path / 'checkpoints'
         self.result = self.path / 'result.json'
         self.model = self.path / 'model'
+        self.report = self.path / 'report.html'
+        self.events = self.path / 'tensorboard'
         self._lock: Any = None
 
     def lock(self) -> None:

@@ -19,6 +19,11 @@ _NAMES = {'ssd4rec': 'SSD4Rec'}  # of networks, where they are written otherwise
 LINE_SECONDS = 60  # between two lines of progress where stdout is no terminal
 
 
+def network_name(name: str) -> str:
+    """How people write the name of a network that model.name selects."""
+    return _NAMES.get(name, name)
+
+
 class Terminal(Reporter):
     """Progress bar with loss, speed and the time that is left, a line for each evaluation, notes.
 
@@ -97,7 +102,7 @@ class Terminal(Reporter):
         table.add_column('')
         for metric in METRICS:
             table.add_column(metric, justify='right')
-        rows: dict[str, dict[str, float]] = {_NAMES.get(name, name): result['test']}
+        rows: dict[str, dict[str, float]] = {network_name(name): result['test']}
         rows |= {other: result[other]['test'] for other in ('popularity', 'transition') if other in result}
         for label, metrics in rows.items():
             table.add_row(label, *(f'{metrics[metric]:.4f}' for metric in METRICS))

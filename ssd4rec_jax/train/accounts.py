@@ -55,7 +55,7 @@ class StepAccounts:
                 'kind': 'train', 'step': step, 'epoch': session.progress.epoch + 1, 'loss': value,
                 'learning_rate': float(program.schedule(step - 1)),
                 'targets/s': window.targets / window.seconds, 'tokens/s': window.tokens / window.seconds,
-                'packing_fill': tokens / (shape.rows * shape.tokens),
+                'packing_fill': tokens / (shape.rows * shape.tokens), 'train_seconds': session.progress.seconds,
             })
             self._window = _Window()
 

@@ -62,6 +62,7 @@ def launch(
         return _train_in(workdir, config, prepare, how, log_is_named, reporter, watch_for_stop)
     finally:  # an error that somebody keeps, as a notebook does, must not keep the folder
         workdir.release()
+        reporter.close()
 
 
 def _train_in(
@@ -83,10 +84,7 @@ def _train_in(
     ).open()
     if found is None or found.is_current:  # a new config takes the run over with its first checkpoint
         on_first(lambda: write_config(workdir, config, prepared))
-    try:
-        return trainer.run()
-    finally:
-        reporter.close()
+    return trainer.run()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import flax
 import jax
 import numpy as np
 
+from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.model.network import parameters_sha256
 from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
@@ -50,6 +51,7 @@ def make_result(
         'parameters': int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         'step_memory_bytes': step_bytes,
+        'machine': chip_name(),
         'backend': jax.default_backend(),
         'devices': program.mesh.size,
         'processes': jax.process_count(),

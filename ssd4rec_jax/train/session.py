@@ -131,9 +131,10 @@ class TrainSession:
         return time.monotonic() - self._saved_at >= self.program.config.train.checkpoint_seconds
 
     def log(self, record: dict) -> None:
-        """Append a record to metrics.jsonl."""
+        """Append a record to metrics.jsonl and report it."""
         if is_first():
             self.metrics_log.write(record)
+            self.reporter.logged(record)
 
     def check_parameters(self, state: TrainState) -> None:
         """Raise TrainingError where a parameter is not finite."""
