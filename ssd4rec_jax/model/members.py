@@ -6,7 +6,7 @@ using Deep Ensembles", NeurIPS 2017). The mean of K dot products over D is one d
 that ranks this is a network like any other, with K * D numbers for each item.
 """
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Members(nnx.Module):
     ) -> jax.Array:
         """What the members read at each history's last item, side by side and divided by their number:
         [rows, segments, K * D]."""
-        tables = table or [None] * len(self.encoders)
+        tables: Sequence[ProjectedItems | None] = table or [None] * len(self.encoders)
         return self._mean(lambda k, encoder, own: encoder.read(own, items, layout, _drawn(draws, k), tables[k]))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:

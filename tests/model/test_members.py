@@ -52,7 +52,9 @@ def batch():
 
 
 @pytest.mark.parametrize('read', ['readout', 'prefix_readouts'])
-@pytest.mark.parametrize('change', [dict(), dict(scores='cosine', dropout_prob=0.0)], ids=str)
+@pytest.mark.parametrize(
+    'change', [dict(), pytest.param(dict(scores='cosine', dropout_prob=0.0), marks=pytest.mark.slow)], ids=str
+)
 def test_scores_are_the_mean_of_those_of_each_network(x64, read, change):
     both, params, each = two_networks(**change)
     packed = batch()
@@ -83,7 +85,7 @@ def test_the_first_network_has_the_draws_of_a_single_one():
     assert 0.4 < float(jnp.mean(dropped[0] != dropped[1])) < 0.6
 
 
-@pytest.mark.parametrize('devices, model', [(1, 1), (4, 2)])
+@pytest.mark.parametrize('devices, model', [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('samples', [False, True])
 def test_the_loss_is_the_mean_and_each_network_learns_by_its_own(x64, devices, model, samples):
     """The first network, the only one whose draws a single network has too, stands for all."""
