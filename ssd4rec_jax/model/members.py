@@ -16,6 +16,7 @@ from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.inputs import ProjectedItems
 from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.prefix_state import MixerState
 from ssd4rec_jax.model.seen import SeenBias
 from ssd4rec_jax.model.ssd4rec import Encoder, item_table, parameter_dtype
 
@@ -44,6 +45,23 @@ class Members(nnx.Module):
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The `readout` of every prefix of every history, in one pass where that is exact: [rows, tokens, K * D]."""
         return self._mean(lambda k, encoder, own: encoder.read_prefixes(own, items, layout, _drawn(draws, k)))
+
+    def no_history(self, users: int) -> list[tuple[MixerState, ...]]:
+        """The state of `prefix_step` before the first item of each user's history."""
+        return [encoder.no_history(users) for encoder in self.encoders]
+
+    def prefix_step(
+        self, items: jax.Array, gaps: jax.Array, number: jax.Array, state: list[tuple[MixerState, ...]]
+    ) -> tuple[jax.Array, list[tuple[MixerState, ...]]]:
+        """The `readout` of histories that grow by one item: ([n, K * D], the state after it); see Encoder.step."""
+        after = []
+
+        def step(k, encoder, own):
+            readout, left = encoder.step(own, items, gaps, number, state[k])
+            after.append(left)
+            return readout
+
+        return self._mean(step), after
 
     def item_vectors(self, rows: jax.Array) -> jax.Array:
         """What readouts are multiplied with to score the items of these rows of the item table: [n, K * D]."""
