@@ -1,8 +1,10 @@
-"""Train a grid of networks or settings, and make its tables and figures.
+"""Train a grid of networks or settings; make its tables and figures.
 
     ssd4rec study --study=overall --dataset=ml-100k --seeds=3 --output=runs/overall --set=model.hidden_size=64
     ssd4rec study --study=beta|mask_ratio|max_length|efficiency|layers|backward_order|components --dataset=...
     ssd4rec study --study=overall --dataset=ml-100k --output=runs/overall --minutes=60 --rows=sasrec,ssd4rec-best
+    ssd4rec study --study=overall --dataset=ml-100k --output=runs/search --tune=20
+    ssd4rec study --study=overall --dataset=ml-100k --output=runs/tuned --tuned=runs/search/tuned
 
 The same command again goes on with the cells that are not finished, and several at once share them. The folder holds
 the runs, a record of each finished cell, study.json, tables.md, tables.tex and figures. docs/study.md describes them.
@@ -20,7 +22,7 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import SET, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.output_flag import OUTPUT
-from ssd4rec_jax.commands.study_flags import MINUTES, STUDY
+from ssd4rec_jax.commands.study_flags import MINUTES, SPACE, STUDY
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import replace_file, write_json
@@ -32,11 +34,19 @@ from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, known, r
 from ssd4rec_jax.study.run import run_cells
 from ssd4rec_jax.study.summary import summarize
 from ssd4rec_jax.study.tables import latex, markdown
+from ssd4rec_jax.study.tuning import DEFAULT as TUNED_SPACE
+from ssd4rec_jax.study.tuning import tune_rows, tuned
 from ssd4rec_jax.train.stop_signals import StopSignals
 
 _STUDIES = flags.DEFINE_string('studies', None, 'TOML file of studies; if not given, the one of this package.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with, from train.seed on.', lower_bound=1)
 _ROWS = flags.DEFINE_list('rows', [], 'Names of rows to run alone, separated by commas; all of the study if not given.')
+
+_TUNE = flags.DEFINE_integer(
+    'tune', 0, 'Search so many trials of settings for each network, in OUTPUT/tuned, and train no cell.', lower_bound=0
+)
+_TUNED = flags.DEFINE_string('tuned', None, 'Folder of such a search, OUTPUT/tuned, whose settings the networks take.')
+_RUNS = flags.DEFINE_string('runs', None, 'Folder that holds the trainings; OUTPUT/runs if not given.')
 
 
 def main() -> int:
@@ -47,11 +57,22 @@ def main() -> int:
     study = read_study(STUDY.value, Path(_STUDIES.value) if _STUDIES.value else DEFAULT)
     grid = _grid(study)
     names = {row.name for row in chosen(study, [name.strip() for name in _ROWS.value])}
-    folder = StudyFolder(Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve())
+    folder = StudyFolder(
+        Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve(),
+        Path(_RUNS.value).resolve() if _RUNS.value else None,
+    )
     console.print(f'study: {folder.path}, {len(grid)} cells. {study.about}')
     signals = StopSignals()
+    asked = [cell for cell in grid if cell.row.name in names]
+    if _TUNE.value:
+        tune_rows(
+            asked, folder.path / 'tuned', prepared_dataset, trials=_TUNE.value,
+            space=Path(SPACE.value) if SPACE.value else TUNED_SPACE, minutes=MINUTES.value,
+            stop_requested=signals.requested, told=console.print,
+        )
+        return signals.exit_code if signals.requested() else 0
     failed = run_cells(
-        [cell for cell in grid if cell.row.name in names], folder, prepared_dataset, minutes=MINUTES.value,
+        asked, folder, prepared_dataset, minutes=MINUTES.value,
         stop_requested=signals.requested, told=console.print, finished=lambda: _summary(study, grid, folder),
     )
     summary = _summary(study, grid, folder)
@@ -84,7 +105,10 @@ def _grid(study: Study) -> list[Cell]:
             DATASET.value, name, lambda published: prepared_dataset(published)[0], jax.default_backend
         )[0]
 
-    grid = cells(study.rows, _SEEDS.value, preset, with_flags)
+    def found(row: str) -> list[str]:
+        return tuned(Path(_TUNED.value), row) if _TUNED.value else []
+
+    grid = cells(study.rows, _SEEDS.value, preset, with_flags, found)
     if unused := [one for one in SET.value if one not in used]:
         apply_overrides(grid[0].config, unused)  # It says what is wrong with the first of them.
     return grid
@@ -93,7 +117,7 @@ def _grid(study: Study) -> list[Cell]:
 def _summary(study: Study, grid: list[Cell], folder: StudyFolder) -> dict[str, Any]:
     """Write study.json and the tables, and return the summary."""
     # Where the log and the folder lie on this machine is nobody else's matter.
-    words = [re.sub('^(--?(?:data_dir|output)=).*', r'\1DIR', word) for word in sys.argv[1:]]
+    words = [re.sub('^(--?(?:data_dir|output|runs|tuned)=).*', r'\1DIR', word) for word in sys.argv[1:]]
     summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.summary, summary)

@@ -8,3 +8,4 @@ STUDY = flags.DEFINE_string(
 MINUTES = flags.DEFINE_float(
     'minutes', None, 'Minutes after which no other trial or cell begins.', lower_bound=0
 )
+SPACE = flags.DEFINE_string('space', None, 'TOML file of what a search may try; if not given, the one of this package.')

@@ -16,13 +16,12 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.config_flags import overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.preset_flag import begun_with
-from ssd4rec_jax.commands.study_flags import MINUTES, STUDY
+from ssd4rec_jax.commands.study_flags import MINUTES, SPACE, STUDY
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.train.stop_signals import StopSignals
 from ssd4rec_jax.tune.search import Found, search
 from ssd4rec_jax.tune.space import DEFAULT, read_space
 
-_SPACE = flags.DEFINE_string('space', None, 'TOML file of what may be tried; if not given, the one of this package.')
 _TRIALS = flags.DEFINE_integer('trials', 30, 'Trials of the search altogether.', lower_bound=1)
 
 
@@ -31,7 +30,7 @@ def main() -> int:
     enable_compilation_cache()
     config, about = begun_with(DATASET.value, lambda published: prepared_dataset(overridden(published))[0])
     base = overridden(config)
-    space = read_space(Path(_SPACE.value) if _SPACE.value else DEFAULT, base)
+    space = read_space(Path(SPACE.value) if SPACE.value else DEFAULT, base)
     folder = Path(STUDY.value or Path('runs') / f'{DATASET.value}-study').resolve()
     console.print(f'study: {folder}\n{about}')
     signals = StopSignals()

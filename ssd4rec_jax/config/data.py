@@ -4,6 +4,7 @@ import dataclasses
 from ssd4rec_jax.errors import ConfigError
 
 TIMESTAMP_PRECISIONS = ('exact', 'float32')
+PACKINGS = 'packed', 'padded'
 SPLITS = ('leave_one_out', 'last_n', 'time', 'users', 'files', 'none')
 
 
@@ -16,6 +17,8 @@ class DataConfig:
     tokens_per_row: the length of a packed row that is aimed at. Rows are shorter where a step needs fewer tokens, and
       longer only where a single history is longer.
     rows_per_step: the number of packed rows in a step; 0 chooses it from tokens_per_row and the number of devices.
+    packing: 'packed' lays histories end to end in the rows of training; 'padded' gives each a row of its own, which is
+      as long as the longest, and is there to be compared with.
     timestamp_precision: 'exact' orders interactions by their integer time; 'float32' rounds the time first, as RecBole
       does.
     min_interactions: k of the iterated k-core: users and items with fewer interactions are left out.
@@ -32,6 +35,7 @@ class DataConfig:
     max_history: int = 0
     tokens_per_row: int = 8192
     rows_per_step: int = 0
+    packing: str = 'packed'
     timestamp_precision: str = 'exact'
     min_interactions: int = 5
     min_user_interactions: int = 0
@@ -49,6 +53,8 @@ class DataConfig:
             raise ConfigError(f'data.max_history={self.max_history} must be 0 (keep all) or positive')
         if self.rows_per_step < 0:
             raise ConfigError(f'data.rows_per_step={self.rows_per_step} must be 0 (choose) or positive')
+        if self.packing not in PACKINGS:
+            raise ConfigError(f'data.packing={self.packing!r} must be one of {", ".join(PACKINGS)}')
         if self.tokens_per_row < 16:
             raise ConfigError(f'data.tokens_per_row={self.tokens_per_row} must be at least 16')
         if self.min_interactions < 1:

@@ -33,6 +33,7 @@ class ModelConfig:
     bidirectional: the layers that have the backward direction: 'all', as published, or the 'last' one alone, with which
       train.objective=one_pass is exact at any depth.
     dropout_prob: the rate of every dropout.
+    feed_forward: whether each layer ends with a position-wise feed-forward network, as published.
     norm_embedding: whether dropout and LayerNorm are applied to the item embedding.
     backward_order: 'reversed' gives position t of a history the backward output of the mirrored position, as the
       released code does; 'aligned' flips the output back, as the paper draws it.
@@ -65,6 +66,7 @@ class ModelConfig:
     beta: float = 0.1
     bidirectional: str = 'all'
     dropout_prob: float = 0.2
+    feed_forward: bool = True
     norm_embedding: bool = True
     backward_order: str = 'reversed'
     scores: str = 'dot'

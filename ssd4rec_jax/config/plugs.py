@@ -9,9 +9,10 @@ from typing import Any
 
 from ssd4rec_jax.config.loss import FullSoftmax, NoSettings
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.peers import PEERS
 from ssd4rec_jax.errors import ConfigError
 
-NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig}
+NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig, **PEERS}
 LOSS_SETTINGS: dict[str, type] = {'full': FullSoftmax, 'sampled': NoSettings}
 
 

@@ -146,6 +146,18 @@ def choose_step_shape(
     return StepShape(rows, tokens, min(_round_up(segments, _SEGMENT_MULTIPLE), tokens))
 
 
+def padded_step_shape(
+    lengths: np.ndarray, *, targets_per_step: float, row_multiple: int = 1, every_prefix: bool = False,
+    token_multiple: int = TOKEN_MULTIPLE,
+) -> StepShape:
+    """The shape of steps whose rows hold one history each, padded to the longest. Arguments as in choose_step_shape."""
+    rows = targets_per_step / (float(lengths.mean()) if every_prefix else 1.0)
+    return StepShape(
+        _round_up(max(1, round(min(rows, len(lengths)))), row_multiple),
+        _round_up(int(lengths.max()), token_multiple), segments=1,
+    )
+
+
 def plan_epoch(
     lengths: np.ndarray, shape: StepShape, *, seed: int, epoch: int, shuffle: bool = True
 ) -> EpochPlan:

@@ -30,7 +30,8 @@ class FeedForward(nnx.Module):
 class BiSSDLayer(nnx.Module):
     """h = dropout(LayerNorm(f + beta * b + u)); out = FFN(h) (paper section 3, released code).
 
-    f and b are the mixer's outputs in the forward and backward direction, u is the layer's input. In every method
+    f and b are the mixer's outputs in the forward and backward direction, u is the layer's input. Without
+    config.feed_forward the output is h. In every method
     `name` identifies the layer, so that no two layers share random draws; draws=None switches dropout off.
     """
 
@@ -38,7 +39,7 @@ class BiSSDLayer(nnx.Module):
         self.dropout_prob = config.dropout_prob
         self.mixer = BidirectionalMamba2(config, **kwargs)
         self.norm = layer_norm(config, **kwargs)
-        self.ffn = FeedForward(config, **kwargs)
+        self.ffn = FeedForward(config, **kwargs) if config.feed_forward else None
 
     def __call__(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
         """The layer's output at every token, [rows, tokens, D]."""
@@ -55,4 +56,4 @@ class BiSSDLayer(nnx.Module):
 
     def _after_mixer(self, mixed, u, draws, name):
         h = dropout(per_token(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')
-        return self.ffn(h, draws, f'{name}.ffn')
+        return h if self.ffn is None else self.ffn(h, draws, f'{name}.ffn')

@@ -21,6 +21,7 @@ A network is any flax.nnx module with
 items are int32 [rows, tokens], layout is a ssd4rec_jax.model.layout.Layout, draws is a ssd4rec_jax.model.draws.Draws in
 training and None elsewhere.
 """
+import importlib
 from typing import Any, Protocol
 
 import jax
@@ -56,6 +57,9 @@ def register_network(name: str, settings: type, module: type) -> None:
 
 def make_network(settings: Any, num_items: int, rngs: nnx.Rngs) -> Any:
     """A new network with these settings over a catalogue of num_items items."""
+    if type(settings) not in _MODULES:
+        # A peer registers itself when its file is imported, and runs of other networks need not import it.
+        importlib.import_module(f'ssd4rec_jax.peers.{settings.name}')
     return _MODULES[type(settings)](settings, num_items, rngs=rngs)
 
 

@@ -48,7 +48,8 @@ def _layer(layer: BiSSDLayer, u, beta, layout, draws, name):
         backward = mirror_within_segment(backward, layout.mirror)
     h = per_token(layer.norm, forward + beta * backward + u)
     h = dropout(h, config.dropout_prob, draws, f'{name}.mixer')
-    ffn = layer.ffn
+    if (ffn := layer.ffn) is None:
+        return h
     inner = dropout(gelu(per_token(ffn.w_1, h)), config.dropout_prob, draws, f'{name}.ffn.inner')
     return dropout(per_token(ffn.norm, per_token(ffn.w_2, inner) + h), config.dropout_prob, draws, f'{name}.ffn.out')
 

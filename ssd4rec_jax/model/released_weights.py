@@ -97,6 +97,8 @@ def _not_released(config: ModelConfig) -> str | None:
         return f'model.ngroups={config.ngroups}: it has one group'
     if config.scores != 'dot':
         return f'model.scores={config.scores}: it scores by dot products'
+    if not config.feed_forward:
+        return 'model.feed_forward=False: each of its layers has one'
     if config.seen_bias:
         return 'model.seen_bias: it has no such parameters'
     if config.follower_weight:

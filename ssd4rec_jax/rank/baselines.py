@@ -1,5 +1,6 @@
-"""Rankings that a model must beat: popularity, and how often one item followed another."""
+"""Rankings that a model must beat: popularity, how often one item followed another, and what came together."""
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,8 +50,50 @@ def transition_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = F
     return _ranks(dataset, split, ranking, seen_out)
 
 
-# The rankings that count and learn nothing, by name.
-BASELINES: dict[str, Callable[..., np.ndarray]] = {'popularity': popularity_ranks, 'transition': transition_ranks}
+def knn_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = False) -> np.ndarray:
+    """The rank of each held-out item by its likeness to the items of the history: int64 [targets], counted from 1.
+
+    Two items are as alike as the cosine of the users that trained on them, and item k of a history of n, counted from
+    the oldest, has the weight k / n (item-kNN with the linear weights of V-SkNN: Ludewig and Jannach, "Evaluation of
+    session-based recommendation algorithms", 2018). An item that a history holds several times counts once, as its
+    newest, and gives nothing to itself. Equal items rank by popularity and then by lower internal id. split, seen_out:
+    as in popularity_ranks.
+    """
+    size = dataset.num_items + 1
+    by_popularity = _popularity_ranks(dataset)
+    training = trained_on(dataset)
+    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)[training]
+    user, item = np.divmod(np.unique(user * size + np.asarray(dataset.items)[training]), size)
+    items_of = _Groups.of(user, item, dataset.num_users)
+    users_of = _Groups.of(item, user, size)
+    norm = np.sqrt(np.maximum(np.bincount(item, minlength=size), 1))
+    targets = dataset.held_out.targets(split)
+    places, starts = targets.positions(), dataset.offsets[targets.users()]
+    rank, was_seen = np.empty(len(places), np.int64), np.zeros(len(places), bool)
+    for number, (start, place) in enumerate(zip(starts, places, strict=True)):
+        target, history = dataset.items[place], np.asarray(dataset.items[start:place])
+        held, from_end = np.unique(history[::-1], return_index=True)
+        weight = 1 - from_end / len(history)
+        users, of_item = users_of.members(held)
+        by_user = np.bincount(users, (weight / norm[held])[of_item], minlength=dataset.num_users)
+        near = np.flatnonzero(by_user)
+        together, of_user = items_of.members(near)
+        score = np.bincount(together, by_user[near][of_user], minlength=size) / norm
+        known = users_of.counts[held] > 0
+        score[held[known]] -= weight[known]  # the cosine of an item with itself is 1
+        score = np.round(score, 9)  # sums of equal terms in another order are equal
+        ahead = (score > score[target]) | ((score == score[target]) & (by_popularity < by_popularity[target]))
+        if seen_out:
+            ahead[held] = False
+            was_seen[number] = target in held
+        rank[number] = 1 + np.count_nonzero(ahead[1:])
+    return np.where(was_seen, 0, _missed_last(dataset, dataset.items[places], rank))
+
+
+# The rankings that count and learn nothing, by name: (dataset, split, seen_out=False) -> ranks.
+BASELINES: dict[str, Callable[..., np.ndarray]] = {
+    'popularity': popularity_ranks, 'transition': transition_ranks, 'item-knn': knn_ranks,
+}
 
 
 def _ranks(
@@ -72,6 +115,25 @@ def _ranks(
     rank = _missed_last(dataset, targets, rank - np.bincount(better, minlength=len(rank)))
     rank[number[item == targets[number]]] = 0
     return rank
+
+
+class _Groups(NamedTuple):
+    """Members of groups: those of group g are flat[first[g]:first[g] + counts[g]]."""
+
+    flat: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, group: np.ndarray, member: np.ndarray, groups: int) -> '_Groups':
+        counts = np.bincount(group, minlength=groups)
+        return cls(member[np.argsort(group, kind='stable')], np.cumsum(counts) - counts, counts)
+
+    def members(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the members of all chosen groups, for each of them the index of its group in `chosen`)."""
+        of_group = np.repeat(np.arange(len(chosen)), self.counts[chosen])
+        before = np.cumsum(self.counts[chosen]) - self.counts[chosen]
+        return self.flat[np.arange(len(of_group)) - (before - self.first[chosen])[of_group]], of_group
 
 
 def _missed_last(dataset: SequenceDataset, targets: np.ndarray, rank: np.ndarray) -> np.ndarray:

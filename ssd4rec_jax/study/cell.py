@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.config.run import to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import test_examples
+from ssd4rec_jax.data.examples import test_examples, train_examples
 from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.rank.baselines import BASELINES, training_counts
 from ssd4rec_jax.rank.evaluation import GROUPINGS, Evaluator
@@ -53,8 +53,9 @@ def run_cell(
         valid, curve                      validation of the best epoch, and [{'epoch', 'train_seconds', metric: value}]
         objective, loss, epochs, best_epoch, parameters, train_seconds, inference_seconds, tokens_per_second,
         step_memory_bytes, packing_fill   of the training; inference ranks all test items with a compiled program
+        interactions_lost                 the share of the interactions of all training histories that max_history cuts
 
-    The last two lines are absent for a ranking that counts.
+    The last three lines are absent for a ranking that counts.
     """
     started = time.monotonic()
     of_training: dict[str, Any] = {}
@@ -80,6 +81,7 @@ def run_cell(
         of_training = {name: result[key] for key, name in _OF_RESULT.items()}
         of_training |= {
             'inference_seconds': time.monotonic() - compiled,
+            'interactions_lost': _lost(dataset, cell.config.data.max_history),
             'curve': _curve(RunFolder(folder.run(cell.name))),
         }
     per_target = _targets(dataset, users, ranks)
@@ -110,6 +112,11 @@ def _targets(dataset: SequenceDataset, users: np.ndarray, ranks: dict[str, np.nd
         'item_popularity': training_counts(dataset)[whole.target].astype(np.int32),
         **{seen: rank.astype(np.int32) for seen, rank in ranks.items()},
     }
+
+
+def _lost(dataset: SequenceDataset, max_history: int) -> float:
+    lengths = train_examples(dataset).lengths
+    return 1 - float(np.minimum(lengths, max_history or lengths).sum() / lengths.sum())
 
 
 def _quarters(ranks: dict[str, np.ndarray], values: np.ndarray) -> list[dict[str, Any]]:

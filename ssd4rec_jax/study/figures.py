@@ -28,6 +28,7 @@ def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
     UserError without matplotlib.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("a picture needs matplotlib: pip install 'ssd4rec-jax[plots]'") from error
@@ -51,8 +52,9 @@ def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
             figure.legend(handles, labels, loc='outside right upper', fontsize='small')
         for kind in FORMATS:
             image = io.BytesIO()
-            # Without a date the same figures give the same file.
-            figure.savefig(image, format=kind, dpi=150, metadata={'Date': None} if kind == 'svg' else None)
+            # The same figures give the same file, and text in it can be read and searched.
+            with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
+                figure.savefig(image, format=kind, dpi=150, metadata={'Date': None} if kind == 'svg' else None)
             path = folder / f'{name}.{kind}'
             replace_file(path, lambda out, image=image: out.write(image.getvalue()))  # type: ignore[misc]
             written.append(path)

@@ -18,21 +18,22 @@ RANKS = 'users', 'items', 'history_length', 'item_popularity', 'in', 'out'
 class StudyFolder:
     """Paths inside a study's folder.
 
-        runs/NAME-SEED/         the training of a cell, an ordinary run
+        runs/NAME-SEED/         the training of a cell, an ordinary run; `runs` is another folder that holds them
         cells/NAME-SEED.json    what is kept of it (ssd4rec_jax.study.cell); it is there once the cell is finished
         cells/NAME-SEED.npz     the rank of each held-out item (RANKS)
         study.json              the summary (ssd4rec_jax.study.summary)
         tables.md, tables.tex, figures/
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, runs: Path | None = None):
         self.path = path
+        self._runs = runs or path / 'runs'
         self.summary = path / 'study.json'
         self.figures = path / 'figures'
 
     def run(self, name: str) -> Path:
         """The folder of a cell's training."""
-        return self.path / 'runs' / name
+        return self._runs / name
 
     def cell(self, name: str) -> Path:
         """The file of a finished cell."""
@@ -64,9 +65,11 @@ class StudyFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(f'{path} is damaged ({first_line(error)}): remove it, and the cell runs again') from error
 
-    def ranks(self, name: str) -> dict[str, np.ndarray]:
-        """The ranks of a finished cell (RANKS); ConfigError where they are gone or damaged."""
+    def ranks(self, name: str) -> dict[str, np.ndarray] | None:
+        """The ranks of a finished cell (RANKS), None where only its record was kept; ConfigError where damaged."""
         path = self.cell(name).with_suffix('.npz')
+        if not path.exists():
+            return None
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {key: stored[key] for key in RANKS}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.peers import NETWORKS, published
 from ssd4rec_jax.rank.baselines import BASELINES
-from ssd4rec_jax.study.networks import peer_networks
 from ssd4rec_jax.tune.space import override
 
 DEFAULT = Path(__file__).with_name('studies.toml')
@@ -112,34 +112,39 @@ def chosen(study: Study, names: list[str]) -> list[Row]:
 
 
 def cells(
-    rows: list[Row], seeds: int, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig]
+    rows: list[Row], seeds: int, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig],
+    found: Callable[[str], list[str]] = lambda row: [],
 ) -> list[Cell]:
     """Each row with each of so many seeds: the one of the settings and those that follow it.
 
     All rows come with the first seed, then all with the next, so that a grid that is cut short has whole columns.
-    preset: the configuration of a preset. with_settings: adds what the command line says for all rows.
+    preset: the configuration of a preset. with_settings: adds what the command line says for all rows. found: overrides
+    that a search found for the network of a row, which come before those.
     """
-    configs = {row.name: _config(row, preset, with_settings) for row in rows}
-    found = []
+    configs = {row.name: _config(row, preset, with_settings, found) for row in rows}
+    grid = []
     for number in range(seeds):
         for row in rows:
             config = configs[row.name]
             if row.counted:
-                found += [Cell(row, None, config)] if number == 0 else []
+                grid += [Cell(row, None, config)] if number == 0 else []
                 continue
             seed = config.train.seed + number
-            found.append(
+            grid.append(
                 Cell(row, seed, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed)))
             )
-    return found
+    return grid
 
 
 def _config(
-    row: Row, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig]
+    row: Row, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig],
+    found: Callable[[str], list[str]],
 ) -> RunConfig:
     config = preset(row.preset)
     if row.network:
-        config = apply_overrides(config, [override(*setting) for setting in peer_networks()[row.network].items()])
+        config = apply_overrides(config, [override(*setting) for setting in published(row.network).items()])
+    if not row.counted:
+        config = apply_overrides(config, found(row.name))
     config = with_settings(config)
     return apply_overrides(config, [*row.own, *known(list(row.where_known), config)], source=f'row {row.name}: ')
 
@@ -149,7 +154,7 @@ def _rows(where: str, written: Any) -> list[Row]:
     row = _checked(where, written, _ROW_KEYS)
     own = tuple(override(*setting) for setting in row.get('set', {}).items())
     found = []
-    kinds: dict[str, Collection[str]] = {'network': peer_networks(), 'counted': BASELINES}
+    kinds: dict[str, Collection[str]] = {'network': NETWORKS, 'counted': BASELINES}
     for kind, there in kinds.items():
         if kind not in row:
             continue

@@ -3,6 +3,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from absl import logging
+
 from ssd4rec_jax.config.run import RunConfig, differences, from_dict
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.study.cell import PROTOCOLS, run_cell
@@ -18,8 +21,8 @@ def run_cells(
     """Run the cells that are neither finished nor held by another process, and return those that failed.
 
     No cell begins once the minutes are over or a stop is requested. told: gets one line for each cell. finished: called
-    after each cell. A cell that fails, as where its settings diverge, does not end the others. ConfigError where the
-    folder holds a cell of another config.
+    after each cell. A cell that fails, as where its settings diverge or for a fault in a network, does not end the
+    others. ConfigError where the folder holds a cell of another config.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     for cell in cells:
@@ -45,10 +48,14 @@ def run_cells(
                 ran = True
                 try:
                     record = run_cell(cell, folder, prepare, stop_requested)
-                except UserError as error:
+                except Exception as error:
                     failed.append(cell)
-                    told(f'[{number}/{len(cells)}] {cell.name}: failed: {error}')
+                    told(f'[{number}/{len(cells)}] {cell.name}: failed: {error or type(error).__name__}')
+                    if not isinstance(error, UserError):
+                        logging.exception('%s failed', cell.name)
                     continue
+                finally:  # Nothing of a network is of use to the next one, and a grid has many.
+                    jax.clear_caches()
             if record is None:
                 told(f'[{number}/{len(cells)}] {cell.name}: stopped and saved')
                 return failed

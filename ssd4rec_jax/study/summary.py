@@ -15,7 +15,7 @@ DECIDING, COMPARED = 'NDCG@10', ('HR@10', 'NDCG@10', 'MRR@10')
 # What is averaged over the seeds of a row, by the name in a cell's record.
 COSTS = (
     'parameters', 'epochs', 'best_epoch', 'train_seconds', 'seconds_per_epoch', 'inference_seconds',
-    'tokens_per_second', 'step_memory_bytes', 'packing_fill', 'seconds',
+    'tokens_per_second', 'step_memory_bytes', 'packing_fill', 'interactions_lost', 'seconds',
 )
 
 
@@ -39,8 +39,8 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
           test                           {'in', 'out': {metric: {'mean', 'sd', 'n'} over finished seeds, sd null for
                                          one}}, null before a cell has run
           difference                     {'in', 'out': {metric of COMPARED: {'mean', 'low', 'high', 'p', 'seeds'}}} from
-                                         `against` (ssd4rec_jax.study.statistics), null where either has not run and for
-                                         `against` itself
+                                         `against` (ssd4rec_jax.study.statistics), null where either has not run or
+                                         the ranks of either were not kept, and for `against` itself
           cost                           {name of COSTS: mean over finished seeds}, null before a cell has run; a
                                          ranking that counts has 'seconds' alone
           by                             {'history_length', 'item_popularity': [{'from', 'to', 'users', 'in', 'out'}]},
@@ -148,12 +148,12 @@ class _Ranks:
         """{seed: float64 [users]}."""
         key = name, seen, metric
         if key not in self._values:
+            kinds = [(each, one) for each in PROTOCOLS for one in COMPARED]
+            self._values |= {(name, *kind): {} for kind in kinds}
             for cell in self._finished[name]:
-                ranks = self._folder.ranks(cell.name)
-                for each in PROTOCOLS:
-                    for one in COMPARED:
-                        of_row = self._values.setdefault((name, each, one), {})
-                        of_row[cell.seed] = user_values(ranks[each], ranks['users'], one)
+                if ranks := self._folder.ranks(cell.name):
+                    for each, one in kinds:
+                        self._values[name, each, one][cell.seed] = user_values(ranks[each], ranks['users'], one)
         return self._values[key]
 
 

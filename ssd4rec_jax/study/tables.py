@@ -12,7 +12,8 @@ _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     'train_seconds': ('training s', lambda s: f'{s:.0f}'),
     'inference_seconds': ('ranking s', lambda s: f'{s:.1f}'),
     'step_memory_bytes': ('step MiB', lambda b: f'{b / 2**20:.0f}'),
-    'packing_fill': ('packing fill', lambda share: f'{share:.1%}'),
+    'packing_fill': ('tokens wasted', lambda share: f'{1 - share:.1%}'),
+    'interactions_lost': ('interactions lost', lambda share: f'{share:.1%}'),
 }
 
 

@@ -34,7 +34,7 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
     (docs/decisions/model-and-savings.md). 'fastest' means one_pass where that is exact, and prefix elsewhere.
     """
-    prefixes = train_examples(dataset, max_history=max_history)
+    prefixes = train_examples(dataset, max_history=history_limit(model, max_history)[1])
     if asked == 'one_pass':
         check_one_pass(model, prefixes.cut, max_history)
     elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
@@ -90,5 +90,17 @@ def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:
             '(model.bidirectional=last would leave it out below)'
         )
     if cut:
-        return f'data.max_history={max_history} cuts {cut:,} histories, whose prefixes then begin at different items'
+        setting, limit = history_limit(model, max_history)
+        return f'{setting}={limit} cuts {cut:,} histories, whose prefixes then begin at different items'
     return None
+
+
+def history_limit(model: Any, max_history: int) -> tuple[str, int]:
+    """(the setting that limits how many newest items of a history are read, that number, or 0 where all are read).
+
+    A network may have a limit of its own, its setting max_length.
+    """
+    own = getattr(model, 'max_length', 0)
+    if own and (not max_history or own <= max_history):
+        return 'model.max_length', own
+    return 'data.max_history', max_history

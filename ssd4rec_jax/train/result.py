@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.model.network import parameters_sha256
-from ssd4rec_jax.rank.baselines import BASELINES
+from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.progress import TrainProgress
@@ -39,7 +39,7 @@ def make_result(
         **metrics,
         **{
             name: {split: ranking_metrics(ranks(dataset, split)) for split in SPLITS}
-            for name, ranks in BASELINES.items()
+            for name, ranks in (('popularity', popularity_ranks), ('transition', transition_ranks))
         },
         'parameters_sha256': parameters_sha256(params),
         'best_epoch': progress.stopping.best_epoch,

@@ -159,7 +159,7 @@ def _plan_settings(configs: dict) -> list:
     """The settings that decide the plan of an epoch, and so the meaning of step_in_epoch in a checkpoint."""
     data, train = configs['data'], configs['train']
     return [
-        *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step')),
+        *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step', 'packing')),
         *(train[key] for key in ('targets_per_step', 'seed')),
     ]
 

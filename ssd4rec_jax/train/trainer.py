@@ -12,7 +12,7 @@ from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
 from ssd4rec_jax.data.followers import followers_of
-from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, plan_epoch
+from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, padded_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, replicated, rows_here, token_multiple
@@ -29,7 +29,7 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.cost import cost_note
-from ssd4rec_jax.train.objective import loss_note, objective_note, training_examples
+from ssd4rec_jax.train.objective import history_limit, loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
 from ssd4rec_jax.train.session import TrainSession
@@ -81,7 +81,7 @@ class Trainer:
         config, dataset, note = self.config, self.dataset, self.reporter.note
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
-        max_history = config.data.max_history
+        limited_by, max_history = history_limit(config.model, config.data.max_history)
         every = training_examples(config.train.objective, config.model, dataset, max_history)
         self.examples = examples_of(every, self.warm.users, dataset) if self.warm else every
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
@@ -91,7 +91,7 @@ class Trainer:
         note(cost_note(self.examples, dataset, config.model, max_history))
         if self.examples.cut:
             note(
-                f'data.max_history={max_history} shortens {self.examples.cut:,} of '
+                f'{limited_by}={max_history} shortens {self.examples.cut:,} of '
                 f'{len(self.examples):,} training histories'
             )
         self.program = TrainProgram(
@@ -146,6 +146,11 @@ class Trainer:
 
     def _choose_shape(self, mesh: Mesh, lengths: np.ndarray) -> StepShape:
         data = self.config.data
+        if data.packing == 'padded':
+            return padded_step_shape(
+                lengths, targets_per_step=self.config.train.targets_per_step, row_multiple=mesh.size,
+                every_prefix=self.examples.every_prefix, token_multiple=token_multiple(mesh),
+            )
         return choose_step_shape(
             lengths, targets_per_step=self.config.train.targets_per_step,
             tokens_per_row=data.tokens_per_row, rows=data.rows_per_step, row_multiple=mesh.size,

@@ -11,6 +11,7 @@ from ssd4rec_jax.data.packing import (
     StepShape,
     build_step,
     choose_step_shape,
+    padded_step_shape,
     plan_epoch,
 )
 from ssd4rec_jax.errors import ConfigError
@@ -369,3 +370,18 @@ def test_a_small_epoch_takes_no_larger_step_than_it_needs():
     lengths = np.full(10, 20)
     shape = choose_step_shape(lengths, targets_per_step=1024, tokens_per_row=8192)
     assert shape == StepShape(rows=1, tokens=208, segments=16)
+
+
+def test_padded_rows_hold_one_history_each():
+    lengths = np.array([3, 17, 5, 2, 9])
+    shape = padded_step_shape(lengths, targets_per_step=2)
+    assert shape == StepShape(2, 32, 1)
+    examples = index_of([list(range(1, n + 1)) for n in lengths])
+    plan = plan_epoch(examples.lengths, shape, seed=0, epoch=0)
+    assert plan.num_steps == 3 and plan.fill == 36 / (6 * 32)
+    assert np.diff(plan.row_starts).tolist() == [1, 1, 1, 1, 1, 0]
+    batch = build_step(examples, plan, 0)
+    assert batch.lengths[:, 0].tolist() == lengths[plan.order[:2]].tolist() and batch.items.shape == (2, 32)
+    assert padded_step_shape(lengths, targets_per_step=1024, row_multiple=4) == StepShape(8, 32, 1)
+    every = padded_step_shape(lengths, targets_per_step=14.4, every_prefix=True)
+    assert every == StepShape(2, 32, 1), '7.2 targets of a history'

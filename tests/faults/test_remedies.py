@@ -47,6 +47,19 @@ ELSEWHERE = {
         'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
     'stopped: the same command goes on with the search':
         'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
+    'give --study, the name of a study': 'tests/study/test_command.py::test_what_it_refuses_leaves_nothing',
+    'stopped: the same command goes on with the study':
+        'tests/study/test_study.py::test_cells_go_on_where_they_stopped_and_none_runs_twice',
+    '{} is damaged ({}): remove it, and the cell runs again':
+        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
+    '{} cannot be read ({}): remove {} beside it, and the cell runs again':
+        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
+    '--tuned={}: {} cannot be read ({}): search for the settings of {} with --tune':
+        'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
+    '{} is of another config ({}): name another --output':
+        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
+    '{} holds cells of different logs: name another --output':
+        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
     'this model was saved without histories: give histories of items instead of users':
         'tests/faults/test_remedies_settings.py::test_what_the_recommender_asks_for',
     'name the finished run with --workdir and the file to write with --output':

@@ -38,6 +38,7 @@ def test_parameters_go_to_pytorch_and_back():
 @pytest.mark.parametrize('change, said', [
     (dict(bidirectional='last'), 'model.bidirectional=last'),
     (dict(backward_order='aligned'), 'model.backward_order=aligned'), (dict(time='dt'), 'model.time=dt'),
+    (dict(feed_forward=False), 'model.feed_forward=False'),
 ])
 def test_what_the_released_network_cannot_hold_is_not_exported(change, said):
     with pytest.raises(ConfigError, match=f'the released PyTorch network cannot hold a model with .*{said}'):

@@ -191,3 +191,16 @@ def test_items_that_do_not_fit_their_layout_are_refused_by_name():
 def test_float64_without_x64_is_refused():
     with pytest.raises(ConfigError, match='JAX_ENABLE_X64'):
         model(SMALL)
+
+
+def test_a_layer_without_its_feed_forward_network_ends_with_the_norm(x64):
+    """h = LayerNorm(f + beta * b + u) of the one layer, by the layer's own parts."""
+    config = dataclasses.replace(SMALL, num_layers=1, feed_forward=False)
+    net, whole = model(config), model(dataclasses.replace(config, feed_forward=True))
+    assert net.layers[0].ffn is None and 'ffn' in nnx.to_pure_dict(nnx.state(whole))['layers'][0]
+    batch = pack([[(0, history(0, 7))]], tokens=16, segments=SEGMENTS, gaps=gaps)
+    layout, u = Layout.of(batch), jnp.take(net.item_embedding[...], batch.items, axis=0)
+    u = net.norm(u) if config.norm_embedding else u
+    layer = net.layers[0]
+    expected = layer.norm(layer.mixer(TokenInputs(u), layout) + u)[0, 6]
+    np.testing.assert_allclose(net.readout(batch.items, layout)[0, 0], expected, rtol=1e-12)

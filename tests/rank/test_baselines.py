@@ -1,4 +1,4 @@
-"""Popularity and the transition table, on literal histories and compared with plain loops."""
+"""Popularity, the transition table and item-kNN, on literal histories and compared with plain loops."""
 import itertools
 from collections import Counter
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
+from ssd4rec_jax.rank.baselines import knn_ranks, popularity_ranks, transition_ranks
 
 
 def dataset_of(histories, num_items):
@@ -68,6 +68,31 @@ def test_transitions_match_a_loop(split, held_out):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('split, held_out', [('valid', 2), ('test', 1)])
+def test_neighbours_match_a_loop(split, held_out):
+    histories, dataset = random_histories(3, users=40)
+    trained = [set(history[:-2]) for history in histories]
+    counts = Counter(item for history in histories for item in history[:-2])
+    expected = []
+    for whole in histories:
+        history = whole[:-held_out]
+
+        def score(item, history=history):
+            total = 0
+            for other in set(history) - {item}:
+                newest = max(k for k, i in enumerate(history, start=1) if i == other)
+                both = sum({item, other} <= users for users in trained)
+                users_of = [sum(i in users for users in trained) for i in (item, other)]
+                total += newest / len(history) * both / max(users_of[0] * users_of[1], 1)**0.5
+            return round(total, 9)
+
+        order = sorted(range(1, 16), key=lambda item, score=score: (-score(item), -counts[item], item))
+        expected.append(order.index(whole[-held_out]) + 1)
+    found = knn_ranks(dataset, split)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_first_order_chain_is_ranked_first():
     """Every user goes round a ring, so the next item has always followed the last one."""
     histories = [[(start + k) % 9 + 1 for k in range(14)] for start in range(9)]
@@ -84,7 +109,7 @@ def test_transitions_to_held_out_items_do_not_count():
     np.testing.assert_array_equal(found, [3] * 5, 'item 1, then 2 and 4, equally popular')
 
 
-@pytest.mark.parametrize('ranks_of', [popularity_ranks, transition_ranks])
+@pytest.mark.parametrize('ranks_of', [popularity_ranks, transition_ranks, knn_ranks])
 def test_what_a_user_has_seen_is_left_out(ranks_of):
     """A loop: the rank among all items, less the seen items that rank before the target; 0 for a seen target."""
     histories, dataset = random_histories(3)

@@ -1,0 +1,115 @@
+"""Settings of the networks that SSD4Rec is compared with (ssd4rec_jax.peers); their defaults are the published ones."""
+import dataclasses
+
+from ssd4rec_jax.config.model import DTYPES
+from ssd4rec_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerConfig:
+    """What the settings of all peers have.
+
+    name: which network it is; ssd4rec_jax/peers has a file of this name.
+    hidden_size: the width D of embeddings and readouts.
+    num_layers: the number of layers.
+    dropout_prob: the rate of every dropout that has no rate of its own.
+    dtype: the dtype of activations and matrix products; parameters stay float32. 'auto' means bfloat16 on GPUs and
+      TPUs and float32 on CPUs. 'float64' is for parity checks and needs JAX_ENABLE_X64.
+    """
+
+    name: str
+    hidden_size: int = 64
+    num_layers: int = 1
+    dropout_prob: float = 0.2
+    dtype: str = 'auto'
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f'model.{field.name}={value} must be at least 1')
+            if field.name.endswith('dropout_prob') and not 0 <= value < 1:
+                raise ConfigError(f'model.{field.name}={value} must be in [0, 1)')
+        if self.dtype not in DTYPES:
+            raise ConfigError(f'model.dtype={self.dtype!r} must be one of {", ".join(DTYPES)}')
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Whether one pass over a history gives the readout of each of its prefixes: no token reads what follows it."""
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class GRU4RecConfig(PeerConfig):
+    """The settings of GRU4Rec.
+
+    inner_size: the width of the recurrent state.
+    """
+
+    name: str = 'gru4rec'
+    dropout_prob: float = 0.3
+    inner_size: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig(PeerConfig):
+    """The settings of SASRec.
+
+    num_heads: the number of attention heads; it divides hidden_size.
+    inner_size: the width inside the feed-forward part.
+    attention_dropout_prob: the rate of the dropout of attention weights.
+    max_length: the number of newest items of a history that are read; each of these places has a learned vector.
+    """
+
+    name: str = 'sasrec'
+    num_layers: int = 2
+    dropout_prob: float = 0.5
+    num_heads: int = 2
+    inner_size: int = 256
+    attention_dropout_prob: float = 0.5
+    max_length: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.hidden_size, self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class LRURecConfig(PeerConfig):
+    """The settings of LRURec.
+
+    mixer_dropout_prob: the rate of the dropout after the recurrence.
+    """
+
+    name: str = 'lrurec'
+    num_layers: int = 2
+    mixer_dropout_prob: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba4RecConfig(PeerConfig):
+    """The settings of Mamba4Rec.
+
+    d_state: the number N of states of each channel, as in Mamba.
+    d_conv: the number of taps of the short convolution, as in Mamba.
+    expand: the width of the mixer's inner stream as a multiple of hidden_size, as in Mamba.
+    """
+
+    name: str = 'mamba4rec'
+    d_state: int = 32
+    d_conv: int = 4
+    expand: int = 2
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raises ConfigError where a width cannot be split into that many heads."""
+    if hidden_size % num_heads:
+        raise ConfigError(
+            f'model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}; choose a divisor of it'
+        )
+
+
+# The settings of each peer, by its name.
+PEERS: dict[str, type] = {
+    'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
+}

@@ -1,0 +1,52 @@
+"""Attention within each history of packed rows, in blocks, so that its cost is linear in the length of a row."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssd4rec_jax.model.draws import Draws, mix
+from ssd4rec_jax.model.layout import Layout
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, layout: Layout, window: int, dropout_prob: float,
+    draws: Draws | None, stream: str,
+) -> jax.Array:
+    """Softmax attention of each token to itself and to those before it in its history: [rows, tokens, heads, width].
+
+    query, key, value: [rows, tokens, heads, width]. window: only the newest `window` tokens of each history are read.
+    A row is cut into blocks of that length, and the tokens of a block then attend to their own and to the block before.
+    dropout_prob, draws, stream: the dropout of the attention weights, for which jax.nn.dot_product_attention has no
+    place. What stands in padding, and at tokens that are too old to be read, is arbitrary.
+    """
+    tokens = query.shape[1]
+    block = min(window, tokens)
+
+    def blocks(x):
+        """[rows, blocks, block, ...]"""
+        x = jnp.pad(x, [(0, 0), (0, -tokens % block)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+
+    def with_before(x):
+        """[rows, blocks, 2 block, ...], each block behind the one before it, which is zeros for the first."""
+        x = blocks(x)
+        before = jnp.pad(x, [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 2))[:, :-1]
+        return jnp.concatenate([before, x], axis=2)
+
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    # Tokens that are too old get the number of padding, which no token attends to.
+    number = jnp.where(layout.remaining < window, layout.segment_ids, 0)
+    same = blocks(layout.segment_ids)[..., None] == with_before(number)[..., None, :]
+    order = np.arange(block)[:, None] >= np.arange(2 * block) - block
+    allowed = (same & order)[:, :, None]  # [rows, blocks, 1, block, 2 block]
+    logits = jnp.einsum(
+        'rbqhd,rbkhd->rbhqk', blocks(query), with_before(key), preferred_element_type=wide
+    ) * query.shape[-1]**-0.5
+    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(wide).min)).astype(value.dtype)
+    if draws is not None and dropout_prob > 0:
+        # A draw belongs to a pair of tokens, wherever the packer has put them.
+        pairs = mix(blocks(draws.token_keys))[..., None] + with_before(draws.token_keys)[..., None, :]
+        dropped = Draws(pairs).below(dropout_prob, stream, query.shape[2])
+        kept = jnp.moveaxis(~dropped, -1, 2)
+        weights = jnp.where(kept, weights / jnp.asarray(1 - dropout_prob, weights.dtype), 0)
+    found = jnp.einsum('rbhqk,rbkhd->rbqhd', weights, with_before(value))
+    return found.reshape(found.shape[0], -1, *found.shape[3:])[:, :tokens]

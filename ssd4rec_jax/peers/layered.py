@@ -1,0 +1,65 @@
+"""Networks of layers that first look back over a history and then act on each item by itself."""
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+
+from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.gelu import gelu
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.peers.causal import CausalNetwork, Factory
+
+
+class FeedForward(nnx.Module):
+    """LayerNorm(dropout(W2 dropout(gelu(W1 h))) + h), with the exact (erf) gelu; the rate of the inner dropout is its
+    own. linear: initial values of W1 and W2, as in Factory.linear."""
+
+    def __init__(
+        self, hidden_size: int, inner_size: int, make: Factory, *, dropout_prob: float, inner_dropout_prob: float,
+        epsilon: float, **linear: Any,
+    ):
+        self.dropout_prob, self.inner_dropout_prob = dropout_prob, inner_dropout_prob
+        self.w_1 = make.linear(hidden_size, inner_size, **linear)
+        self.w_2 = make.linear(inner_size, hidden_size, **linear)
+        self.norm = make.norm(hidden_size, epsilon)
+
+    def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
+        """[rows, tokens, D] -> [rows, tokens, D]. name: what the random draws are named by."""
+        inner = dropout(gelu(per_token(self.w_1, h)), self.inner_dropout_prob, draws, f'{name}.inner')
+        return per_token(self.norm, dropout(per_token(self.w_2, inner), self.dropout_prob, draws, f'{name}.out') + h)
+
+
+class Layer(Protocol):
+    """What LayeredNetwork needs of a layer."""
+
+    ffn: FeedForward
+
+    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """The layer without its feed-forward part, [rows, tokens, D]. name: what the random draws are named by."""
+
+
+class LayeredNetwork(CausalNetwork):
+    """A network of layers, each `mix` and then `ffn`; the last ffn is computed only at the items that are read.
+
+    A subclass gives `inputs` and the list `layers`.
+    """
+
+    layers: nnx.List[Layer]
+
+    def inputs(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """What enters the first layer, [rows, tokens, D]."""
+        raise NotImplementedError
+
+    def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """What enters the last feed-forward part."""
+        h = self.inputs(items, layout, draws)
+        for number, layer in enumerate(self.layers):
+            if number:
+                h = self.layers[number - 1].ffn(h, draws, f'layer{number - 1}.ffn')
+            h = layer.mix(h, layout, draws, f'layer{number}')
+        return h
+
+    def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
+        """The last feed-forward part."""
+        return self.layers[-1].ffn(states, draws, f'layer{len(self.layers) - 1}.ffn')

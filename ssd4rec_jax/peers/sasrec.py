@@ -1,0 +1,70 @@
+"""SASRec: a Transformer that reads each history from left to right.
+
+Kang and McAuley, "Self-attentive sequential recommendation" (ICDM 2018), eq. 1 to 4 and figure 1, in the form that
+later papers compare with (RecBole's): cross-entropy over the catalogue, BERT's order of residual connection and
+LayerNorm, gelu. Places are counted from the oldest item that is read. Of a history that is longer than max_length, the
+newest max_length items are read.
+"""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ssd4rec_jax.config.peers import SASRecConfig
+from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.mamba2 import LINEAR_INIT
+from ssd4rec_jax.model.networks import register_network
+from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.table_init import init_table
+from ssd4rec_jax.peers.attention import attend
+from ssd4rec_jax.peers.causal import Factory
+from ssd4rec_jax.peers.layered import FeedForward, LayeredNetwork
+
+EPSILON = 1e-12
+
+
+class SASRec(LayeredNetwork):
+    """Parameters: item_embedding [items + 1, D], positions [max_length, D], a LayerNorm, and those of the layers."""
+
+    config: SASRecConfig
+
+    def __init__(self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs):
+        make = Factory(config, rngs)
+        super().__init__(config, make, make.param(init_table, num_items + 1, config.hidden_size))
+        self.positions = make.param(LINEAR_INIT, config.max_length, config.hidden_size)
+        self.norm = make.norm(config.hidden_size, EPSILON)
+        self.layers = nnx.List([TransformerLayer(config, make) for _ in range(config.num_layers)])
+
+    def inputs(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """Item vector plus the vector of its place, [rows, tokens, D]."""
+        longest = self.config.max_length
+        too_old = jnp.maximum(layout.position + layout.remaining + 1 - longest, 0)
+        place = jnp.clip(layout.position - too_old, 0, longest - 1)
+        h = self.embedded(items) + self.positions[...][place].astype(self.dtype)
+        return dropout(per_token(self.norm, h), self.config.dropout_prob, draws, 'embedding')
+
+
+class TransformerLayer(nnx.Module):
+    """h = LayerNorm(dropout(attention(u)) + u), then the feed-forward part."""
+
+    def __init__(self, config: SASRecConfig, make: Factory):
+        self.config = config
+        width = config.hidden_size
+        self.query, self.key, self.value, self.out = (make.linear(width, width) for _ in range(4))
+        self.norm = make.norm(width, EPSILON)
+        self.ffn = FeedForward(
+            width, config.inner_size, make, dropout_prob=config.dropout_prob, inner_dropout_prob=0.0, epsilon=EPSILON
+        )
+
+    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+        """The layer without its feed-forward part, [rows, tokens, D]. name: what the random draws are named by."""
+        c = self.config
+        query, key, value = (
+            per_token(linear, u).reshape(*u.shape[:2], c.num_heads, -1) for linear in (self.query, self.key, self.value)
+        )
+        read = attend(query, key, value, layout, c.max_length, c.attention_dropout_prob, draws, f'{name}.weights')
+        mixed = dropout(per_token(self.out, read.reshape(u.shape)), c.dropout_prob, draws, f'{name}.out')
+        return per_token(self.norm, mixed + u)
+
+
+register_network('sasrec', SASRecConfig, SASRec)

@@ -1,0 +1,114 @@
+"""What packing and sharing a pass must not change, for every peer; numbers of parameters; published settings."""
+import jax
+import numpy as np
+import pytest
+
+from ssd4rec_jax import presets
+from ssd4rec_jax.config.peers import PEERS
+from ssd4rec_jax.config.run import apply_overrides
+from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.draws import Draws
+from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.network import init_network
+from ssd4rec_jax.peers import NETWORKS, published
+from ssd4rec_jax.train.objective import training_examples
+from tests.packed import pack
+from tests.tiny import tiny_dataset
+
+ITEMS = 30
+HISTORIES = [np.random.default_rng(n).integers(1, ITEMS + 1, n).tolist() for n in (6, 1, 9, 3, 5)]
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_readout_depends_on_its_own_history_alone_and_prefixes_share_a_pass(name):
+    """Each history by itself, with dropout, equals the same history between others, and each prefix its own readout."""
+    network, params = init_network(PEERS[name](hidden_size=8, num_layers=2, dropout_prob=0.3), ITEMS, 0)
+
+    @jax.jit
+    def read(batch):
+        layout = Layout.of(batch)
+        draws = Draws.of(np.uint32(1), np.uint32(2), layout)
+        model = network.bind(params)
+        return model.readout(batch.items, layout, draws), model.prefix_readouts(batch.items, layout, draws)
+
+    whole = pack([list(enumerate(HISTORIES))], tokens=32, segments=8)
+    readouts, of_prefixes = map(np.asarray, read(whole))
+    assert np.isfinite(readouts).all() and np.isfinite(of_prefixes).all()
+    alone = [(n, end) for n, history in enumerate(HISTORIES) for end in range(1, len(history) + 1)]
+    for at in range(0, len(alone), 8):  # a few prefixes to a row, in another order than above
+        some = alone[at:at + 8][::-1]
+        some = [*some, *[(4, 1)] * (8 - len(some))]
+        fits = [row for n, end in some for row in [[(n, HISTORIES[n][:end])]]]
+        batch = pack([sum(fits[:3], []), sum(fits[3:], [])], tokens=48, segments=8)
+        found = np.asarray(read(batch)[0])
+        for number, (n, end) in enumerate(some):
+            row, slot = (0, number) if number < 3 else (1, number - 3)
+            prefix = of_prefixes[0, whole.starts[0, n] + end - 1]
+            np.testing.assert_allclose(found[row, slot], prefix, rtol=0, atol=2e-5, err_msg=str((n, end)))
+            if end == len(HISTORIES[n]):
+                np.testing.assert_allclose(readouts[0, n], prefix, rtol=0, atol=2e-5, err_msg=str((n, end)))
+
+
+def test_sasrec_reads_the_newest_items_of_a_longer_history():
+    network, params = init_network(PEERS['sasrec'](hidden_size=8, max_length=4), ITEMS, 0)
+
+    def read(histories):
+        batch = pack([list(enumerate(histories))], tokens=32, segments=8)
+        return np.asarray(network.bind(params).readout(batch.items, Layout.of(batch)))[0, :len(histories)]
+
+    cut = read([history[-4:] for history in HISTORIES])
+    np.testing.assert_allclose(read(HISTORIES), cut, rtol=0, atol=1e-5)
+    assert np.abs(cut[0] - read([HISTORIES[0][-3:]])[0]).max() > 1e-3
+
+
+# By hand, for D = 64 and a catalogue of 12,101 items, as Beauty's: 12,102 x 64 = 774,528 numbers in the table.
+FEED_FORWARD = 64 * 256 + 256 + 256 * 64 + 64 + 2 * 64
+MAMBA = 64 * 256 + 4 * 128 + 128 + 128 * (4 + 64) + 4 * 128 + 128 + 128 * 32 + 128 + 128 * 64
+COUNTS = {
+    'gru4rec': 774_528 + 3 * 128 * (64 + 128) + 128 * 64 + 64,
+    'sasrec': 774_528 + 50 * 64 + 128 + 2 * (4 * (64 * 64 + 64) + 128 + FEED_FORWARD),
+    'lrurec': 774_528 + 12_102 + 128
+    + 2 * (3 * 128 + (64 * 128 + 128) * 2 + 2 * 128 * 64 + 64 + 128 + FEED_FORWARD),
+    'mamba4rec': 774_528 + 128 + MAMBA + 128 + FEED_FORWARD,
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_parameters_are_counted(name):
+    shapes = jax.eval_shape(lambda: init_network(PEERS[name](hidden_size=64), 12_101, 0)[1])
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_published_settings_are_settings(name):
+    found = published(name)
+    config = apply_overrides(
+        presets.default_config('amazon-beauty'), [f'{key}={value}' for key, value in found.items()]
+    )
+    assert type(config.model) is PEERS[name] and config.model.name == name
+    assert config.data.mask_ratio == 0 and config.train.loss == 'full'
+
+
+def test_a_network_that_nobody_published_is_refused():
+    with pytest.raises(ConfigError, match="sasrek has no published settings; did you mean 'sasrec'"):
+        published('sasrek')
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(num_heads=3), 'model.num_heads=3 does not divide model.hidden_size=64'),
+    (dict(max_length=0), 'model.max_length=0 must be at least 1'),
+    (dict(attention_dropout_prob=1.0), r'model.attention_dropout_prob=1.0 must be in \[0, 1\)'),
+    (dict(dtype='half'), "model.dtype='half' must be one of auto"),
+])
+def test_settings_that_make_no_network_are_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        PEERS['sasrec'](**change)
+
+
+def test_prefixes_share_no_pass_where_the_network_cuts_histories():
+    """The tiny log's training histories have up to 9 items."""
+    log = tiny_dataset()
+    assert training_examples('one_pass', PEERS['sasrec'](), log, 0).every_prefix
+    with pytest.raises(ConfigError, match=r'not be exact: model.max_length=5 cuts \d+ histories, whose prefixes'):
+        training_examples('one_pass', PEERS['sasrec'](max_length=5), log, 0)
+    assert training_examples('prefix', PEERS['sasrec'](max_length=5), log, 0).lengths.max() == 5
