@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.commands import report
-from ssd4rec_jax.rank.baselines import popularity_ranks
+from ssd4rec_jax.rank.baselines import BASELINES, popularity_ranks
 from ssd4rec_jax.rank.report import metric_frame
 from ssd4rec_jax.recommender import Recommender
 from ssd4rec_jax.run.folder import RunFolder
@@ -75,16 +75,16 @@ def test_colours_stand_out_from_what_is_behind_them():
 def test_the_table_has_the_figures_of_the_result_and_their_intervals(written):
     tables = page(written.page).tables
     head, own, *baselines = tables[SEEN_IN]
-    assert head == ['', *METRICS] and [row[0] for row in (own, *baselines)] == ['SSD4Rec', 'popularity', 'transition']
+    assert head == ['', *METRICS] and [row[0] for row in (own, *baselines)] == ['SSD4Rec', *BASELINES]
     assert [cell.split(' | ')[0] for cell in own[1:]] == [f'{written.result["test"][m]:.4f}' for m in METRICS]
     for name, *cells in baselines:
         assert [cell.split(' | ')[0] for cell in cells] == [f'{written.result[name]["test"][m]:.4f}' for m in METRICS]
     ranks = popularity_ranks(written.dataset, 'test')
     frame = metric_frame(ranks, (10, 20))
-    assert [cell.split(' | ')[1] for cell in baselines[0][1:]] == [
+    assert [cell.split(' | ')[1] for cell in dict((row[0], row[1:]) for row in baselines)['popularity']] == [
         f'{low:.4f} to {high:.4f}' for low, high in zip(frame['low'], frame['high'], strict=True)
     ]
-    assert [row[0] for row in tables[SEEN_OUT][1:]] == ['SSD4Rec', 'popularity', 'transition']
+    assert [row[0] for row in tables[SEEN_OUT][1:]] == ['SSD4Rec', *BASELINES]
     assert tables[SEEN_OUT][1:] != tables[SEEN_IN][1:]
 
 
