@@ -88,7 +88,7 @@ def intervals(title: str, groups: Mapping[str, Sequence[Measured]], *, x: str) -
             _text(at_x(value), height - _BOTTOM + 16, short(value), 'middle'),
         )
     ]
-    marks.append(_text((left + _WIDTH - _RIGHT) / 2, height - 6, x, 'middle'))
+    marks.append(_text(_WIDTH / 2, height - 6, x, 'middle'))
     for row, name in enumerate(rows):
         marks.append(_text(left - 12, _TOP + _ROW * (row + .5) + 4, name, 'end', 'name'))
         for number, group in enumerate(groups.values()):

@@ -121,7 +121,7 @@ def _compared(summary: dict[str, Any]) -> Html:
         ]
         for seen in summary['protocols']
     }
-    return intervals(f'Test {DECIDING}', groups, x=f'{DECIDING}, and its standard deviation over seeds')
+    return intervals(f'Test {DECIDING}', groups, x=f'{DECIDING} ± standard deviation over seeds')
 
 
 def _table(of: Table) -> Html:
