@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.logs import SHAPES, random_log
 from ssd4rec_jax.config.run import RunConfig
-from ssd4rec_jax.live import LiveModel
+from ssd4rec_jax.live import LiveModel, Session
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.rank.recommend import TopItems
@@ -32,37 +32,42 @@ def measure_live(config: RunConfig, repeats: int) -> dict[str, Any]:
     mesh = device_mesh()
     live = LiveModel(SavedRun(config, log, mesh, network, params, 1, 1, item_counts(log), None))
     assert not live.recomputes, live.recomputes
-    top, rng, rows = TopItems(network, mesh, params), np.random.default_rng(0), []
-    for length in HISTORIES:
-        history = rng.integers(1, log.num_items + 1, length).astype(np.int32)
-        (session,) = live.begin([[]])
-        begin = _cost(lambda s=session, h=history: live.extend([s], [log.item_ids[h - 1].tolist()]), 1)
-        row = {'history': length, 'begin': begin, 'distinct_items': len(session.held.items)}
-        more: list[int] = []
-        row['event_and_answer'] = _cost(
-            lambda s=session, m=more: m.extend(_event(live, [s], log.item_ids, rng)), EVENTS
-        )
-        row['answer_without_seen'] = _cost(lambda s=session: live.recommend([s], K, exclude_seen=True), EVENTS)
-        row['read_anew'] = _cost(lambda h=history: top([h], k=K), repeats)
-        whole = np.concatenate([history, np.asarray(more, np.int32)])
-        everything = (found([x], k=log.num_items)[1][0] for found, x in ((live.top, session), (top, whole)))
-        ours, anew = (np.sort(scores) for scores in everything)
-        row['largest_difference'] = float(np.abs(ours - anew).max() / np.abs(anew).max())
-        rows.append(row)
+    top, rng = TopItems(network, mesh, params), np.random.default_rng(0)
+    rows = [_of_history(live, top, length, rng, repeats) for length in HISTORIES]
     sessions = live.begin([[1, 2, 3]] * TOGETHER)
-    together = _cost(lambda: _event(live, sessions, log.item_ids, rng), repeats)
+    together = _cost(lambda: _event(live, sessions, rng), repeats)
     return {
         'items': log.num_items, 'k': K, 'histories': rows, 'sessions_together': TOGETHER, 'together': together,
         'state_bytes': sessions[0].state.nbytes,
     }
 
 
-def _event(live: LiveModel, sessions: list, ids: np.ndarray, rng: np.random.Generator) -> list[int]:
-    """An event of each session and the answers after it; the internal ids of the events."""
-    items = rng.integers(1, len(ids) + 1, len(sessions))
-    live.append(sessions, ids[items - 1].tolist())
+def _of_history(
+    live: LiveModel, top: TopItems, length: int, rng: np.random.Generator, repeats: int
+) -> dict[str, Any]:
+    """The figures of one history of random items."""
+    items = live.saved.dataset.num_items
+    history = rng.integers(1, items + 1, length).astype(np.int32)
+    (session,) = live.begin([[]])
+    begin = _cost(lambda: live.extend([session], [history.tolist()]), 1)  # The ids of the log are these numbers.
+    more: list[int] = []
+    event = _cost(lambda: more.extend(_event(live, [session], rng)), EVENTS)
+    row = {
+        'history': length, 'distinct_items': len(session.held.items), 'begin': begin, 'event_and_answer': event,
+        'answer_without_seen': _cost(lambda: live.recommend([session], K, exclude_seen=True), EVENTS),
+        'read_anew': _cost(lambda: top([history], k=K), repeats),
+    }
+    ours = np.sort(live.top([session], k=items)[1][0])
+    anew = np.sort(top([np.concatenate([history, np.asarray(more, np.int32)])], k=items)[1][0])
+    return {**row, 'largest_difference': float(np.abs(ours - anew).max() / np.abs(anew).max())}
+
+
+def _event(live: LiveModel, sessions: list[Session], rng: np.random.Generator) -> list[int]:
+    """An event of each session and the answers after it; the items of the events."""
+    items = rng.integers(1, live.saved.dataset.num_items + 1, len(sessions)).tolist()
+    live.append(sessions, items)
     live.recommend(sessions, K)
-    return items.tolist()
+    return items
 
 
 def _cost(call: Callable[[], Any], times: int) -> dict[str, float]:
