@@ -259,7 +259,7 @@ def _recommending_table(figures: dict) -> Table:
 
 def _live_table(figures: dict) -> Table:
     table = Table(
-        'history', 'an event and the answer', 'an answer without seen items', 'read anew', 'begun', 'difference',
+        'history', 'an event and the answer', 'an answer without seen items', 'the history read', 'begun', 'difference',
         title=f'the top {figures["k"]} of {figures["items"]:,} items: wall time (CPU time)',
         caption=f'{figures["sessions_together"]} sessions in one call: {_wall_and_cpu(figures["together"])}; a session '
                 f'carries {figures["state_bytes"] / 1024:,.0f} KiB',

@@ -46,6 +46,7 @@ def test_a_folder_of_parts_knows_what_is_missing_and_refuses_what_is_not_its_own
     for parts, other, said in ((2, asked, 'parts: 3 there, 2 now'), (3, {'k': 4, 'only': None}, 'k: 3 there, 4 now')):
         with pytest.raises(UserError, match=said):
             missing_parts(path, parts, other)
+    assert missing_parts(path, 3, asked) == [0, 2]
     (path / 'asked.json').write_text('{"k": 3}')
     with pytest.raises(UserError, match='damaged'):
         missing_parts(path, 3, asked)
@@ -66,7 +67,7 @@ def test_a_folder_of_parts_knows_what_is_missing_and_refuses_what_is_not_its_own
 def test_two_processes_write_what_one_writes(model, tmp_path, shards):
     asked = '--users=all', '--k=5', '--exclude_seen', '--exclude=1003'
 
-    def ask(count, output, *more):
+    def ask(count, output, *more, asked=asked):
         flags = *asked, f'--output={output}', f'--model_shards={shards if count > 1 else 1}', *more
         return finished(start(
             count, model, *flags, devices=2, cwd=tmp_path, connect_seconds=250, program=('-m', 'experiments.recommend'),
@@ -90,5 +91,8 @@ def test_two_processes_write_what_one_writes(model, tmp_path, shards):
         assert pl.concat(map(pl.read_parquet, files)).drop('score').equals(expected.drop('score'))
         for done in ask(2, 'all', '--k=6'):
             assert done.returncode == 1 and 'k: 5 there, 6 now' in done.stderr
+        for done in ask(2, 'other', asked=('--users=100',)):
+            assert done.returncode == 1 and 'run other questions as one process' in done.stderr
+        assert ask(1, 'other.csv', asked=('--users=100',))[0].returncode == 0
         for done in ask(2, 'other.parquet'):
             assert done.returncode == 1 and 'name a folder' in done.stderr
