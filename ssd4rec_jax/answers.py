@@ -31,10 +31,11 @@ class Answers:
     def best(
         self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
         k, exclude_seen = self.cut_to_catalogue(k), truth(exclude_seen, 'exclude_seen')
-        names, read, features = self._asked(users, histories)
+        names, read, features = self._asked(users, histories, share)
         allowed = self.allowed(exclude, only)
         for start in range(0, max(len(names), 1), AT_ONCE):
             part = slice(start, start + AT_ONCE)
@@ -129,7 +130,8 @@ class Answers:
         return np.asarray(self.saved.item_counts)
 
     def _asked(
-        self, users: Sequence[Any] | str | None, histories: Sequence[Sequence[Any]] | None
+        self, users: Sequence[Any] | str | None, histories: Sequence[Sequence[Any]] | None,
+        share: tuple[int, int] = (0, 1),
     ) -> tuple[pl.Series, list[np.ndarray], dict[str, list[np.ndarray]]]:
         """(names, internal item ids, {feature: values}) of the histories asked for; users alone have features."""
         if (users is None) == (histories is None):
@@ -138,7 +140,8 @@ class Answers:
             read = self._read_histories(histories)
             return pl.Series('user', range(len(read)), pl.Int64), read, {}
         assert users is not None
-        return self.of_users(self.users_at(users))
+        at, (number, parts) = self.users_at(users), share
+        return self.of_users(at[len(at) * number // parts:len(at) * (number + 1) // parts])
 
     def of_users(self, at: np.ndarray) -> tuple[pl.Series, list[np.ndarray], dict[str, list[np.ndarray]]]:
         """(names, internal item ids, {feature: values}) of the users at some positions."""

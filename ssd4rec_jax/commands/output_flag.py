@@ -3,7 +3,7 @@ from absl import flags
 
 OUTPUT = flags.DEFINE_string(
     'output', None, 'prepare: folder to write, data/NAME/prepared-FINGERPRINT if not given. recommend: file to write '
-    '(.parquet, .csv or .jsonl), stdout if not given. export: folder to write. '
+    '(.parquet, .csv or .jsonl), stdout if not given; with --distributed a folder. export: folder to write. '
     'study: folder of the study, runs/DATASET-STUDY if not given. report: page to write, report.html in the folder of '
     'the run or the study if not given.'
 )

@@ -4,6 +4,7 @@ Text is an id as it stands but for the white space around it. Digits without a l
 stored as one where a whole column consists of them; so are the floats of a column that are all whole (3 and 3.0 are
 one id). Empty text, blanks, null and NaN are no id, and neither are the words that tables write for them.
 """
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ MISSING_WORDS = 'nan', 'NaN', 'null', 'NULL', 'None'
 _INTEGER = r'^(0|[1-9][0-9]{0,17})$'
 _WHOLE = r'^(0|[1-9][0-9]{0,17})(\.0+)?$'
 _LAST_EXACT_FLOAT = 2.0**53
+_ASKED_INTEGER = re.compile(r'(0|-?[1-9][0-9]{0,17})(?:\.0+)?', re.ASCII)
+# What polars strips; Python alone would strip a few control characters too.
+_WHITE = '\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000' + ''.join(map(chr, range(0x2000, 0x200b)))
+_FEW = 4096  # ids, up to which looking each one up takes less than a join with the vocabulary
 
 
 def canonical(values: pl.Series, *, integers: bool = False) -> pl.Series:
@@ -77,46 +82,51 @@ def positions(vocabulary: np.ndarray | TextIds, wanted: Sequence[str]) -> np.nda
     """int64 [wanted], where each id asked for stands in a vocabulary (int64 array or TextIds); -1 where it does not."""
     if not len(wanted):
         return np.zeros(0, np.int64)
-    table = pl.DataFrame({'id': _column(vocabulary)}).with_row_index('at')
-    found = pl.DataFrame({'id': _asked(vocabulary, wanted)}).join(table, on='id', how='left', maintain_order='left')
+    texts = pl.Series(wanted, dtype=pl.String).str.strip_chars()
+    if isinstance(vocabulary, TextIds):
+        known = vocabulary.series()
+    else:
+        known = pl.Series(np.asarray(vocabulary, np.int64))
+        whole = texts.str.replace(r'\.0+$', '')
+        texts = whole.set(~(whole.str.contains(_INTEGER) | whole.str.contains('^-[1-9][0-9]{0,17}$')), None)
+        texts = texts.cast(pl.Int64, strict=False)
+    table = pl.DataFrame({'id': known}).with_row_index('at')
+    found = pl.DataFrame({'id': texts}).join(table, on='id', how='left', maintain_order='left')
     return found['at'].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 class IdIndex:
-    """`positions` in one vocabulary for many calls: it is read once, and a call then costs as much as it asks for."""
+    """`positions` in one vocabulary for many calls: it is read once, and a call then costs as much as it asks for.
+
+    A service asks for an id at a time, for which a column of polars takes longer than all else.
+    """
 
     def __init__(self, vocabulary: np.ndarray | TextIds):
         self._vocabulary = vocabulary
-        hashes = _column(vocabulary).hash().to_numpy()
+        hashes = np.fromiter(map(hash, vocabulary.tolist()), np.int64, len(vocabulary))
         self._order = np.argsort(hashes, kind='stable')
         self._hashes = hashes[self._order]
 
     def positions(self, wanted: Sequence[str]) -> np.ndarray:
         """As the function of that name."""
-        found = np.full(len(wanted), -1, np.int64)
-        if not len(wanted):
-            return found
-        asked = _asked(self._vocabulary, wanted)
-        hashes = asked.hash().to_numpy()
+        if len(wanted) > _FEW:
+            return positions(self._vocabulary, wanted)
+        keys = [self._key(text) for text in wanted]
+        hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
         first, stop = (np.searchsorted(self._hashes, hashes, side=side) for side in ('left', 'right'))
-        for number, id_ in enumerate(asked.to_list()):
-            same = self._order[first[number]:stop[number]]  # One, or several ids that chance gave one hash.
-            found[number] = next((at for at in same if self._vocabulary[at] == id_), -1)
+        found = np.full(len(keys), -1, np.int64)
+        for number, key in enumerate(keys):
+            same = self._order[first[number]:stop[number]]  # One, or several ids to which chance gave one hash.
+            found[number] = next((at for at in same if self._vocabulary[at] == key), -1)
         return found
 
-
-def _column(vocabulary: np.ndarray | TextIds) -> pl.Series:
-    return vocabulary.series() if isinstance(vocabulary, TextIds) else pl.Series(np.asarray(vocabulary, np.int64))
-
-
-def _asked(vocabulary: np.ndarray | TextIds, wanted: Sequence[str]) -> pl.Series:
-    """Ids asked for, as the vocabulary has them; null where it can have none such."""
-    texts = pl.Series(wanted, dtype=pl.String).str.strip_chars()
-    if isinstance(vocabulary, TextIds):
-        return texts
-    whole = texts.str.replace(r'\.0+$', '')
-    texts = whole.set(~(whole.str.contains(_INTEGER) | whole.str.contains('^-[1-9][0-9]{0,17}$')), None)
-    return texts.cast(pl.Int64, strict=False)
+    def _key(self, text: str) -> str | int | None:
+        """An id that is asked for as the vocabulary has it, None where it can have none such."""
+        text = text.strip(_WHITE)
+        if isinstance(self._vocabulary, TextIds):
+            return text
+        found = _ASKED_INTEGER.fullmatch(text)
+        return int(found[1]) if found else None
 
 
 def texts_of(ids: Iterable[int | str]) -> list[str]:

@@ -199,7 +199,7 @@ def _why_not_steps(saved: SavedRun) -> str:
     """Why the history has to be read again for each answer, as a sentence; '' where it has not."""
     settings, limit = saved.config.model, saved.config.data.max_history
     if limit:
-        return f'data.max_history={limit} lets the network read the newest {limit} events alone, which begin anew'
+        return f'data.max_history={limit} cuts a history, so that each event moves the first one that is read'
     if not hasattr(saved.network.bind(saved.params), 'prefix_step'):
         return f'the network {settings.name} has no prefix_step'
     if not settings.prefixes_share_a_pass:

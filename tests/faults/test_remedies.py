@@ -80,6 +80,12 @@ ELSEWHERE = {
         'tests/export/test_program.py::test_without_flatbuffers_the_extra_is_named',
     'usearch, which builds the index, is missing':
         'tests/export/test_vectors.py::test_without_usearch_the_extra_is_named',
+    'a session of another model': 'tests/live/test_live_model.py::test_what_cannot_be_done_is_said_and_changes_nothing',
+    'name another folder, or give the same command as there':
+        'tests/commands/test_recommend_parts.py::'
+        'test_a_folder_of_parts_knows_what_is_missing_and_refuses_what_is_not_its_own',
+    'several processes answer --users=all: run other questions as one process':
+        'tests/commands/test_recommend_parts.py::test_two_processes_write_what_one_writes',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.

@@ -176,5 +176,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(quick):
     ):
         with pytest.raises(UserError, match=said):
             call()
+    (again,) = live.begin([ids[:2]])
     for name, array in session.to_arrays().items():
         np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(again.to_arrays()[name], array)
