@@ -13,6 +13,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_features
 from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.errors import UnknownIds, UserError
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
@@ -23,10 +24,13 @@ AT_ONCE = 8192  # histories that are scored before their rows are handed on
 
 
 class Answers:
-    """What a saved run says to users and histories that are given in original ids; polars frames and NumPy arrays."""
+    """What a saved run says to users and histories that are given in original ids; polars frames and NumPy arrays.
 
-    def __init__(self, saved: SavedRun):
-        self.saved = saved
+    shapes: of the steps that it computes; see ssd4rec_jax.rank.recommend.TopItems.
+    """
+
+    def __init__(self, saved: SavedRun, shapes: Sequence[StepShape] = ()):
+        self.saved, self._shapes = saved, shapes
 
     def best(
         self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
@@ -48,12 +52,12 @@ class Answers:
 
     def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [histories, D], the readouts of TopItems.vectors; NaN without known items."""
-        return self._of_known(histories, self.table.shape[1], self._top.vectors)
+        return self._of_known(histories, self.table.shape[1], self.top.vectors)
 
     def scores(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]; NaN without known items."""
         distinct, back = np.unique(self.known(items, 'items') + 1, return_inverse=True)
-        found = self._of_known(histories, len(distinct), lambda read: self._top.scores(read, distinct))
+        found = self._of_known(histories, len(distinct), lambda read: self.top.scores(read, distinct))
         return found[:, back]
 
     def _of_known(
@@ -80,15 +84,16 @@ class Answers:
         })
 
     @functools.cached_property
-    def _top(self) -> TopItems:
+    def top(self) -> TopItems:
+        """What ranks the catalogue for histories of internal ids."""
         saved = self.saved
         return TopItems(
             saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history,
-            followers=saved.followers,
+            followers=saved.followers, shapes=self._shapes,
         )
 
     @functools.cached_property
-    def _dataset(self) -> SequenceDataset:
+    def dataset(self) -> SequenceDataset:
         """The data with what the network reads of each interaction."""
         return with_features(self.saved.dataset, features_read(self.saved.config.model))
 
@@ -105,10 +110,12 @@ class Answers:
 
     @functools.cached_property
     def item_ids(self) -> pl.Series:
+        """Original ids of the catalogue; internal id i is item_ids[i - 1]."""
         return _series(self.saved.dataset.item_ids)
 
     @functools.cached_property
-    def _user_ids(self) -> pl.Series:
+    def user_ids(self) -> pl.Series:
+        """Original ids of the users who can be asked for, those of the log first."""
         dataset = self.saved.dataset
         known = _series(dataset.user_ids)
         return known if dataset.outside is None else pl.concat([known, _series(dataset.outside.user_ids)])
@@ -120,7 +127,8 @@ class Answers:
         return self.saved.dataset.num_users + (0 if outside is None else len(outside.user_ids))
 
     @functools.cached_property
-    def _counts(self) -> np.ndarray:
+    def counts(self) -> np.ndarray:
+        """int64 [items + 1], how often each item occurs in the log."""
         return np.asarray(self.saved.item_counts)
 
     def _asked(
@@ -132,7 +140,7 @@ class Answers:
         if histories is not None:
             read = self._read_histories(histories)
             return pl.Series('user', range(len(read)), pl.Int64), read, {}
-        if not self._dataset.num_users:
+        if not self.dataset.num_users:
             raise UserError(
                 'this model was saved without histories: give histories of items instead of users (in Python '
                 'histories=[[item, ...], ...], on the command line --history or --histories)'
@@ -142,8 +150,8 @@ class Answers:
         else:
             at = self._found(self._users_at, listed(users, 'users'), 'users')
             at = at[at >= 0]
-        return self._user_ids.gather(at).alias('user'), [self._history(u) for u in at.tolist()], {
-            name: [self._feature(name, u) for u in at.tolist()] for name in self._dataset.values_read
+        return self.user_ids.gather(at).alias('user'), [self.history(u) for u in at.tolist()], {
+            name: [self.feature(name, u) for u in at.tolist()] for name in self.dataset.values_read
         }
 
     def _users_at(self, wanted: list[str]) -> np.ndarray:
@@ -155,7 +163,7 @@ class Answers:
         outside = positions(dataset.outside.user_ids, wanted)
         return np.where((at < 0) & (outside >= 0), dataset.num_users + outside, at)
 
-    def _history(self, user: int) -> np.ndarray:
+    def history(self, user: int) -> np.ndarray:
         """Internal item ids of the user at a position."""
         held: SequenceDataset | Outside | None = self.saved.dataset
         if user >= self.saved.dataset.num_users:
@@ -163,14 +171,14 @@ class Answers:
         assert held is not None
         return held.items[held.offsets[user]:held.offsets[user + 1]]
 
-    def _feature(self, name: str, user: int) -> np.ndarray:
+    def feature(self, name: str, user: int) -> np.ndarray:
         """float32, what the network reads of each of a user's events; missing for users whom the core left out."""
-        dataset = self._dataset
+        dataset = self.dataset
         values = dataset.values_read[name]
         if user < dataset.num_users:
             return values.numbers(np.arange(dataset.offsets[user], dataset.offsets[user + 1]))
         is_number = isinstance(values, Feature) and values.categories is None
-        return np.full(len(self._history(user)), np.nan if is_number else 0, np.float32)
+        return np.full(len(self.history(user)), np.nan if is_number else 0, np.float32)
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
         lists = [listed(history, 'a history') for history in listed(histories, 'histories')]
@@ -217,11 +225,11 @@ class Answers:
         some = np.asarray([len(history) > 0 for history in read], bool)
         if some.any():
             known = [history for history in read if len(history)]
-            items[some], scores[some] = self._top(
+            items[some], scores[some] = self.top(
                 known, k=k, exclude=known if exclude_seen else None, allowed=allowed, features=features
             )
         if not some.all():
-            counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
+            counts = np.where(allowed, self.counts, -np.inf) if allowed is not None else self.counts.astype(float)
             counts[0] = -np.inf
             order = np.argsort(-counts, kind='stable')[:k]
             items[~some], scores[~some] = order, counts[order]

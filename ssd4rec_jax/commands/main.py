@@ -10,7 +10,7 @@ import sys
 from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
-COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'export', 'import', 'parity'
+COMMANDS = 'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'export', 'import', 'serve', 'parity'
 
 
 def main() -> None:

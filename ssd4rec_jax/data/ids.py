@@ -4,6 +4,7 @@ Text is an id as it stands but for the white space around it. Digits without a l
 stored as one where a whole column consists of them; so are the floats of a column that are all whole (3 and 3.0 are
 one id). Empty text, blanks, null and NaN are no id, and neither are the words that tables write for them.
 """
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from ssd4rec_jax.data.vocabulary import TextIds
 MISSING_WORDS = 'nan', 'NaN', 'null', 'NULL', 'None'
 _INTEGER = r'^(0|[1-9][0-9]{0,17})$'
 _WHOLE = r'^(0|[1-9][0-9]{0,17})(\.0+)?$'
+_ASKED_INTEGER = re.compile(r'(0|-?[1-9][0-9]{0,17})(\.0+)?')
 _LAST_EXACT_FLOAT = 2.0**53
 
 
@@ -88,6 +90,24 @@ def positions(vocabulary: np.ndarray | TextIds, wanted: Sequence[str]) -> np.nda
     table = pl.DataFrame({'id': known}).with_row_index('at')
     found = pl.DataFrame({'id': texts}).join(table, on='id', how='left', maintain_order='left')
     return found['at'].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+class Lookup:
+    """`positions` of a vocabulary for one id at a time: a table that is made once."""
+
+    def __init__(self, vocabulary: np.ndarray | TextIds):
+        self._is_text = isinstance(vocabulary, TextIds)
+        self._at: dict[int | str, int] = {id_: at for at, id_ in enumerate(vocabulary.tolist())}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def get(self, wanted: int | str) -> int | None:
+        """Where an id stands in the vocabulary; None where it does not."""
+        text = str(wanted).strip()
+        if self._is_text:
+            return self._at.get(text)
+        return self._at.get(int(text.partition('.')[0])) if _ASKED_INTEGER.fullmatch(text) else None
 
 
 def texts_of(ids: Iterable[int | str]) -> list[str]:

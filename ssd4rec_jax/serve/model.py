@@ -1,0 +1,133 @@
+"""A saved run made ready to answer: few compiled programs, all of them warm, and tables from ids to numbers."""
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssd4rec_jax.answers import Answers
+from ssd4rec_jax.data.ids import Lookup
+from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.run.saved_run import SavedRun
+from ssd4rec_jax.serve.questions import Best, Question
+
+AT_ONCE = 32  # histories in one step
+_SLOTS = 4, AT_ONCE  # an unused slot costs a row of scores
+_TOKENS, _GROWTH = 512, 8  # a step's rows have 512, 4096, ... tokens
+_LONGEST = 4096  # tokens of the longest rows at least
+_BEST = 128  # items that the program for the usual questions ranks
+
+
+class Model:
+    """Answers questions about a saved run, in any thread but in one at a time.
+
+    Two programs are compiled for each shape of a step: one gives the 128 best items, from which those are taken that a
+    question does not leave out; the other, for the questions for which that may be too few, gives all scores.
+    longest: the number of newest items of a history that are read.
+    """
+
+    def __init__(self, saved: SavedRun):
+        lengths = saved.dataset.lengths
+        longest = max(int(lengths.max(initial=0)), _LONGEST)
+        if saved.config.data.max_history:
+            longest = min(longest, saved.config.data.max_history)
+        self._shapes = step_shapes(saved.mesh.size, longest)
+        self.longest = self._shapes[-1].tokens
+        self.answers = Answers(saved, self._shapes)
+        self.num_items = saved.dataset.num_items
+        self.item_numbers = Lookup(saved.dataset.item_ids)
+        self.item_ids: list[int | str] = self.answers.item_ids.to_list()
+        counts = self.answers.counts.astype(np.float64)
+        counts[0] = -np.inf
+        self._counts = counts
+
+    @functools.cached_property
+    def directions(self) -> np.ndarray:
+        """float32 [items + 1, D], the items' vectors with length 1."""
+        vectors = self.answers.table
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the network reads of each event beside its item."""
+        return tuple(self.answers.dataset.values_read)
+
+    def warm(self) -> None:
+        """Compile every program that a question can need, or read it from the compilation cache, and run it once."""
+        for shape in self._shapes:
+            # A shape is chosen for the longest history that it takes, and for as many as it takes.
+            lengths = [shape.tokens - shape.segments + 1, *[1] * (shape.segments - 1)]
+            histories = [np.ones(length, np.int32) for length in lengths]
+            questions = [
+                Question(h, {name: np.zeros(len(h), np.float32) for name in self.features}, 1) for h in histories
+            ]
+            self._usual(questions)
+            self._rare(questions)
+
+    def room(self, length: int) -> int:
+        """The tokens of the smallest step that takes a history of this length."""
+        return next(shape.tokens for shape in self._shapes if shape.tokens >= length or shape is self._shapes[-1])
+
+    def answer(self, questions: Sequence[Question]) -> list[Best]:
+        """The best items for each question. TrainingError where a score is not finite."""
+        kinds: dict[str, list[int]] = {'popular': [], 'usual': [], 'rare': []}
+        for at, question in enumerate(questions):
+            kinds[self._kind(question)].append(at)
+        found: dict[int, Best] = {at: self._popular(questions[at]) for at in kinds['popular']}
+        for kind, of in ('usual', self._usual), ('rare', self._rare):
+            for start in range(0, len(kinds[kind]), AT_ONCE):
+                part = kinds[kind][start:start + AT_ONCE]
+                found |= zip(part, of([questions[at] for at in part]), strict=True)
+        return [found[at] for at in range(len(questions))]
+
+    def _kind(self, question: Question) -> str:
+        if not len(question.history):
+            return 'popular'
+        enough = question.k + len(question.left_out) <= _BEST
+        return 'usual' if enough and question.only is None else 'rare'
+
+    def _usual(self, questions: list[Question]) -> list[Best]:
+        items, scores = self.answers.top(self._histories(questions), k=_BEST, features=self._features(questions))
+        found = []
+        for question, row, values in zip(questions, items.tolist(), scores.tolist(), strict=True):
+            kept = [n for n, item in enumerate(row) if item not in question.left_out][:question.k]
+            found.append(Best([row[n] for n in kept], [values[n] for n in kept], True))
+        return found
+
+    def _rare(self, questions: list[Question]) -> list[Best]:
+        every = np.arange(1, self.num_items + 1)
+        rows = self.answers.top.scores(self._histories(questions), every, features=self._features(questions))
+        return [
+            Best(*_best(np.concatenate([[-np.inf], row]), question), True)
+            for question, row in zip(questions, rows, strict=True)
+        ]
+
+    def _popular(self, question: Question) -> Best:
+        return Best(*_best(self._counts.copy(), question), False)
+
+    def _histories(self, questions: list[Question]) -> list[np.ndarray]:
+        return [question.history[-self.longest:] for question in questions]
+
+    def _features(self, questions: list[Question]) -> dict[str, list[np.ndarray]]:
+        return {name: [q.features[name][-self.longest:] for q in questions] for name in self.features}
+
+
+def step_shapes(rows: int, longest: int) -> list[StepShape]:
+    """The shapes of steps for histories of up to `longest` items, the cheapest first."""
+    tokens = [_TOKENS]
+    while tokens[-1] < longest:
+        tokens.append(tokens[-1] * _GROWTH)
+    return [StepShape(rows, n, slots) for n in tokens for slots in _SLOTS]
+
+
+def _best(scores: np.ndarray, question: Question) -> tuple[list[int], list[float]]:
+    """(items, scores) of the k best, equal scores by lower number; scores [items + 1] is overwritten."""
+    if question.only is not None:
+        allowed = np.zeros(len(scores), bool)
+        allowed[list(question.only)] = True
+        scores[~allowed] = -np.inf
+    scores[list(question.left_out)] = -np.inf
+    k = min(question.k, len(scores))
+    least = np.partition(scores, -k)[-k]
+    at = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    at = at[np.argsort(-scores[at], kind='stable')][:k]
+    return at.tolist(), scores[at].tolist()
