@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
+from tests.browser import browser  # noqa: F401  # a fixture for every test
 
 
 @pytest.fixture(scope='session', autouse=True)
