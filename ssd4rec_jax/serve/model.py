@@ -7,13 +7,13 @@ import numpy as np
 from ssd4rec_jax.answers import Answers
 from ssd4rec_jax.data.ids import Lookup
 from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.rank.excluded import round_up
 from ssd4rec_jax.run.saved_run import SavedRun
 from ssd4rec_jax.serve.questions import Best, Question
 
 AT_ONCE = 32  # histories in one step
 _SLOTS = 4, AT_ONCE  # an unused slot costs a row of scores
 _TOKENS, _GROWTH = 512, 8  # a step's rows have 512, 4096, ... tokens
-_LONGEST = 4096  # tokens of the longest rows at least
 _BEST = 128  # items that the program for the usual questions ranks
 
 
@@ -22,12 +22,13 @@ class Model:
 
     Two programs are compiled for each shape of a step: one gives the 128 best items, from which those are taken that a
     question does not leave out; the other, for the questions for which that may be too few, gives all scores.
-    longest: the number of newest items of a history that are read.
+
+    longest: items of a history that must be read at least; it grows to the longest history of the data, and is then the
+    number of newest items of any history that are read.
     """
 
-    def __init__(self, saved: SavedRun):
-        lengths = saved.dataset.lengths
-        longest = max(int(lengths.max(initial=0)), _LONGEST)
+    def __init__(self, saved: SavedRun, longest: int = 4096):
+        longest = max(int(saved.dataset.lengths.max(initial=0)), longest)
         if saved.config.data.max_history:
             longest = min(longest, saved.config.data.max_history)
         self._shapes = step_shapes(saved.mesh.size, longest)
@@ -113,7 +114,7 @@ class Model:
 
 def step_shapes(rows: int, longest: int) -> list[StepShape]:
     """The shapes of steps for histories of up to `longest` items, the cheapest first."""
-    tokens = [_TOKENS]
+    tokens = [min(_TOKENS, round_up(longest))]
     while tokens[-1] < longest:
         tokens.append(tokens[-1] * _GROWTH)
     return [StepShape(rows, n, slots) for n in tokens for slots in _SLOTS]

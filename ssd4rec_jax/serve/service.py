@@ -42,7 +42,7 @@ class Service:
     ):
         self.limits, self.metrics, self._clock = limits or Limits(), Metrics(), clock
         self._new = NewEvents(log.take())
-        self.serving = Serving(Model(saved), self._new)
+        self.serving = Serving(Model(saved, self.limits.history), self._new)
         self.ready = False
         self._batches = Batches(self.limits.queue, self.metrics.batch.observe)
         self._writer = LogWriter(log, self.limits.queue, self._kept)
@@ -62,7 +62,7 @@ class Service:
         """
         with self._reloading:
             try:
-                serving = Serving(Model(load_run(path)), self._new)
+                serving = Serving(Model(load_run(path), self.limits.history), self._new)
                 serving.model.warm()
             except UserError as error:
                 self.metrics.reloads.labels('failed').inc()
@@ -159,7 +159,7 @@ class Service:
         self, model: Model, history: list[int | str], what: str, skip: bool
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if unknown := [name for name in model.features if name != TIME_GAP]:
-            raise Refused(422, f'the model reads {unknown[0]} of each event, which histories do not have: ask for users')
+            raise Refused(422, f'the model reads {unknown[0]} of each event, which no history has: ask for users')
         items = np.asarray(self._items(model, history, what, self.limits.history, skip), np.int32)
         # Gaps in time count as typical.
         return items, {name: np.zeros(len(items), np.float32) for name in model.features}

@@ -18,10 +18,12 @@ from tests.tiny import tiny_dataset
 SMALL = dict(hidden_size=16, num_layers=2, d_state=8, headdim=8)
 
 
-def saved_run(*, text_ids: bool = True, max_history: int = 0, settings=None, **model) -> SavedRun:
+def saved_run(
+    *, text_ids: bool = True, max_history: int = 0, settings=None, devices: int | None = None, **model
+) -> SavedRun:
     """A run of the tiny log whose parameters are drawn so that every term counts.
 
-    settings: of another network than the one that `model` changes.
+    settings: of another network than the one that `model` changes. devices: how many of them; None takes all.
     """
     dataset: SequenceDataset = tiny_dataset()
     if text_ids:
@@ -33,7 +35,7 @@ def saved_run(*, text_ids: bool = True, max_history: int = 0, settings=None, **m
         'interactions', settings or ModelConfig(**{**SMALL, **model}), DataConfig(max_history=max_history),
         TrainConfig(),
     )
-    mesh = device_mesh()
+    mesh = device_mesh(jax.devices()[:devices])
     network, params = init_network(config.model, dataset.num_items, 0)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: np.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype), params)
