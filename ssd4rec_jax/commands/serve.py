@@ -19,6 +19,11 @@ _MODEL = flags.DEFINE_string('model', None, 'Folder of a saved model or of a tra
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at; this machine alone reaches the default.')
 _PORT = flags.DEFINE_integer('port', 8080, 'Port to listen at.', lower_bound=1, upper_bound=65535)
 _EVENTS = flags.DEFINE_string('events', None, 'Folder of the log of new events, DIR.events if not given.')
+_TITLES = flags.DEFINE_string(
+    'titles', None, "What items are called: MovieLens' u.item or movies.csv, or a csv or Parquet file with the columns "
+    'item_id and title.'
+)
+_PAGE = flags.DEFINE_boolean('page', True, 'Serve the page to try the model, which shows ids and histories of users.')
 
 
 def main() -> int:
@@ -31,13 +36,15 @@ def main() -> int:
     from ssd4rec_jax.run.saved_run import load_run
     from ssd4rec_jax.serve.event_log import EventLog
     from ssd4rec_jax.serve.service import Service
+    from ssd4rec_jax.serve.titles import read_titles
 
     enable_compilation_cache()
     model = Path(_MODEL.value)
     saved = load_run(model)
     beside = model.absolute()
     log = EventLog(Path(_EVENTS.value) if _EVENTS.value else beside.with_name(f'{beside.name}.events'))
-    serve(Service(saved, log), model, _HOST.value, _PORT.value)
+    service = Service(saved, log, titles=read_titles(Path(_TITLES.value)) if _TITLES.value else None)
+    serve(service, model, _HOST.value, _PORT.value, page=_PAGE.value)
     return 0
 
 

@@ -3,6 +3,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
+BUSY = {'retry-after': '1'}  # the header that goes with 429 and 503
 _WHOLE = 2**63 - 1
 Id = Annotated[
     Annotated[StrictInt, Field(ge=-_WHOLE, le=_WHOLE)] | Annotated[StrictStr, Field(min_length=1)],
@@ -31,6 +32,7 @@ class RecommendBody(_Body):
     why: StrictInt = Field(
         0, ge=0, le=5, description='For each item, name so many items of the history that are nearest to it by cosine.'
     )
+    titles: StrictBool = Field(False, description="Add the items' titles, where the service has them.")
 
 
 class EventBody(_Body):

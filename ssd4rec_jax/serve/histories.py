@@ -1,5 +1,6 @@
 """What is known of each user: what the model's data holds, and then the events that came since."""
 import collections
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.data.ids import Lookup
 from ssd4rec_jax.serve.event_log import Event
 from ssd4rec_jax.serve.model import Model
+from ssd4rec_jax.serve.search import Search
 
 _PER_SECOND = {'s': 1, 'ms': 10**3, 'us': 10**6, 'ns': 10**9}
 
@@ -33,8 +35,8 @@ class NewEvents:
 
     @property
     def users(self) -> list[str]:
-        """All who have one."""
-        return list(self._of)
+        """All who have one, the latest to come first."""
+        return [*reversed(self._of)]
 
 
 class Histories:
@@ -43,7 +45,25 @@ class Histories:
     def __init__(self, model: Model, new: NewEvents):
         self._model, self._new = model, new
         self._dataset = model.answers.dataset
-        self._numbers = UserNumbers(model)
+        self._numbers, self._ids = UserNumbers(model), model.answers.user_ids
+
+    @property
+    def num_users(self) -> int:
+        """Those of the model's data, and those who are known by events alone."""
+        return len(self._ids) + sum(self._numbers.get(user) is None for user in self._new.users)
+
+    def find(self, part: str, limit: int) -> list[str]:
+        """Users whose id holds a part, those with new events first; without a part a sample, spread over all."""
+        new = [user for user in self._new.users if part.lower() in user.lower()][:limit]
+        if part:
+            others = [str(self._ids[at]) for at in self._search.find(part, limit)]
+        else:
+            others = [str(id_) for id_ in self._ids.gather_every(max(1, len(self._ids) // limit))]
+        return list(dict.fromkeys([*new, *others]))[:limit]
+
+    @functools.cached_property
+    def _search(self) -> Search:
+        return Search([str(id_) for id_ in self._ids.to_list()], range(len(self._ids)))
 
     def key(self, user: int | str) -> str:
         """The text that stands for a user in the log of events, however the id was written."""
@@ -111,7 +131,7 @@ class UserNumbers:
 
     def __init__(self, model: Model):
         dataset = model.answers.dataset
-        self._known, self._ids = Lookup(dataset.user_ids), model.answers.user_ids
+        self._known, self._ids = Lookup(dataset.user_ids), model.answers.user_ids.to_list()
         self._outside = None if dataset.outside is None else Lookup(dataset.outside.user_ids)
 
     def get(self, user: int | str) -> int | None:

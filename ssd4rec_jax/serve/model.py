@@ -1,6 +1,7 @@
 """A saved run made ready to answer: few compiled programs, all of them warm, and tables from ids to numbers."""
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.rank.excluded import round_up
 from ssd4rec_jax.run.saved_run import SavedRun
 from ssd4rec_jax.serve.questions import Best, Question
+from ssd4rec_jax.serve.search import Search
 
 AT_ONCE = 32  # histories in one step
 _SLOTS = 4, AT_ONCE  # an unused slot costs a row of scores
@@ -23,11 +25,11 @@ class Model:
     Two programs are compiled for each shape of a step: one gives the 128 best items, from which those are taken that a
     question does not leave out; the other, for the questions for which that may be too few, gives all scores.
 
-    longest: items of a history that must be read at least; it grows to the longest history of the data, and is then the
-    number of newest items of any history that are read.
+    titles: what items are called, by the text of their ids. longest: items of a history that must be read at least; it
+    grows to the longest history of the data, and is then the number of newest items of any history that are read.
     """
 
-    def __init__(self, saved: SavedRun, longest: int = 4096):
+    def __init__(self, saved: SavedRun, titles: Mapping[str, str] | None = None, longest: int = 4096):
         longest = max(int(saved.dataset.lengths.max(initial=0)), longest)
         if saved.config.data.max_history:
             longest = min(longest, saved.config.data.max_history)
@@ -39,7 +41,19 @@ class Model:
         self.item_ids: list[int | str] = self.answers.item_ids.to_list()
         counts = self.answers.counts.astype(np.float64)
         counts[0] = -np.inf
-        self._counts = counts
+        self._counts, self._titles = counts, titles or {}
+
+    def item(self, number: int, *, title: bool) -> dict[str, Any]:
+        """What is said of an item: its original id and, where there is one and it is wanted, its title."""
+        id_ = self.item_ids[number - 1]
+        known = self._titles.get(str(id_)) if title else None
+        return {'item': id_} if known is None else {'item': id_, 'title': known}
+
+    @functools.cached_property
+    def search(self) -> Search:
+        """Finds items by a part of their title and id, the most frequent ones first."""
+        texts = [' '.join(filter(None, (self._titles.get(str(id_)), str(id_)))) for id_ in self.item_ids]
+        return Search(texts, np.argsort(-self._counts[1:], kind='stable').tolist())
 
     @functools.cached_property
     def directions(self) -> np.ndarray:

@@ -16,12 +16,13 @@ from ssd4rec_jax.serve.service import Service
 WATCH_SECONDS = 2.0
 
 
-def serve(service: Service, model: Path, host: str, port: int) -> None:
+def serve(service: Service, model: Path, host: str, port: int, *, page: bool = True) -> None:
     """Answer until SIGTERM or SIGINT, then finish what is in flight.
 
     model: the folder that is watched. SIGHUP, or another folder under the same name or link, has it read again.
+    page: as in make_app.
     """
-    limits, app = service.limits, make_app(service)
+    limits, app = service.limits, make_app(service, page=page)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """What a service does, apart from HTTP: answer, take events in, take a new model in."""
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
 from ssd4rec_jax.serve.batches import Batches, QueueFull
-from ssd4rec_jax.serve.bodies import EventsBody, RecommendBody, Refused
+from ssd4rec_jax.serve.bodies import BUSY, EventsBody, RecommendBody, Refused
 from ssd4rec_jax.serve.event_log import Event, EventLog
 from ssd4rec_jax.serve.histories import Histories, NewEvents
 from ssd4rec_jax.serve.limits import Limits
@@ -21,7 +21,7 @@ from ssd4rec_jax.serve.metrics import Metrics
 from ssd4rec_jax.serve.model import Model
 from ssd4rec_jax.serve.questions import Best, Question
 
-_BUSY = {'retry-after': '1'}
+_SHOWN = 100  # events of a history that are shown
 
 
 class Serving:
@@ -34,20 +34,25 @@ class Serving:
 class Service:
     """Owns the model, the queue before it, and the log of events.
 
-    saved: the run to begin with. log: open. clock: seconds since 1970, for events without a time.
+    saved: the run to begin with. log: open. titles: what items are called, by the text of their ids. clock: seconds
+    since 1970, for events without a time.
     """
 
     def __init__(
-        self, saved: SavedRun, log: EventLog, limits: Limits | None = None, clock: Callable[[], float] = time.time
+        self, saved: SavedRun, log: EventLog, *, limits: Limits | None = None, titles: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
     ):
-        self.limits, self.metrics, self._clock = limits or Limits(), Metrics(), clock
+        self.limits, self.metrics, self._titles, self._clock = limits or Limits(), Metrics(), titles, clock
         self._new = NewEvents(log.take())
-        self.serving = Serving(Model(saved, self.limits.history), self._new)
+        self.serving = self._serving(saved)
         self.ready = False
         self._batches = Batches(self.limits.queue, self.metrics.batch.observe)
         self._writer = LogWriter(log, self.limits.queue, self._kept)
         self._reloading = threading.Lock()
         self.metrics.watch(lambda: self._batches.waiting, lambda: self.serving.model.answers.saved.step)
+
+    def _serving(self, saved: SavedRun) -> Serving:
+        return Serving(Model(saved, self._titles, self.limits.history), self._new)
 
     def warm(self) -> None:
         """Make every program ready; takes seconds, and `ready` is True afterwards."""
@@ -62,7 +67,7 @@ class Service:
         """
         with self._reloading:
             try:
-                serving = Serving(Model(load_run(path), self.limits.history), self._new)
+                serving = self._serving(load_run(path))
                 serving.model.warm()
             except UserError as error:
                 self.metrics.reloads.labels('failed').inc()
@@ -97,9 +102,9 @@ class Service:
         try:
             best = await self._batches.ask(model, questions)
         except QueueFull:
-            raise Refused(429, 'too many requests wait for the model: try again in a second', _BUSY) from None
+            raise Refused(429, 'too many requests wait for the model: try again in a second', BUSY) from None
         return {'answers': [
-            _answer(name, model, found, _nearest(model, found.items, question.history, body.why))
+            _answer(name, model, found, question.history, body)
             for name, found, question in zip(names, best, questions, strict=True)
         ]}
 
@@ -118,11 +123,37 @@ class Service:
         try:
             await self._writer.append(events)
         except QueueFull:
-            raise Refused(429, 'too many requests wait for the disk: try again in a second', _BUSY) from None
+            raise Refused(429, 'too many requests wait for the disk: try again in a second', BUSY) from None
         except UserError as error:
             logging.error('%s', error)
             raise Refused(503, 'the disk does not take events: nothing of this request is kept') from error
         return {'kept': len(events)}
+
+    def about(self) -> dict[str, Any]:
+        """The answer to GET /about."""
+        model = self.serving.model
+        return {'items': model.num_items, 'users': self.serving.histories.num_users, 'step': model.answers.saved.step}
+
+    def find_items(self, part: str, limit: int) -> dict[str, Any]:
+        """The answer to GET /items: those whose title or id holds a part."""
+        model = self.serving.model
+        return {'items': [model.item(at + 1, title=True) for at in model.search.find(part, limit)]}
+
+    def find_users(self, part: str, limit: int) -> dict[str, Any]:
+        """The answer to GET /users: those whose id holds a part, or a sample of all."""
+        return {'users': self.serving.histories.find(part, limit)}
+
+    def history(self, user: str) -> dict[str, Any]:
+        """The answer to GET /history: what is known of a user, the newest first; an unknown one has nothing."""
+        self._check_length(user, 'user')
+        serving = self.serving
+        key = serving.histories.key(user)
+        known = serving.histories.of(key)
+        items = [] if known is None else known[0].tolist()
+        return {
+            'user': key, 'total': len(items),
+            'items': [serving.model.item(item, title=True) for item in items[:-_SHOWN - 1:-1]],
+        }
 
     def _kept(self, events: Sequence[Event]) -> None:
         self._new.add(events)
@@ -188,26 +219,23 @@ def _at_most(value: int, most: int, what: str) -> None:
         raise Refused(422, f'{what} is {value}, and at most {most} is answered at once')
 
 
-def _answer(name: int | str | None, model: Model, best: Best, why: list[list[dict]] | None) -> dict[str, Any]:
-    items: list[dict[str, Any]] = [
-        {'item': model.item_ids[item - 1], 'score': score}
+def _answer(
+    name: int | str | None, model: Model, best: Best, history: np.ndarray, body: RecommendBody
+) -> dict[str, Any]:
+    items = [
+        {**model.item(item, title=body.titles), 'score': score}
         for item, score in zip(best.items, best.scores, strict=True)
     ]
-    if why is not None:
-        for entry, nearest in zip(items, why, strict=True):
-            entry['why'] = nearest
+    if body.why:
+        for entry, nearest in zip(items, _nearest(model, best.items, history, body.why), strict=True):
+            entry['why'] = [{**model.item(item, title=body.titles), 'cosine': cosine} for item, cosine in nearest]
     answer = {'reason': 'model' if best.by_model else 'popularity', 'items': items}
     return answer if name is None else {'user': name, **answer}
 
 
-def _nearest(model: Model, items: list[int], history: np.ndarray, most: int) -> list[list[dict]] | None:
+def _nearest(model: Model, items: list[int], history: np.ndarray, most: int) -> list[list[tuple[int, float]]]:
     """For each item the items of the history, each once, whose vectors have the highest cosine with its own."""
-    if not most:
-        return None
     held = np.unique(history)
     cosine = model.directions[items] @ model.directions[held].T
     best = np.argsort(-cosine, axis=1, kind='stable')[:, :most]
-    return [
-        [{'item': model.item_ids[held[n] - 1], 'cosine': float(row[n])} for n in order]
-        for row, order in zip(cosine, best, strict=True)
-    ]
+    return [[(int(held[n]), float(row[n])) for n in order] for row, order in zip(cosine, best, strict=True)]

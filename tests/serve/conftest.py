@@ -31,8 +31,8 @@ def service(small, tmp_path_factory):
     running.stop()
 
 
-def served(saved: SavedRun, events: Path, limits: Limits = LIMITS) -> Service:
+def served(saved: SavedRun, events: Path, **more) -> Service:
     """A warm service of a run and a folder of events."""
-    running = Service(saved, EventLog(events), limits, clock=lambda: 1_700_000_000.0)
+    running = Service(saved, EventLog(events), **{'limits': LIMITS, 'clock': lambda: 1_700_000_000.0, **more})
     running.warm()
     return running
