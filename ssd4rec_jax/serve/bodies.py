@@ -10,6 +10,9 @@ Id = Annotated[
     Field(description='An original id of the log, a text or a whole number.'),
 ]
 
+# What the library adds to the place of an error in one of the two forms of an id.
+_ID_KINDS = 'int', 'str', 'constrained-int', 'constrained-str'
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra='forbid')
@@ -40,7 +43,7 @@ class EventBody(_Body):
 
     user: Id
     item: Id
-    time: StrictInt | StrictFloat | None = Field(
+    time: StrictFloat | None = Field(
         None, ge=0, lt=1e11, description='Seconds since 1970; the time of the request where it is not given.'
     )
 
@@ -67,16 +70,13 @@ def parsed(kind: type[BaseModel], body: bytes) -> Any:
         first = error.errors(include_url=False, include_context=False)[0]
         if first['type'] == 'json_invalid':
             raise Refused(400, f'the body is not JSON: {first["msg"].removeprefix("Invalid JSON: ")}') from error
-        raise Refused(422, f'{_place(first["loc"])}{first["msg"]}') from error
+        place = [part for part in first['loc'] if part not in _ID_KINDS]
+        what = first['msg'] if len(place) == len(first['loc']) else 'an id is a text or a whole number of 64 bits'
+        raise Refused(422, f'{_written(place)}{what}') from error
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """histories[0][2]: and so on; the names of the kinds of ids, which the library adds, are left out."""
-    text = ''
-    for part in location:
-        if isinstance(part, int):
-            text += f'[{part}]'
-        elif '[' not in part and part not in ('int', 'str', 'float'):
-            text += f'.{part}' if text else part
+def _written(place: list[int | str]) -> str:
+    """'histories[0][2]: ' and so on; '' for the body as a whole."""
+    text = ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in place).lstrip('.')
     return f'{text}: ' if text else ''
 

@@ -1,6 +1,6 @@
 """The append-only log of new events: nothing that was acknowledged is lost, whatever ends the process.
 
-A folder of JSON lines, which `ssd4rec train --dataset=interactions --data_dir=FOLDER` reads as they are:
+A folder of JSON lines, which `ssd4rec train --dataset=interactions --data_dir='FOLDER/*.jsonl*'` reads as they are:
 
     events-00000001.jsonl.gz     closed: full, or left by an earlier process
     events-00000002.jsonl        open: {"user":"u1","item":"i7","time":1700000000.0,"crc":"1c291ca3"}
@@ -56,14 +56,17 @@ class EventLog:
             os.close(self._lock)
             raise UserError(f'{folder} is in use by another server: name another folder with --events') from error
         self._events: list[Event] = []
-        numbers = [0]
-        for file in sorted(folder.iterdir()):
-            if named := _NAME.fullmatch(file.name):
-                numbers.append(int(named[1]))
-                self._events += _recovered(file)
-        for file in folder.glob('events-*.jsonl'):
-            self._close_segment(file)
-        self._number, self._size, self._file = max(numbers), 0, -1
+        self._number, self._size, self._file = 0, 0, -1
+        try:
+            for file in sorted(folder.iterdir()):
+                if named := _NAME.fullmatch(file.name):
+                    self._number = int(named[1])
+                    self._events += _recovered(file)
+            for file in folder.glob('events-*.jsonl'):
+                self._close_segment(file)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def take(self) -> list[Event]:
         """The events that the log held when it was opened, in order; once."""

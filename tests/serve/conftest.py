@@ -27,12 +27,13 @@ def small() -> SavedRun:
 def service(small, tmp_path_factory):
     """A warm service, whose log grows from test to test."""
     running = served(small, tmp_path_factory.mktemp('events'))
+    running.warm()
     yield running
     running.stop()
 
 
 def served(saved: SavedRun, events: Path, **more) -> Service:
-    """A warm service of a run and a folder of events."""
+    """A service of a run and a folder of events that calls itself ready, and compiles when it is asked."""
     running = Service(saved, EventLog(events), **{'limits': LIMITS, 'clock': lambda: 1_700_000_000.0, **more})
-    running.warm()
+    running.ready = True
     return running
