@@ -11,9 +11,9 @@ import numpy as np
 class _Connection(asyncio.Protocol):
     """Sends a request, and the next one as soon as the answer to it is whole."""
 
-    def __init__(self, head: bytes, bodies: Iterator[bytes], seen: '_Seen'):
-        self._head, self._bodies, self._seen = head, bodies, seen
-        self._got, self._missing, self._status = b'', -1, 0
+    def __init__(self, head: bytes, bodies: Iterator[bytes], until: float, seen: '_Seen'):
+        self._head, self._bodies, self._until, self._seen = head, bodies, until, seen
+        self._got, self._missing, self._status, self._last = b'', -1, 0, False
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -26,12 +26,9 @@ class _Connection(asyncio.Protocol):
             head, end, rest = self._got.partition(b'\r\n\r\n')
             if not end:
                 return
-            self._status, length = int(head[9:12]), 0
-            for line in head.split(b'\r\n')[1:]:
-                name, _, value = line.partition(b':')
-                if name.lower() == b'content-length':
-                    length = int(value)
-            self._missing, data = length, rest
+            fields = dict(line.lower().split(b': ', 1) for line in head.split(b'\r\n')[1:])
+            self._status, self._last = int(head[9:12]), fields.get(b'connection') == b'close'
+            self._missing, data = int(fields[b'content-length']), rest
         self._missing -= len(data)
         if not self._missing:
             self._seen.answer(self._status, time.perf_counter() - self._sent)
@@ -44,11 +41,11 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
     def _send(self) -> None:
-        if self._seen.over():
+        body = None if self._last or time.perf_counter() >= self._until else next(self._bodies, None)
+        if body is None:
             self.done.set_result(None)
             self._transport.close()
             return
-        body = next(self._bodies)
         self._sent = time.perf_counter()
         self._transport.write(b'%scontent-length: %d\r\n\r\n%s' % (self._head, len(body), body))
 
@@ -56,17 +53,10 @@ class _Connection(asyncio.Protocol):
 class _Seen:
     """What all connections saw together."""
 
-    def __init__(self, seconds: float, requests: int | None):
-        self._until, self._left = time.perf_counter() + seconds, requests
+    def __init__(self) -> None:
         self.status: collections.Counter = collections.Counter()
         self.seconds: list[float] = []
         self.lost = 0
-
-    def over(self) -> bool:
-        if self._left is not None:
-            self._left -= 1
-            return self._left < 0
-        return time.perf_counter() >= self._until
 
     def answer(self, status: int, seconds: float) -> None:
         self.status[status] += 1
@@ -75,21 +65,20 @@ class _Seen:
 
 
 async def load(
-    host: str, port: int, path: str, bodies: Iterator[bytes], *, connections: int, seconds: float = 10.0,
-    requests: int | None = None,
+    host: str, port: int, path: str, bodies: Iterator[bytes], *, connections: int, seconds: float,
 ) -> dict[str, Any]:
-    """Keep connections busy with POST requests for some seconds, or for a number of requests.
+    """Keep connections busy with POST requests for some seconds, or until there are no more bodies.
 
     Returns connections, requests, status {code: answers}, lost (connections that ended without an answer),
     requests_per_second, and p50_ms, p90_ms, p99_ms, max_ms of the answers with status 200.
     """
-    seen, loop = _Seen(seconds, requests), asyncio.get_running_loop()
+    seen, loop = _Seen(), asyncio.get_running_loop()
     head = (
         f'POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n'
     ).encode()
     started = time.perf_counter()
     opened = [
-        (await loop.create_connection(lambda: _Connection(head, bodies, seen), host, port))[1]
+        (await loop.create_connection(lambda: _Connection(head, bodies, started + seconds, seen), host, port))[1]
         for _ in range(connections)
     ]
     await asyncio.gather(*(connection.done for connection in opened))

@@ -13,8 +13,7 @@ from ssd4rec_jax.run.saved_run import SavedRun
 from ssd4rec_jax.serve.questions import Best, Question
 from ssd4rec_jax.serve.search import Search
 
-AT_ONCE = 32  # histories in one step
-_SLOTS = 4, AT_ONCE  # an unused slot costs a row of scores
+FEW, AT_ONCE = 4, 32  # histories in one step, few because an unused slot costs a row of scores
 _TOKENS, _GROWTH = 512, 8  # a step's rows have 512, 4096, ... tokens
 _BEST = 128  # items that the program for the usual questions ranks
 
@@ -22,8 +21,8 @@ _BEST = 128  # items that the program for the usual questions ranks
 class Model:
     """Answers questions about a saved run, in any thread but in one at a time.
 
-    Two programs are compiled for each shape of a step: one gives the 128 best items, from which those are taken that a
-    question does not leave out; the other, for the questions for which that may be too few, gives all scores.
+    There are two kinds of programs: one gives the 128 best items, from which those are taken that a question does not
+    leave out; the other, for few of the questions for which that may be too few, gives all scores.
 
     titles: what items are called, by the text of their ids. longest: items of a history that must be read at least; it
     grows to the longest history of the data, and is then the number of newest items of any history that are read.
@@ -76,7 +75,7 @@ class Model:
                 Question(h, {name: np.zeros(len(h), np.float32) for name in self.features}, 1) for h in histories
             ]
             self._usual(questions)
-            self._rare(questions)
+            self._rare(questions[:FEW])
 
     def room(self, length: int) -> int:
         """The tokens of the smallest step that takes a history of this length."""
@@ -88,9 +87,9 @@ class Model:
         for at, question in enumerate(questions):
             kinds[self._kind(question)].append(at)
         found: dict[int, Best] = {at: self._popular(questions[at]) for at in kinds['popular']}
-        for kind, of in ('usual', self._usual), ('rare', self._rare):
-            for start in range(0, len(kinds[kind]), AT_ONCE):
-                part = kinds[kind][start:start + AT_ONCE]
+        for kind, of, most in ('usual', self._usual, AT_ONCE), ('rare', self._rare, FEW):
+            for start in range(0, len(kinds[kind]), most):
+                part = kinds[kind][start:start + most]
                 found |= zip(part, of([questions[at] for at in part]), strict=True)
         return [found[at] for at in range(len(questions))]
 
@@ -131,7 +130,7 @@ def step_shapes(rows: int, longest: int) -> list[StepShape]:
     tokens = [min(_TOKENS, round_up(longest))]
     while tokens[-1] < longest:
         tokens.append(tokens[-1] * _GROWTH)
-    return [StepShape(rows, n, slots) for n in tokens for slots in _SLOTS]
+    return [StepShape(rows, n, slots) for n in tokens for slots in (FEW, AT_ONCE)]
 
 
 def _best(scores: np.ndarray, question: Question) -> tuple[list[int], list[float]]:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvicorn
-from absl import logging
 
 from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.protection import guarded_protocol
 from ssd4rec_jax.serve.service import Service
+from ssd4rec_jax.show.output import complain
 
 WATCH_SECONDS = 2.0
 
@@ -26,7 +26,7 @@ def serve(service: Service, model: Path, host: str, port: int, *, page: bool = T
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        watch = asyncio.create_task(_watch(service, model))
+        watch = asyncio.create_task(_watch(service, model, f'http://{host}:{port}'))
         yield
         watch.cancel()
         await asyncio.to_thread(service.stop)
@@ -40,13 +40,13 @@ def serve(service: Service, model: Path, host: str, port: int, *, page: bool = T
     uvicorn.Server(config).run()
 
 
-async def _watch(service: Service, model: Path) -> None:
+async def _watch(service: Service, model: Path, address: str) -> None:
     """Warm the model, and take a new one in whenever SIGHUP or a new folder tells of it."""
     hangup, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     known = _identity(model)
     await asyncio.to_thread(service.warm)
-    logging.warning('ready')
+    complain(f'{address}: ready, with the model of step {service.serving.model.answers.saved.step}')
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(hangup.wait(), WATCH_SECONDS)

@@ -20,6 +20,7 @@ from ssd4rec_jax.serve.log_writer import LogWriter
 from ssd4rec_jax.serve.metrics import Metrics
 from ssd4rec_jax.serve.model import Model
 from ssd4rec_jax.serve.questions import Best, Question
+from ssd4rec_jax.show.output import complain
 
 _SHOWN = 100  # events of a history that are shown
 
@@ -75,7 +76,7 @@ class Service:
                 return
             self.serving = serving
             self.metrics.reloads.labels('done').inc()
-            logging.warning('%s: the model of step %d answers now', path, serving.model.answers.saved.step)
+            complain(f'{path}: the model of step {serving.model.answers.saved.step} answers from now on')
 
     def stop(self) -> None:
         """Finish what waits."""
