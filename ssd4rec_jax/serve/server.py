@@ -37,6 +37,8 @@ def serve(service: Service, model: Path, host: str, port: int, *, page: bool = T
         server_header=False, timeout_keep_alive=int(limits.idle_seconds), limit_concurrency=limits.connections,
         timeout_graceful_shutdown=int(limits.shutdown_seconds), backlog=limits.connections,
     )
+    # uvicorn finishes what is in flight and then raises the signal once more, for whoever handled it before.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run()
 
 
