@@ -11,6 +11,7 @@ kuairand27k                 time and peak memory of preparing a log of that form
 catalogue                   whole runs with 50,000 and 5,000,000 items, one after another
 weak_scaling                the bytes that 1, 2, 4 and 8 simulated devices send in a step
 recommend                   everybody's best items at once, and one user at a time
+live                        an event of a history of 10 to 100,000 and the answer after it, beside reading it anew
 time_to_quality             seconds to a validation NDCG@10 (--goal) with the presets published, small and best, on a
                             real log (--dataset, --data_dir); with --json=FILE also the curves, in it and as FILE.png
 
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from experiments.bench.catalogue import measure_catalogues
 from experiments.bench.large_log import measure_preparation
+from experiments.bench.live import measure_live
 from experiments.bench.loader import measure_loader
 from experiments.bench.long import measure_long
 from experiments.bench.recommending import measure_recommending
@@ -57,6 +59,7 @@ CONFIGS = {
     'catalogue': ('kuairand', []),
     'weak_scaling': ('kuairand', []),
     'recommend': ('amazon-beauty', []),
+    'live': ('amazon-beauty', ['model.hidden_size=64']),
     'time_to_quality': ('amazon-beauty', []),
 }
 
@@ -254,6 +257,24 @@ def _recommending_table(figures: dict) -> Table:
     return table
 
 
+def _live_table(figures: dict) -> Table:
+    table = Table(
+        'history', 'an event and the answer', 'an answer without seen items', 'read anew', 'begun', 'difference',
+        title=f'the top {figures["k"]} of {figures["items"]:,} items: wall time (CPU time)',
+        caption=f'{figures["sessions_together"]} sessions in one call: {_wall_and_cpu(figures["together"])}; a session '
+                f'carries {figures["state_bytes"] / 1024:,.0f} KiB',
+    )
+    for row in figures['histories']:
+        table.add_row(f'{row["history"]:,}', *(
+            _wall_and_cpu(row[name]) for name in ('event_and_answer', 'answer_without_seen', 'read_anew', 'begin')
+        ), f'{row["largest_difference"]:.1e}')
+    return table
+
+
+def _wall_and_cpu(cost: dict) -> str:
+    return f'{1000 * cost["seconds"]:,.1f} ms ({1000 * cost["cpu_seconds"]:,.1f} ms)'
+
+
 def _times(ours: float, other: float) -> str:
     return f'{ours / other:.2f} x'
 
@@ -269,6 +290,7 @@ _ALONE: dict[str, tuple[str, Callable[[RunConfig], Any], Callable[[Any], Table]]
     'catalogue': ('catalogue', measure_catalogues, _catalogue_table),
     'weak_scaling': ('weak_scaling', measure_weak_scaling, _weak_scaling_table),
     'long': ('long', lambda config: measure_long(config, _REPEATS.value), _long_table),
+    'live': ('live', lambda config: measure_live(config, _REPEATS.value), _live_table),
     'recommend': (
         'recommend', lambda config: measure_recommending(config, _REPEATS.value), _recommending_table,
     ),

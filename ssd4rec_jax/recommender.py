@@ -277,9 +277,16 @@ class Recommender:
     def recommend_in_parts(
         self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[pl.DataFrame]:
-        """`recommend` as polars frames of a few thousand users or histories each, made when they are asked for."""
-        return self._answers.best(users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only)
+        """`recommend` as polars frames of a few thousand users or histories each, made when they are asked for.
+
+        share: (n, parts) answers the n-th, from 0, of so many equal parts of the users alone. Where a run has several
+        processes, all of them must read all frames, which they compute together.
+        """
+        return self._answers.best(
+            users, histories, k=k, exclude_seen=exclude_seen, exclude=exclude, only=only, share=share
+        )
 
     def evaluate(
         self, split: str = 'test', k: Sequence[int] = (5, 10, 20), seen: str = 'both', *, lists: bool = False
@@ -330,6 +337,11 @@ class Recommender:
     def num_users(self) -> int:
         """Users who can be asked for by id, as users='all' does, those whom the log's k-core left out included."""
         return self._answers.num_users
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of what decides the answers: settings, data, and how long was trained."""
+        return self._saved.fingerprint
 
     @property
     def items(self) -> list[Any]:

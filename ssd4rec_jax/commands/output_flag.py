@@ -3,5 +3,5 @@ from absl import flags
 
 OUTPUT = flags.DEFINE_string(
     'output', None, 'prepare: folder to write, data/NAME/prepared-FINGERPRINT if not given. recommend: file to write '
-    '(.parquet, .csv or .jsonl), stdout if not given. export: folder to write.'
+    '(.parquet, .csv or .jsonl), stdout if not given; with --distributed a folder. export: folder to write.'
 )

@@ -8,6 +8,9 @@ A network is any flax.nnx module with
     prefix_readouts(items, layout, draws)    optional: [rows, tokens, D], the readout of every prefix in one pass;
                                              the field or property `prefixes_share_a_pass` of the network's settings
                                              then says whether this is exact
+    no_history(users), prefix_step(items, gaps, number, state)
+                                             optional, beside prefix_readouts: the readout of a history that grows by
+                                             one item, from the state that the items before it left
     item_vectors(rows)                       optional: [n, D], made from rows [n, D] of the item table, each by itself;
                                              readouts are then multiplied with these instead of the rows
     item_table()                             optional: what the network computes from each item alone, shared by all

@@ -14,6 +14,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import Inputs
 from ssd4rec_jax.model.norms import layer_norm
 from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.prefix_state import MixerState
 from ssd4rec_jax.model.seen import SeenBias
 from ssd4rec_jax.model.table_init import init_table
 
@@ -62,10 +63,30 @@ class SSD4Rec(nnx.Module):
         config.prefixes_share_a_pass, where the result is exact. The prefixes of a history share the random draws before
         the last layer's mixer; the draws after it are separate for each token.
         """
-        if not self.config.prefixes_share_a_pass:
-            raise ValueError("prefixes share a pass only with one layer, bidirectional = 'last' or beta = 0")
+        self._check_that_prefixes_share_a_pass()
         inputs = self._before_last(items, layout, draws, None)
         return self._to_score(self.layers[-1].prefix_readouts(inputs, layout, draws, self._last_name))
+
+    def no_history(self, users: int) -> tuple[MixerState, ...]:
+        """The state of `prefix_step` before the first item of each user's history."""
+        return tuple(layer.mixer.no_tokens(users) for layer in self.layers)
+
+    def prefix_step(
+        self, items: jax.Array, gaps: jax.Array, number: jax.Array, state: tuple[MixerState, ...]
+    ) -> tuple[jax.Array, tuple[MixerState, ...]]:
+        """The `readout` of histories that grow by one item: ([n, D], the state after it).
+
+        items: int32 [n]. gaps: float32 [n], as in Layout.gaps. number: int32 [n], how many items came before. state:
+        what these left. The cost does not depend on their number. Raises ValueError unless
+        config.prefixes_share_a_pass.
+        """
+        self._check_that_prefixes_share_a_pass()
+        inputs, gaps, after = self._first_inputs(items[:, None], None, None), jnp.where(number > 0, gaps, 0), []
+        for layer, before in zip(self.layers, state, strict=True):
+            hidden, own = layer.prefix_step(inputs, gaps, number, before)
+            inputs = TokenInputs(hidden)
+            after.append(own)
+        return self._to_score(hidden)[:, 0], tuple(after)
 
     def item_vectors(self, rows: jax.Array) -> jax.Array:
         """What readouts are multiplied with to score the items of these rows of the item table: [n, D]."""
@@ -76,6 +97,10 @@ class SSD4Rec(nnx.Module):
         if self.config.scores == 'dot':
             return hidden
         return _of_length_one(hidden) / jnp.asarray(self.config.temperature, hidden.dtype)
+
+    def _check_that_prefixes_share_a_pass(self) -> None:
+        if not self.config.prefixes_share_a_pass:
+            raise ValueError("prefixes share a pass only with one layer, bidirectional = 'last' or beta = 0")
 
     @property
     def _last_name(self) -> str:

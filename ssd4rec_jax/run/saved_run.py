@@ -1,5 +1,7 @@
 """Open the folder of a training run, finished or still training, to answer with it."""
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import jax
@@ -41,6 +43,12 @@ class SavedRun:
     step: int
     item_counts: np.ndarray
     followers: Followers | None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of the settings, the data and the step: runs that differ in none of them give the same answers."""
+        told = to_dict(self.config), self.dataset.fingerprint, self.dataset.num_items, self.step
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def write_config(folder: RunFolder, config: RunConfig, prepared: Path) -> None:

@@ -1,10 +1,12 @@
 """A service of a small run, in the test process."""
 from pathlib import Path
 
+import jax
 import pytest
 
 pytest.importorskip('fastapi')
 
+from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.run.saved_run import SavedRun
 from ssd4rec_jax.serve.event_log import EventLog
 from ssd4rec_jax.serve.limits import Limits
@@ -16,11 +18,13 @@ LIMITS = Limits(
     body_seconds=0.3, request_seconds=20.0,
 )
 
+ONE_DEVICE = device_mesh(jax.devices()[:1])
+
 
 @pytest.fixture(scope='session')
 def small() -> SavedRun:
     """One bidirectional layer, the seen-item term and followers, on one device, as most services have it."""
-    return saved_run(devices=1, num_layers=1, seen_bias=True, follower_weight=2.0)
+    return saved_run(mesh=ONE_DEVICE, num_layers=1, seen_bias=True, follower_weight=2.0)
 
 
 @pytest.fixture(scope='session')

@@ -13,7 +13,7 @@ from ssd4rec_jax.serve.histories import Histories, NewEvents
 from ssd4rec_jax.serve.model import Model
 from tests.export.runs import saved_run
 from tests.serve.calls import calling, post
-from tests.serve.conftest import LIMITS, served
+from tests.serve.conftest import LIMITS, ONE_DEVICE, served
 
 ITEMS = [f'item é{n}' for n in range(30)]
 
@@ -74,7 +74,7 @@ def test_all_events_of_a_request_are_kept_or_none(service, event, sentence):
 
 
 def test_an_event_that_the_model_has_learnt_meanwhile_counts_once():
-    saved = saved_run(devices=1, num_layers=1)
+    saved = saved_run(mesh=ONE_DEVICE, num_layers=1)
     plain = saved.dataset
     times = 1_700_000_000_000 + 1000 * np.arange(plain.num_interactions)
     dataset = dataclasses.replace(plain, times=times, time_unit='ms')
@@ -89,7 +89,7 @@ def test_an_event_that_the_model_has_learnt_meanwhile_counts_once():
 
 
 def test_gaps_in_time_of_new_events_are_those_of_one_log():
-    saved = saved_run(devices=1, num_layers=1, time='decay_and_dt')
+    saved = saved_run(mesh=ONE_DEVICE, num_layers=1, time='decay_and_dt')
     plain = saved.dataset
     rng = np.random.default_rng(0)
     times = 1_700_000_000 + rng.integers(1, 90, plain.num_interactions).cumsum()
