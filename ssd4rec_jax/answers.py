@@ -13,6 +13,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_features
 from ssd4rec_jax.data.features import Feature
 from ssd4rec_jax.data.ids import IdIndex
+from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.errors import UnknownIds, UserError
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
@@ -23,10 +24,13 @@ AT_ONCE = 8192  # histories that are scored before their rows are handed on
 
 
 class Answers:
-    """What a saved run says to users and histories that are given in original ids; polars frames and NumPy arrays."""
+    """What a saved run says to users and histories that are given in original ids; polars frames and NumPy arrays.
 
-    def __init__(self, saved: SavedRun):
-        self.saved = saved
+    shapes: of the steps that it computes; see ssd4rec_jax.rank.recommend.TopItems.
+    """
+
+    def __init__(self, saved: SavedRun, shapes: Sequence[StepShape] = ()):
+        self.saved, self._shapes = saved, shapes
 
     def best(
         self, users: Sequence[Any] | str | None = None, histories: Sequence[Sequence[Any]] | None = None, *,
@@ -90,7 +94,7 @@ class Answers:
         saved = self.saved
         return TopItems(
             saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history,
-            followers=saved.followers,
+            followers=saved.followers, shapes=self._shapes,
         )
 
     @functools.cached_property
@@ -111,10 +115,12 @@ class Answers:
 
     @functools.cached_property
     def item_ids(self) -> pl.Series:
+        """Original ids of the catalogue; internal id i is item_ids[i - 1]."""
         return _series(self.saved.dataset.item_ids)
 
     @functools.cached_property
-    def _user_ids(self) -> pl.Series:
+    def user_ids(self) -> pl.Series:
+        """Original ids of the users who can be asked for, those of the log first."""
         dataset = self.saved.dataset
         known = _series(dataset.user_ids)
         return known if dataset.outside is None else pl.concat([known, _series(dataset.outside.user_ids)])
@@ -126,7 +132,8 @@ class Answers:
         return self.saved.dataset.num_users + (0 if outside is None else len(outside.user_ids))
 
     @functools.cached_property
-    def _counts(self) -> np.ndarray:
+    def counts(self) -> np.ndarray:
+        """int64 [items + 1], how often each item occurs in the log."""
         return np.asarray(self.saved.item_counts)
 
     def _asked(
@@ -145,8 +152,8 @@ class Answers:
 
     def of_users(self, at: np.ndarray) -> tuple[pl.Series, list[np.ndarray], dict[str, list[np.ndarray]]]:
         """(names, internal item ids, {feature: values}) of the users at some positions."""
-        return self._user_ids.gather(at).alias('user'), [self._history(u) for u in at.tolist()], {
-            name: [self._feature(name, u) for u in at.tolist()] for name in self.dataset.values_read
+        return self.user_ids.gather(at).alias('user'), [self.history(u) for u in at.tolist()], {
+            name: [self.feature(name, u) for u in at.tolist()] for name in self.dataset.values_read
         }
 
     def users_at(self, users: Sequence[Any] | str) -> np.ndarray:
@@ -181,7 +188,7 @@ class Answers:
     def _item_index(self) -> IdIndex:
         return IdIndex(self.saved.dataset.item_ids)
 
-    def _history(self, user: int) -> np.ndarray:
+    def history(self, user: int) -> np.ndarray:
         """Internal item ids of the user at a position."""
         held: SequenceDataset | Outside | None = self.saved.dataset
         if user >= self.saved.dataset.num_users:
@@ -189,14 +196,14 @@ class Answers:
         assert held is not None
         return held.items[held.offsets[user]:held.offsets[user + 1]]
 
-    def _feature(self, name: str, user: int) -> np.ndarray:
+    def feature(self, name: str, user: int) -> np.ndarray:
         """float32, what the network reads of each of a user's events; missing for users whom the core left out."""
         dataset = self.dataset
         values = dataset.values_read[name]
         if user < dataset.num_users:
             return values.numbers(np.arange(dataset.offsets[user], dataset.offsets[user + 1]))
         is_number = isinstance(values, Feature) and values.categories is None
-        return np.full(len(self._history(user)), np.nan if is_number else 0, np.float32)
+        return np.full(len(self.history(user)), np.nan if is_number else 0, np.float32)
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
         return [read[read > 0] for read in self.read_items(histories, 'histories')]
@@ -262,7 +269,7 @@ class Answers:
         if found is not None:
             items[some], scores[some] = found
         if not some.all():
-            counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
+            counts = np.where(allowed, self.counts, -np.inf) if allowed is not None else self.counts.astype(float)
             counts[0] = -np.inf
             order = np.argsort(-counts, kind='stable')[:k]
             items[~some], scores[~some] = order, counts[order]

@@ -11,7 +11,8 @@ from ssd4rec_jax.show.output import complain, write_stdout
 
 PROGRAM = 'ssd4rec'
 COMMANDS = (
-    'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'study', 'report', 'export', 'import', 'parity',
+    'train', 'evaluate', 'recommend', 'prepare', 'settings', 'tune', 'study', 'report', 'export', 'import', 'serve',
+    'parity',
 )
 
 

@@ -53,6 +53,13 @@ class StepShape:
     tokens: int
     segments: int
 
+    def holds(self, lengths: np.ndarray) -> bool:
+        """Whether one step has room for histories of these lengths, as far as sums can tell."""
+        return (
+            len(lengths) <= self.rows * self.segments and lengths.sum() <= self.rows * self.tokens
+            and lengths.max() <= self.tokens
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class EpochPlan:

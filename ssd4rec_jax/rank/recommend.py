@@ -28,15 +28,17 @@ class TopItems:
     """Scores histories of internal item ids with fixed parameters, and ranks the catalogue for them, on any mesh.
 
     Calls of similar size share a compiled program: tokens, slots, k and the longest list of excluded items are rounded
-    up to powers of two. max_history: the number of newest items of a history that the network reads; 0 reads all of
-    them. followers: see ssd4rec_jax.rank.scorer.Scorer.
+    up to powers of two. shapes: the steps to choose from instead, the cheapest first, so that no other program is ever
+    compiled; a history has to fit into the last one's rows. max_history: the number of newest items of a history that
+    the network reads; 0 reads all of them. followers: see ssd4rec_jax.rank.scorer.Scorer.
     """
 
     def __init__(
         self, network: Network, mesh: Mesh, params: dict, *, max_history: int = 0, tokens_per_row: int = TOKENS_PER_ROW,
-        followers: Followers | None = None,
+        followers: Followers | None = None, shapes: Sequence[StepShape] = (),
     ):
         self.network, self.max_history, self.tokens_per_row = network, max_history, tokens_per_row
+        self.shapes = shapes
         self._scorer = Scorer(network, mesh, followers=followers)
         # The item table is projected once, for all later calls.
         self._prepared = self._scorer.prepare(params, tokens=np.iinfo(np.int64).max)
@@ -62,9 +64,13 @@ class TopItems:
         )
         return items[:, :k], scores[:, :k]
 
-    def scores(self, histories: Sequence[np.ndarray], items: np.ndarray) -> np.ndarray:
-        """The scores float32 [histories, n] of some items: integers [n], distinct internal ids."""
-        examples, place = self._examples(histories, {}), np.full(self.network.num_items + 1, len(items), np.int32)
+    def scores(
+        self, histories: Sequence[np.ndarray], items: np.ndarray, *,
+        features: Mapping[str, Sequence[np.ndarray]] | None = None,
+    ) -> np.ndarray:
+        """The scores float32 [histories, n] of some items: integers [n], distinct internal ids; features as above."""
+        examples = self._examples(histories, features or {})
+        place = np.full(self.network.num_items + 1, len(items), np.int32)
         place[items] = np.arange(len(items))
         (found,) = self._scorer(
             self._prepared, examples, self._shape(examples.lengths), ScoresOf(len(items)), lambda _: (),
@@ -98,6 +104,8 @@ class TopItems:
 
     def _shape(self, lengths: np.ndarray) -> StepShape:
         """The shape of the packed steps for histories of these lengths, rounded up to a size class."""
+        if self.shapes:
+            return next((shape for shape in self.shapes if shape.holds(lengths)), self.shapes[-1])
         rows = self._scorer.mesh.size
         tokens = min(-(-int(lengths.sum()) // rows), self.tokens_per_row)
         tokens = round_up(max(tokens, int(lengths.max()), _LEAST_TOKENS))

@@ -1,0 +1,55 @@
+"""Protection against clients that send slowly or far too much, below the application."""
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ssd4rec_jax.serve.limits import Limits
+
+HEAD_BYTES = 32 << 10
+
+
+def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol, which closes a connection whose request's head does not come whole in time and size."""
+
+    class Guarded(HttpToolsProtocol):
+        _timer: asyncio.TimerHandle | None = None
+        _head_bytes = 0
+        _in_head = True
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(limits.header_seconds, self._too_slow)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._timer is None:  # the first bytes of a further request
+                    self._timer = self.loop.call_later(limits.header_seconds, self._too_slow)
+            super().data_received(data)
+            if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response('The head of the request is too large.')
+
+        def on_headers_complete(self) -> None:
+            self._stop_timer()
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_head, self._head_bytes = True, 0
+            super().on_message_complete()
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _too_slow(self) -> None:
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return Guarded

@@ -1,0 +1,222 @@
+"""What is refused, and how: one sentence, a status of the client's, and never a failure of the service."""
+import asyncio
+import socket
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ssd4rec_jax.serve.batches import Batches, QueueFull
+from ssd4rec_jax.serve.questions import Best, Question
+from tests.serve.calls import Api, calling, post
+from tests.serve.conftest import LIMITS, served
+from tests.serve.live_server import listening
+
+ITEMS = [f'item é{n}' for n in range(30)]
+
+
+@pytest.mark.parametrize('body, status, sentence', [
+    (b'', 400, 'the body is not JSON: EOF while parsing a value at line 1 column 0'),
+    (b'{"users": [1', 400, 'the body is not JSON: EOF while parsing a list at line 1 column 12'),
+    (b'\xff', 400, 'the body is not JSON: '),
+    (b'[' * 9000, 400, 'the body is not JSON: recursion limit exceeded'),
+    (b'[]', 422, 'Input should be an object'),
+    ({}, 422, 'give either users or histories'),
+    ({'users': [100], 'histories': []}, 422, 'give either users or histories'),
+    ({'users': 'all'}, 422, 'users: Input should be a valid array'),
+    ({'users': [1.5]}, 422, 'users[0]: an id is a text or a whole number of 64 bits'),
+    ({'histories': [[ITEMS[0], '']]}, 422, 'histories[0][1]: an id is a text'),
+    ({'users': [True]}, 422, 'users[0]: an id is'),
+    ({'users': [2**63]}, 422, 'users[0]: an id is'),
+    ({'users': [100], 'k': 0}, 422, 'k: Input should be greater than or equal to 1'),
+    ({'users': [100], 'k': 21}, 422, 'k is 21, and at most 20 is answered at once'),
+    ({'users': [100], 'seen': True}, 422, 'seen: Extra inputs are not permitted'),
+    ({'users': [100], 'why': 6}, 422, 'why: Input should be less than or equal to 5'),
+    ({'users': [100] * 41}, 422, 'the number of users is 41, and at most 40 is answered at once'),
+    ({'histories': [[ITEMS[0]]] * 41}, 422, 'the number of histories is 41'),
+    ({'histories': [[ITEMS[0]] * 65]}, 422, 'the length of histories[0] is 65, and at most 64'),
+    ({'users': [100], 'only': [ITEMS[0]] * 61}, 422, 'the length of only is 61'),
+    ({'users': ['u' * 31]}, 422, 'users[0]: an id must not have more than 30 characters'),
+    ({'users': [100], 'exclude': ['<script>']}, 422, "exclude[0]: '<script>' is not an item of the model"),
+    (b'"' + b'a' * 20_001, 413, 'the body has more than 20000 bytes'),
+])
+def test_bad_requests_get_one_sentence(service, body, status, sentence):
+    found, answer = post(service, '/recommend', body)
+    assert found == status and list(answer) == ['error'] and '\n' not in answer['error']
+    assert answer['error'].startswith(sentence)
+
+
+def test_what_is_no_post_of_json_is_refused(service):
+    async def ask(api: Api):
+        plain = await api.client.post('/events', content=b'{}', headers={'content-type': 'text/plain'})
+        return plain, await api.client.get('/recommend'), await api.client.get('/../etc/passwd'), \
+            await api.client.get('/items?limit=0'), await api.client.get('/history?user=' + 'u' * 400)
+    found = calling(service, ask)
+    assert [answer.status_code for answer in found] == [415, 405, 404, 422, 422]
+    assert all(list(answer.json()) == ['error'] for answer in found)
+
+
+def test_the_page_allows_nothing_from_elsewhere(service):
+    page = calling(service, lambda api: api.client.get('/'))
+    policy = page.headers['content-security-policy']
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and 'unsafe' not in policy
+    assert page.text.count('http') == 0
+
+
+def test_health_readiness_and_figures(service):
+    async def ask(api: Api):
+        return await api.get('/health'), await api.get('/ready'), await api.client.get('/metrics'), \
+            await api.get('/openapi.json')
+    post(service, '/recommend', {'users': ['<no such user>']})
+    health, ready, metrics, (_, schema) = calling(service, ask)
+    assert (health, ready) == ((200, {'status': 'alive'}), (200, {'status': 'ready', 'step': 7}))
+    assert 'ssd4rec_requests_total{route="/recommend",status="404"}' in metrics.text
+    assert 'no such user' not in metrics.text
+    assert set(schema['paths']['/recommend']['post']['requestBody']['content']['application/json']['schema'][
+        'properties']) >= {'users', 'histories', 'k', 'exclude', 'only'}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(ITEMS[:4]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
+)
+ID = st.integers(95, 105) | st.sampled_from(ITEMS[:5]) | st.text(max_size=4) | JSON
+BODY = st.fixed_dictionaries({}, optional={
+    'users': st.lists(ID, max_size=4) | JSON, 'histories': st.lists(st.lists(ID, max_size=4), max_size=3) | JSON,
+    'k': st.integers(-1, 25) | JSON, 'exclude': st.lists(ID, max_size=3) | JSON,
+    'only': st.lists(ID, max_size=3) | JSON,
+    'exclude_seen': st.booleans() | JSON, 'skip_unknown': st.booleans() | JSON, 'why': st.integers(0, 6) | JSON,
+    'titles': st.booleans(),
+})
+EVENT = st.fixed_dictionaries({'user': ID, 'item': ID}, optional={'time': st.floats() | st.integers() | JSON})
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(path=st.just('/recommend'), body=BODY | JSON | st.binary(max_size=60))
+def test_no_question_makes_the_service_fail(service, path, body):
+    status, answer = post(service, path, body)
+    assert status < 500
+    assert list(answer) == (['answers'] if status == 200 else ['error'])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(body=st.fixed_dictionaries({'events': st.lists(EVENT, max_size=3) | JSON}) | JSON)
+def test_no_event_makes_the_service_fail(service, body):
+    before = service._new.count
+    status, answer = post(service, '/events', body)
+    assert status < 500
+    assert service._new.count - before == (answer['kept'] if status == 200 else 0)
+
+
+class Slow:
+    """A model that answers when it is let."""
+
+    longest = 8
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def room(self, length):
+        return 100
+
+    def answer(self, questions):
+        self.gate.wait()
+        return [Best([question.k], [0.0], True) for question in questions]
+
+
+def test_a_full_queue_refuses_and_what_waits_is_answered(service):
+    gate = threading.Event()
+    batches, model = Batches(most=5), Slow(gate)
+
+    def question(k):
+        return Question([1], {}, k)
+
+    async def within():
+        first = batches.ask(model, [question(0)])
+        while batches.waiting:
+            await asyncio.sleep(0.001)
+        waiting = [batches.ask(model, [question(n)]) for n in range(1, 6)]
+        with pytest.raises(QueueFull):
+            batches.ask(model, [question(9)])
+        waiting[2].cancel()
+        gate.set()
+        found = await asyncio.gather(first, *waiting, return_exceptions=True)
+        return [one if isinstance(one, BaseException) else one[0].items for one in found]
+
+    found = asyncio.run(within())
+    batches.stop()
+    assert found[:3] == [[0], [1], [2]] and isinstance(found[3], asyncio.CancelledError) and found[4:] == [[4], [5]]
+
+
+def test_a_busy_service_says_when_to_come_again(service, monkeypatch):
+    monkeypatch.setattr(service._batches, '_most', 0)
+    response = calling(service, lambda api: api.client.post('/recommend', json={'users': [100]}))
+    assert response.status_code == 429 and response.headers['retry-after'] == '1'
+    assert response.json() == {'error': 'too many requests wait for the model: try again in a second'}
+
+
+def test_before_it_is_ready_and_when_it_takes_too_long(service, monkeypatch):
+    monkeypatch.setattr(service, 'ready', False)
+    assert calling(service, lambda api: api.get('/ready'))[0] == 503
+    assert post(service, '/recommend', {'users': [100]})[0] == 503
+    monkeypatch.undo()
+    monkeypatch.setattr(service, 'limits', type(LIMITS)(request_seconds=0.01))
+    monkeypatch.setattr(service._batches, 'ask', lambda *_: asyncio.get_running_loop().create_future())
+    assert post(service, '/recommend', {'users': [100]}) == (
+        503, {'error': 'the answer took too long: try again in a second'}
+    )
+
+
+def test_one_bad_question_fails_alone(service):
+    class Picky(Slow):
+        def answer(self, questions):
+            self.gate.wait()
+            if any(question.k == 13 for question in questions):
+                raise ValueError('13')
+            return [Best([question.k], [0.0], True) for question in questions]
+
+    gate = threading.Event()
+    batches, model = Batches(most=9), Picky(gate)
+
+    async def within():
+        waiting = [batches.ask(model, [Question([1], {}, k)]) for k in (1, 12, 13, 14)]
+        gate.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(within())
+    batches.stop()
+    assert isinstance(found[2], ValueError) and [found[n][0].items for n in (0, 1, 3)] == [[1], [12], [14]]
+
+
+def test_slow_clients_are_cut_off(small, tmp_path):
+    running = served(small, tmp_path)
+    with listening(running) as port:
+        def said(*parts, pause=0.1):
+            """What the server sends back until it closes; '' where it closes without a word."""
+            with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
+                for part in parts:
+                    try:
+                        client.sendall(part)
+                    except OSError:
+                        break
+                    time.sleep(pause)
+                received = b''
+                while data := client.recv(4096):
+                    received += data
+                return received
+
+        head = b'POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n'
+        began = time.monotonic()
+        assert said(*[head[n:n + 1] for n in range(9)]) == b''  # the head a byte at a time
+        assert time.monotonic() - began < 4
+        assert b'408' in said(head + b'\r\n', b'{"ev')  # a body that does not come
+        assert b'400' in said(b'GET / HTTP/1.1\r\n' + b'x: ' + b'y' * 40_000)
+        assert b'400' in said(b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03')
+        with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
+            for _ in range(2):  # a fast client keeps its connection
+                client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n')
+                assert client.recv(4096).endswith(b'{"status":"alive"}')
+                time.sleep(0.6)
+    running.stop()
