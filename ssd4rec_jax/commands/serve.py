@@ -33,17 +33,17 @@ def main() -> int:
         from ssd4rec_jax.serve.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'ssd4rec-jax[serve]'") from error
+    from ssd4rec_jax.data.titles import titles_of
     from ssd4rec_jax.run.saved_run import load_run
     from ssd4rec_jax.serve.event_log import EventLog
     from ssd4rec_jax.serve.service import Service
-    from ssd4rec_jax.serve.titles import read_titles
 
     enable_compilation_cache()
     model = Path(_MODEL.value)
     saved = load_run(model)
     beside = model.absolute()
     log = EventLog(Path(_EVENTS.value) if _EVENTS.value else beside.with_name(f'{beside.name}.events'))
-    service = Service(saved, log, titles=read_titles(Path(_TITLES.value)) if _TITLES.value else None)
+    service = Service(saved, log, titles=titles_of(Path(_TITLES.value)) if _TITLES.value else None)
     serve(service, model, _HOST.value, _PORT.value, page=_PAGE.value)
     return 0
 

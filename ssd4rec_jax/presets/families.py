@@ -23,7 +23,7 @@ REPEATS_ABOVE = 0.1
 # NDCG@10 is .82 without followers and .76 with them. Beauty has 11 and Video Games 17, where they help.
 TARGETS_PER_ITEM_BELOW = 30
 SMALL = 64
-MEMBERS, FOLLOWER_WEIGHT_OF_MEMBERS = 3, 1.5  # Their mean is surer of itself than one network, and leans less on counts.
+MEMBERS, FOLLOWER_WEIGHT_OF_MEMBERS = 3, 1.5  # Their mean is surer than one network, and leans less on counts.
 
 
 @dataclasses.dataclass(frozen=True)

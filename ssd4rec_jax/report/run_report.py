@@ -3,7 +3,7 @@ from pathlib import Path
 
 from absl import logging
 
-from ssd4rec_jax.data.titles import read_titles
+from ssd4rec_jax.data.titles import titles_beside
 from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.report.facts import read_facts
 from ssd4rec_jax.report.judged import Judged, judge
@@ -27,7 +27,7 @@ def write_run_report(folder: RunFolder, output: Path | None = None, *, log: Path
         judged = judge(load_run(folder.path))
     except CheckpointError as error:
         logging.warning('the page shows no recommendations: %s', error)
-    write_page(output or folder.report, run_page(facts, judged, read_titles(log or facts.prepared.parent)))
+    write_page(output or folder.report, run_page(facts, judged, titles_beside(log or facts.prepared.parent)))
     return output or folder.report
 
 

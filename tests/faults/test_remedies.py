@@ -86,6 +86,21 @@ ELSEWHERE = {
         'test_a_folder_of_parts_knows_what_is_missing_and_refuses_what_is_not_its_own',
     'several processes answer --users=all: run other questions as one process':
         'tests/commands/test_recommend_parts.py::test_two_processes_write_what_one_writes',
+    'give either --workdir, the folder of a training run, or --study, the folder of a study':
+        'tests/report/test_run_page.py::test_what_cannot_be_shown_is_refused',
+    '--study={} holds no study.json': 'tests/report/test_run_page.py::test_what_cannot_be_shown_is_refused',
+    'run the command of the study again, which writes it':
+        'tests/report/test_study_page.py::test_a_damaged_study_is_refused',
+    '--tensorboard needs the package tensorboardX':
+        'tests/show/test_tensorboard.py::test_without_the_package_a_sentence_names_the_extra',
+    'give --model, the folder of a saved model': 'tests/serve/test_command.py::test_a_model_is_asked_for',
+    "pip install 'ssd4rec-jax[serve]'": 'tests/serve/test_command.py::test_without_fastapi_the_extra_is_named',
+    'the model is not ready yet': 'tests/serve/test_http.py::test_before_it_is_ready_and_when_it_takes_too_long',
+    'the answer took too long': 'tests/serve/test_http.py::test_before_it_is_ready_and_when_it_takes_too_long',
+    'is in use by another server': 'tests/serve/test_event_log.py::test_one_process_at_a_time',
+    'mend the disk and start anew': 'tests/serve/test_event_log.py::test_a_full_disk_leaves_the_log_as_it_was',
+    'too many requests wait for the model': 'tests/serve/test_http.py::test_a_busy_service_says_when_to_come_again',
+    'too many requests wait for the disk': 'tests/serve/test_http.py::test_a_busy_service_says_when_to_come_again',
     'error: --{}={} is unknown: there are {}': 'tests/kernels/test_bench_ssd.py::test_bad_flags_are_named',
 }
 # Texts that name a command or a flag without a way out.
@@ -98,6 +113,7 @@ NO_WAY_OUT = {
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',
     'error: --topology={} is not one that libtpu knows', '--xla_jf_dump_to={} --xla_jf_dump_llo_text=true',
+    'The settings are those of --preset={}', 'Settings that differ from --preset={}', 'ssd4rec serve',
     'warning: the data of the run is no longer in {} and cannot be prepared again ({})',
 }
 
