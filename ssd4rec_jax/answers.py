@@ -12,7 +12,7 @@ from ssd4rec_jax.arguments import listed, truth, whole
 from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_features
 from ssd4rec_jax.data.features import Feature
-from ssd4rec_jax.data.ids import positions
+from ssd4rec_jax.data.ids import IdIndex
 from ssd4rec_jax.errors import UnknownIds, UserError
 from ssd4rec_jax.model.networks import item_vectors
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
@@ -33,27 +33,31 @@ class Answers:
         k: int = 10, exclude_seen: bool = False, exclude: Iterable[Any] = (), only: Iterable[Any] | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Frames user, rank, item, score, reason of AT_ONCE users or histories at most (see Recommender.recommend)."""
-        k, exclude_seen = whole(k, 'k'), truth(exclude_seen, 'exclude_seen')
+        k, exclude_seen = self.cut_to_catalogue(k), truth(exclude_seen, 'exclude_seen')
         names, read, features = self._asked(users, histories)
-        catalogue = self.saved.dataset.num_items
-        if k > catalogue:
-            warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=2)
-        allowed = self._allowed(exclude, only)
+        allowed = self.allowed(exclude, only)
         for start in range(0, max(len(names), 1), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             yield self._ranked(
-                names[part], read[part], min(k, catalogue), exclude_seen, allowed,
+                names[part], read[part], k, exclude_seen, allowed,
                 {name: each[part] for name, each in features.items()},
             )
 
+    def cut_to_catalogue(self, k: int) -> int:
+        """How many items can be asked for, with a warning where that is less than k."""
+        k, catalogue = whole(k, 'k'), self.saved.dataset.num_items
+        if k > catalogue:
+            warnings.warn(f'k={k} is beyond the catalogue of {catalogue} items: cut to it', stacklevel=3)
+        return min(k, catalogue)
+
     def vectors(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [histories, D], the readouts of TopItems.vectors; NaN without known items."""
-        return self._of_known(histories, self.table.shape[1], self._top.vectors)
+        return self._of_known(histories, self.table.shape[1], self.top.vectors)
 
     def scores(self, histories: Sequence[Sequence[Any]], items: Sequence[Any]) -> np.ndarray:
         """float32 [histories, items]; NaN without known items."""
         distinct, back = np.unique(self.known(items, 'items') + 1, return_inverse=True)
-        found = self._of_known(histories, len(distinct), lambda read: self._top.scores(read, distinct))
+        found = self._of_known(histories, len(distinct), lambda read: self.top.scores(read, distinct))
         return found[:, back]
 
     def _of_known(
@@ -80,7 +84,8 @@ class Answers:
         })
 
     @functools.cached_property
-    def _top(self) -> TopItems:
+    def top(self) -> TopItems:
+        """What scores histories of internal ids."""
         saved = self.saved
         return TopItems(
             saved.network, saved.mesh, saved.params, max_history=saved.config.data.max_history,
@@ -88,7 +93,7 @@ class Answers:
         )
 
     @functools.cached_property
-    def _dataset(self) -> SequenceDataset:
+    def dataset(self) -> SequenceDataset:
         """The data with what the network reads of each interaction."""
         return with_features(self.saved.dataset, features_read(self.saved.config.model))
 
@@ -132,28 +137,46 @@ class Answers:
         if histories is not None:
             read = self._read_histories(histories)
             return pl.Series('user', range(len(read)), pl.Int64), read, {}
-        if not self._dataset.num_users:
+        assert users is not None
+        return self.of_users(self.users_at(users))
+
+    def of_users(self, at: np.ndarray) -> tuple[pl.Series, list[np.ndarray], dict[str, list[np.ndarray]]]:
+        """(names, internal item ids, {feature: values}) of the users at some positions."""
+        return self._user_ids.gather(at).alias('user'), [self._history(u) for u in at.tolist()], {
+            name: [self._feature(name, u) for u in at.tolist()] for name in self.dataset.values_read
+        }
+
+    def users_at(self, users: Sequence[Any] | str) -> np.ndarray:
+        """int64, the positions of users of the log, or of 'all', without those that it does not have."""
+        if not self.dataset.num_users:
             raise UserError(
                 'this model was saved without histories: give histories of items instead of users (in Python '
                 'histories=[[item, ...], ...], on the command line --history or --histories)'
             )
         if isinstance(users, str) and users == 'all':
-            at = np.arange(self.num_users)
-        else:
-            at = self._found(self._users_at, listed(users, 'users'), 'users')
-            at = at[at >= 0]
-        return self._user_ids.gather(at).alias('user'), [self._history(u) for u in at.tolist()], {
-            name: [self._feature(name, u) for u in at.tolist()] for name in self._dataset.values_read
-        }
+            return np.arange(self.num_users)
+        at = self._found(self._users_at, listed(users, 'users'), 'users')
+        return at[at >= 0]
 
     def _users_at(self, wanted: list[str]) -> np.ndarray:
         """Position of each user id among those of the log and then those whom its core left out, else -1."""
+        known, *others = self._user_indices
+        at = known.positions(wanted)
+        for index in others:
+            outside = index.positions(wanted)
+            at = np.where((at < 0) & (outside >= 0), self.saved.dataset.num_users + outside, at)
+        return at
+
+    @functools.cached_property
+    def _user_indices(self) -> list[IdIndex]:
+        """Of the users of the log, and of those whom its core left out where there are any."""
         dataset = self.saved.dataset
-        at = positions(dataset.user_ids, wanted)
-        if dataset.outside is None:
-            return at
-        outside = positions(dataset.outside.user_ids, wanted)
-        return np.where((at < 0) & (outside >= 0), dataset.num_users + outside, at)
+        outside = [] if dataset.outside is None else [IdIndex(dataset.outside.user_ids)]
+        return [IdIndex(dataset.user_ids), *outside]
+
+    @functools.cached_property
+    def _item_index(self) -> IdIndex:
+        return IdIndex(self.saved.dataset.item_ids)
 
     def _history(self, user: int) -> np.ndarray:
         """Internal item ids of the user at a position."""
@@ -165,7 +188,7 @@ class Answers:
 
     def _feature(self, name: str, user: int) -> np.ndarray:
         """float32, what the network reads of each of a user's events; missing for users whom the core left out."""
-        dataset = self._dataset
+        dataset = self.dataset
         values = dataset.values_read[name]
         if user < dataset.num_users:
             return values.numbers(np.arange(dataset.offsets[user], dataset.offsets[user + 1]))
@@ -173,13 +196,17 @@ class Answers:
         return np.full(len(self._history(user)), np.nan if is_number else 0, np.float32)
 
     def _read_histories(self, histories: Sequence[Sequence[Any]]) -> list[np.ndarray]:
-        lists = [listed(history, 'a history') for history in listed(histories, 'histories')]
-        flat = self._found(self._items_at, [item for history in lists for item in history], 'histories')
+        return [read[read > 0] for read in self.read_items(histories, 'histories')]
+
+    def read_items(self, histories: Sequence[Sequence[Any]], what: str) -> list[np.ndarray]:
+        """Internal ids int32 [n] of lists of items; 0, with one warning for all, where the log does not have one."""
+        lists = [listed(history, 'a history') for history in listed(histories, what)]
+        flat = self._found(self._items_at, [item for history in lists for item in history], what)
         ends = np.cumsum([len(history) for history in lists], dtype=np.int64)
-        return [part[part >= 0].astype(np.int32) + 1 for part in np.split(flat, ends[:-1])] if lists else []
+        return [part.astype(np.int32) + 1 for part in np.split(flat, ends[:-1])] if lists else []
 
     def _items_at(self, wanted: list[str]) -> np.ndarray:
-        return positions(self.saved.dataset.item_ids, wanted)
+        return self._item_index.positions(wanted)
 
     def _found(self, at_of: Callable[[list[str]], np.ndarray], wanted: list[Any], argument: str) -> np.ndarray:
         """Position of each id of an argument, -1 with one warning where the log does not have it."""
@@ -192,13 +219,13 @@ class Answers:
     def known(self, items: Iterable[Any], what: str) -> np.ndarray:
         """Positions of items that must be in the log."""
         wanted = listed(items, what)
-        at = positions(self.saved.dataset.item_ids, [str(id_) for id_ in wanted])
+        at = self._items_at([str(id_) for id_ in wanted])
         if (at < 0).any():
             like = ', '.join(map(str, self.item_ids.head(3).to_list()))
             raise UserError(f'{what}: {wanted[int(np.argmin(at))]!r} is not in the log (ids look like {like})')
         return at
 
-    def _allowed(self, exclude: Iterable[Any], only: Iterable[Any] | None) -> np.ndarray | None:
+    def allowed(self, exclude: Iterable[Any], only: Iterable[Any] | None) -> np.ndarray | None:
         """bool [items + 1] of the items that may be recommended; None where all may."""
         left_out, chosen = listed(exclude, 'exclude'), None if only is None else listed(only, 'only')
         if not left_out and chosen is None:
@@ -213,13 +240,24 @@ class Answers:
         self, names: pl.Series, read: list[np.ndarray], k: int, exclude_seen: bool, allowed: np.ndarray | None,
         features: dict[str, list[np.ndarray]],
     ) -> pl.DataFrame:
-        items, scores = np.zeros((len(read), k), np.int32), np.full((len(read), k), -np.inf, np.float32)
         some = np.asarray([len(history) > 0 for history in read], bool)
-        if some.any():
-            known = [history for history in read if len(history)]
-            items[some], scores[some] = self._top(
-                known, k=k, exclude=known if exclude_seen else None, allowed=allowed, features=features
-            )
+        known = [history for history in read if len(history)]
+        found = self.top(
+            known, k=k, exclude=known if exclude_seen else None, allowed=allowed, features=features
+        ) if known else None
+        return self.framed(names, some, k, found, allowed)
+
+    def framed(
+        self, names: pl.Series, some: np.ndarray, k: int, found: tuple[np.ndarray, np.ndarray] | None,
+        allowed: np.ndarray | None,
+    ) -> pl.DataFrame:
+        """A frame of `best`. some: bool [names], whose history holds a known item; the others get what is popular.
+
+        found: the k best items and their scores of those, as TopItems gives them; None where there are none.
+        """
+        items, scores = np.zeros((len(names), k), np.int32), np.full((len(names), k), -np.inf, np.float32)
+        if found is not None:
+            items[some], scores[some] = found
         if not some.all():
             counts = np.where(allowed, self._counts, -np.inf) if allowed is not None else self._counts.astype(float)
             counts[0] = -np.inf

@@ -94,8 +94,8 @@ def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(m
     (modules / 'wandb.py').write_text(STAND_IN)
     plugs_ = '--plug=mean_network', '--plug=smoothed_loss'
     done = command(
-        modules, 'train', *plugs_, '--plug=steam_dataset', '--dataset=steam', f'--data_dir={modules}', '--workdir=run',
-        '--plug=wandb_tracker', '--report', '--tensorboard',
+        modules, 'train', *plugs_, '--plug=wandb_tracker', '--report', '--tensorboard', '--plug=steam_dataset',
+        '--dataset=steam', f'--data_dir={modules}', '--workdir=run',
         '--set=model.name=mean', '--set=model.hidden_size=8', '--set=train.loss=smoothed', '--set=loss.smoothing=0.2',
         '--set=train.max_epochs=1',
     )

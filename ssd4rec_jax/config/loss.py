@@ -21,3 +21,17 @@ class FullSoftmax:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f'loss.label_smoothing={self.label_smoothing} must be in [0, 1)')
+
+
+@dataclasses.dataclass(frozen=True)
+class GBCE:
+    """The settings of train.loss=gbce.
+
+    t: how far scores are calibrated: 0 gives binary cross-entropy, and 1 makes up for the sampling of negatives.
+    """
+
+    t: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t <= 1:
+            raise ConfigError(f'loss.t={self.t} must be between 0 and 1')

@@ -23,6 +23,8 @@ class ModelConfig:
 
     name: 'ssd4rec'; another name selects the settings of another network (see ssd4rec_jax.config.plugs).
     hidden_size: the width D of embeddings and hidden states.
+    members: the number of networks of this size that learn side by side, each with a part of its own of every item's
+      vector and by a loss of its own; the mean of their scores ranks.
     num_layers: the number of Bi-SSD layers.
     d_state: the size N of the state of each channel, as in Mamba-2.
     d_conv: the number of taps of the short convolution, as in Mamba-2.
@@ -57,6 +59,7 @@ class ModelConfig:
 
     name: str = 'ssd4rec'
     hidden_size: int = 256
+    members: int = 1
     num_layers: int = 2
     d_state: int = 64
     d_conv: int = 4
@@ -79,7 +82,7 @@ class ModelConfig:
     ssd_implementation: str = 'auto'
 
     def __post_init__(self):
-        for name in ('hidden_size', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'):
+        for name in ('hidden_size', 'members', 'num_layers', 'd_state', 'd_conv', 'expand', 'headdim', 'ngroups'):
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f'model.{name}={value} must be at least 1')
@@ -121,6 +124,11 @@ class ModelConfig:
     def features(self) -> str:
         """The event features that the network reads."""
         return '' if self.time == 'none' else TIME_GAP
+
+    @property
+    def readout_size(self) -> int:
+        """The width of readouts and of the item table: hidden_size for each member."""
+        return self.members * self.hidden_size
 
     @property
     def d_inner(self) -> int:

@@ -12,7 +12,7 @@ SAMPLE = 1 << 20  # interactions, spread evenly over the log, whose gaps give th
 class Gaps:
     """The gaps of a log, measured by the typical one.
 
-    times: int64 [events]; None where there are none.
+    times: int64 [events]; None where there are none, as in a model that was saved without histories.
     typical: the median of the gaps in training that are above 0, in the unit of the times; 0 where the times say no
       more than the order, so that every gap counts as the typical one.
     note: what networks read of it, as a sentence.
@@ -28,7 +28,9 @@ class Gaps:
     ) -> 'Gaps':
         """The gaps of a log (see SequenceDataset). typical: of the log that a model was trained on first, 0 if none."""
         if times is None:
-            return cls(None, 0.0, 'time: the log has no times, so that all gaps between interactions count as equal')
+            return cls(
+                None, typical, 'time: the log has no times, so that all gaps between interactions count as equal'
+            )
         if not unit:
             return cls(
                 times, 0.0, 'time: the times of the log tell the order alone, so that all gaps between interactions '
@@ -48,8 +50,14 @@ class Gaps:
         """
         if self.times is None or not self.typical:
             return np.zeros(len(events), np.float32)
-        gap = self.times.take(events, mode='clip') - self.times.take(events - 1, mode='clip')
-        return np.minimum(np.log10((1 + np.maximum(gap, 0) / self.typical) / 2), LARGEST).astype(np.float32)
+        return self.numbers_of(self.times.take(events, mode='clip') - self.times.take(events - 1, mode='clip'))
+
+    def numbers_of(self, gaps: np.ndarray) -> np.ndarray:
+        """The same for gaps in the unit of the times, whoever's they are; NaN where one is not known gives 0."""
+        if not self.typical:
+            return np.zeros(len(gaps), np.float32)
+        numbers = np.log10((1 + np.maximum(gaps, 0) / self.typical) / 2)
+        return np.where(np.isnan(numbers), 0, np.minimum(numbers, LARGEST)).astype(np.float32)
 
 
 def _training_gaps(times: np.ndarray, offsets: np.ndarray, train_stop: np.ndarray) -> np.ndarray:

@@ -77,17 +77,46 @@ def positions(vocabulary: np.ndarray | TextIds, wanted: Sequence[str]) -> np.nda
     """int64 [wanted], where each id asked for stands in a vocabulary (int64 array or TextIds); -1 where it does not."""
     if not len(wanted):
         return np.zeros(0, np.int64)
+    table = pl.DataFrame({'id': _column(vocabulary)}).with_row_index('at')
+    found = pl.DataFrame({'id': _asked(vocabulary, wanted)}).join(table, on='id', how='left', maintain_order='left')
+    return found['at'].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+class IdIndex:
+    """`positions` in one vocabulary for many calls: it is read once, and a call then costs as much as it asks for."""
+
+    def __init__(self, vocabulary: np.ndarray | TextIds):
+        self._vocabulary = vocabulary
+        hashes = _column(vocabulary).hash().to_numpy()
+        self._order = np.argsort(hashes, kind='stable')
+        self._hashes = hashes[self._order]
+
+    def positions(self, wanted: Sequence[str]) -> np.ndarray:
+        """As the function of that name."""
+        found = np.full(len(wanted), -1, np.int64)
+        if not len(wanted):
+            return found
+        asked = _asked(self._vocabulary, wanted)
+        hashes = asked.hash().to_numpy()
+        first, stop = (np.searchsorted(self._hashes, hashes, side=side) for side in ('left', 'right'))
+        for number, id_ in enumerate(asked.to_list()):
+            same = self._order[first[number]:stop[number]]  # One, or several ids that chance gave one hash.
+            found[number] = next((at for at in same if self._vocabulary[at] == id_), -1)
+        return found
+
+
+def _column(vocabulary: np.ndarray | TextIds) -> pl.Series:
+    return vocabulary.series() if isinstance(vocabulary, TextIds) else pl.Series(np.asarray(vocabulary, np.int64))
+
+
+def _asked(vocabulary: np.ndarray | TextIds, wanted: Sequence[str]) -> pl.Series:
+    """Ids asked for, as the vocabulary has them; null where it can have none such."""
     texts = pl.Series(wanted, dtype=pl.String).str.strip_chars()
     if isinstance(vocabulary, TextIds):
-        known = vocabulary.series()
-    else:
-        known = pl.Series(np.asarray(vocabulary, np.int64))
-        whole = texts.str.replace(r'\.0+$', '')
-        texts = whole.set(~(whole.str.contains(_INTEGER) | whole.str.contains('^-[1-9][0-9]{0,17}$')), None)
-        texts = texts.cast(pl.Int64, strict=False)
-    table = pl.DataFrame({'id': known}).with_row_index('at')
-    found = pl.DataFrame({'id': texts}).join(table, on='id', how='left', maintain_order='left')
-    return found['at'].cast(pl.Int64).fill_null(-1).to_numpy()
+        return texts
+    whole = texts.str.replace(r'\.0+$', '')
+    texts = whole.set(~(whole.str.contains(_INTEGER) | whole.str.contains('^-[1-9][0-9]{0,17}$')), None)
+    return texts.cast(pl.Int64, strict=False)
 
 
 def texts_of(ids: Iterable[int | str]) -> list[str]:

@@ -10,6 +10,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2, Inputs
 from ssd4rec_jax.model.norms import layer_norm
 from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.prefix_state import MixerState
 
 
 class FeedForward(nnx.Module):
@@ -53,6 +54,16 @@ class BiSSDLayer(nnx.Module):
     def prefix_readouts(self, inputs: Inputs, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
         """The `readout` of the prefix that ends at each token, for all tokens in one pass: [rows, tokens, D]."""
         return self._after_mixer(self.mixer.prefix_readouts(inputs, layout), inputs.at(), draws, name)
+
+    def prefix_step(
+        self, inputs: Inputs, gaps: jax.Array, number: jax.Array, state: MixerState
+    ) -> tuple[jax.Array, MixerState]:
+        """`prefix_readouts` at one more token of each history, without dropout: ([n, 1, D], the state after it).
+
+        Arguments as in BidirectionalMamba2.prefix_step.
+        """
+        mixed, state = self.mixer.prefix_step(inputs, gaps, number, state)
+        return self._after_mixer(mixed, inputs.at(), None, ''), state
 
     def _after_mixer(self, mixed, u, draws, name):
         h = dropout(per_token(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')

@@ -42,6 +42,10 @@ class Draws(NamedTuple):
         """The draws of the selected tokens; index is int32 [rows, n] and counts the tokens of each row."""
         return Draws(jnp.take_along_axis(self.token_keys, index, axis=1))
 
+    def of_member(self, number: int) -> 'Draws':
+        """The draws of one of several networks that learn side by side; number 0 has the draws of a single network."""
+        return Draws(self.token_keys ^ mix(jnp.uint32(number)))
+
     def below(self, probability: float, stream: str, channels: int | None = None) -> jax.Array:
         """Booleans that are True with the given probability: [rows, tokens] or [rows, tokens, channels].
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_weights_from_start
+from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_step, ssd_weights_from_start
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.gap_scales import GapScales
@@ -14,6 +14,7 @@ from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
+from ssd4rec_jax.model.prefix_state import BackwardState, MixerState
 from ssd4rec_jax.model.short_conv import cut_convs, short_convs, token_after, token_before
 from ssd4rec_jax.model.silu import silu
 
@@ -127,6 +128,65 @@ class BidirectionalMamba2(nnx.Module):
             backward = self._first_read(xBC, dt, gate)
         return self._merge(forward, backward)
 
+    def no_tokens(self, users: int) -> MixerState:
+        """The state of `prefix_step` before the first token."""
+        return MixerState.empty(self.config, users, self._cast(self.conv_bias).dtype, self.dt_bias.dtype)
+
+    def prefix_step(
+        self, inputs: Inputs, gaps: jax.Array, number: jax.Array, state: MixerState
+    ) -> tuple[jax.Array, MixerState]:
+        """`prefix_readouts` at one more token of each history, and the state after it.
+
+        inputs: the token of each of n users, [n, 1]. gaps: [n], those in time before it, 0 at a history's first token.
+        number: int32 [n], how many tokens came before. Returns (f + beta * b [n, 1, D], the new state).
+        """
+        c = self.config
+        xBC, dt, gate = self._project_all(inputs)
+        window = jnp.concatenate([state.recent, xBC], axis=1)
+        kernel, bias = self._cast(self.conv_kernel), self._cast(self.conv_bias)
+        conv = silu(sum(window[:, -1 - k, None] * kernel[-1 - k] for k in range(c.d_conv)) + bias)
+        x, B, C = self._split_xBC(conv)
+        timed_x, timed_dt = self._timed(x, dt, gaps[:, None])
+        y, ssd = ssd_step(state.ssd, timed_x[:, 0], timed_dt[:, 0], self._A(), B[:, 0], C[:, 0])
+        forward = per_token(self.norm, (y[:, None] + self._skip(x)).reshape(gate.shape) * gate)
+        after = MixerState(window[:, 1:], ssd, None)
+        if c.beta == 0:
+            return self.out_proj(forward), after
+        if c.backward_order == 'aligned':
+            return self._merge(forward, self._first_read(xBC, dt, gate)), after
+        backward, carried = self._backward_step(window, dt, gate, gaps, number, state.backward)
+        return self._merge(forward, backward), after._replace(backward=carried)
+
+    def _backward_step(self, window, dt, gate, gaps, number, before):
+        """_prefix_backward at one more token, and the state after it.
+
+        window: [n, recent + 1, conv_width], the last raw inputs of the convolution.
+        """
+        c = self.config
+        kernel, bias = self._cast(self.conv_kernel), self._cast(self.conv_bias)
+        begins = (number == 0)[:, None]
+        tap = jnp.where((number < c.d_conv)[:, None], kernel[jnp.maximum(c.d_conv - 1 - number, 0)], 0)
+        first = jnp.where(begins, bias, before.first) + tap * window[:, -1]
+        gate = jnp.where(begins, gate[:, 0], before.gate)
+        # A token that another follows counts the gap between them.
+        decay, input_ = (1, 1) if self.gap_scales is None else self.gap_scales(gaps[:, None])
+        log_decay = before.log_decay + (before.dt[:, None] * decay * self._A())[:, 0]
+        w = jnp.concatenate([
+            before.weights[:, :-1], before.weights[:, -1:] * input_, dt * jnp.exp(log_decay)[:, None]
+        ], axis=1)
+        last = window.shape[1] - 1
+        cut = jnp.stack([  # the convolution of each token of the window, over those that have come after it
+            sum((window[:, at + k] * kernel[-1 - k] for k in range(min(last - at + 1, c.d_conv))), bias)
+            for at in range(last + 1)
+        ], axis=1)
+        x, B, _ = self._split_xBC(silu(cut))
+        first_x, _, C = self._split_xBC(silu(first))
+        terms = self._weighted(w, jnp.broadcast_to(C[:, None], B.shape), B, x)
+        total = before.total + terms[:, 0]  # Its convolution sees all of its taps now; zero where there is no token.
+        read = (self._skip(first_x) + total + jnp.sum(terms[:, 1:], axis=1)).reshape(gate.shape).astype(gate.dtype)
+        after = BackwardState(total, first, gate, log_decay, dt[:, 0], w[:, 1:])
+        return per_token(self.norm, (read * gate)[:, None]), after
+
     def _project_all(self, inputs, at=None):
         """(x, B and C before the convolution, dt, silu(z)) at the tokens `at`, or at all tokens where it is None."""
         c = self.config
@@ -151,7 +211,7 @@ class BidirectionalMamba2(nnx.Module):
         """
         x, B, C = self._split_xBC(xBC)
         y = ssd_scan(
-            *self._timed(x, dt, layout, reverse=reverse), self._A(), B, C, segment_ids=layout.segment_ids,
+            *self._timed(x, dt, layout.gaps(reverse=reverse)), self._A(), B, C, segment_ids=layout.segment_ids,
             reverse=reverse, implementation=named_implementation(self.config),
         )
         y += self._skip(x)
@@ -165,21 +225,21 @@ class BidirectionalMamba2(nnx.Module):
         x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
-            *self._timed(self._heads(x), dt, layout, reverse=reverse), self._A(), self._groups(B), self._groups(C),
+            *self._timed(self._heads(x), dt, layout.gaps(reverse=reverse)), self._A(), self._groups(B), self._groups(C),
             layout.slot, reverse=reverse,
         )
         y += self._skip(self._heads(take_tokens(x, at)))
         gate = silu(self._project(inputs, 'z', at=at))
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
-    def _timed(self, x, dt, layout, *, reverse):
+    def _timed(self, x, dt, gaps):
         """(x, dt) for a scan in which the gap before each token scales its decay and its input.
 
         The scan decays by exp(dt A) and takes in dt B x, so dt gets the decay's factor, and x what the input's differs.
         """
         if self.gap_scales is None:
             return x, dt
-        decay, input_ = self.gap_scales(layout.gaps(reverse=reverse))
+        decay, input_ = self.gap_scales(gaps)
         if self.gap_scales.input is not None:
             x = (x * (input_ / decay)[..., None]).astype(x.dtype)
         return x, dt * decay

@@ -93,6 +93,8 @@ def _not_released(config: ModelConfig) -> str | None:
         return f'model.bidirectional={config.bidirectional}: its layers all read in both directions'
     if config.beta and config.backward_order != 'reversed':
         return f'model.backward_order={config.backward_order}: it leaves the backward direction in reversed order'
+    if config.members != 1:
+        return f'model.members={config.members}: it is a single one'
     if config.ngroups != 1:
         return f'model.ngroups={config.ngroups}: it has one group'
     if config.scores != 'dot':

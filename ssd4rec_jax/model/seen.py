@@ -52,6 +52,14 @@ class Seen(NamedTuple):
     age: jax.Array
     times: jax.Array
 
+    @classmethod
+    def of_lists(cls, items: jax.Array, readouts: jax.Array, ages: jax.Array, counts: jax.Array) -> 'Seen':
+        """What some readouts' histories hold, told by lists int32 [n] with an entry for each item of each history.
+
+        counts: how often the item occurs; an entry with 0 does not count.
+        """
+        return cls(items, readouts, jnp.minimum(counts, 1), ages, _bucket(counts, COUNTS))
+
     def one_list(self, slots: int) -> 'Seen':
         """The tokens of all packed rows, [rows, tokens], as one list for readouts [rows * slots]."""
         row = jnp.arange(len(self.first), dtype=jnp.int32)[:, None]

@@ -5,19 +5,20 @@
 import tomllib
 from importlib import resources
 
-from ssd4rec_jax.config.peers import PEERS
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.errors import ConfigError
 
-NETWORKS = tuple(PEERS)
+_PUBLISHED = tomllib.loads(resources.files(__name__).joinpath('published.toml').read_text())
+_SHARED = 'all'
+# The names of published settings. Most are those of networks; some networks were published with several.
+NETWORKS = tuple(name for name in _PUBLISHED if name != _SHARED)
 
 
 def published(name: str) -> dict[str, object]:
-    """The published settings of one of NETWORKS, {'model.hidden_size': 64, ...}: keys and values of --set.
+    """One of NETWORKS as it was published, {'model.name': 'sasrec', ...}: keys and values of --set.
 
-    They go on top of --preset=published. ConfigError where there is no such network.
+    They go on top of --preset=published. ConfigError where the name is unknown.
     """
-    tables = tomllib.loads(resources.files(__name__).joinpath('published.toml').read_text())
-    if name not in tables:
-        raise ConfigError(f'{name} has no published settings{nearest(name, tables)} Known: {", ".join(tables)}')
-    return {**tables['all'], 'model.name': name, **tables[name]}
+    if name not in NETWORKS:
+        raise ConfigError(f'{name} has no published settings{nearest(name, NETWORKS)} Known: {", ".join(NETWORKS)}')
+    return _PUBLISHED[_SHARED] | _PUBLISHED[name]

@@ -14,7 +14,7 @@ from ssd4rec_jax.data.sources import AMAZON_CATEGORY, OFFICIAL, Official
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import amazon_category
 from ssd4rec_jax.presets.auto import auto_config
-from ssd4rec_jax.presets.families import SMALL
+from ssd4rec_jax.presets.families import SMALL, side_by_side
 
 PRESETS = ('auto', 'best', 'small', 'published')
 DATASETS = ['synthetic', *OFFICIAL, 'interactions']
@@ -65,8 +65,9 @@ def fixed_config(dataset: str, preset: str) -> tuple[RunConfig, str]:
     if better is None:
         raise ConfigError(f'--preset={preset}: nothing was measured for --dataset={dataset}; take --preset=auto')
     if preset == 'small':
-        return better(SMALL // 2), 'settings: those of --preset=best, half as wide'
-    return better(SMALL), 'settings: the best that were measured for such a log; --preset=published takes the paper\'s'
+        return better(SMALL // 2), 'settings: those of --preset=best for one network, half as wide'
+    best = side_by_side(better(SMALL))
+    return best, 'settings: the best that were measured for such a log; --preset=published takes the paper\'s'
 
 
 def default_config(dataset: str) -> RunConfig:

@@ -1,6 +1,6 @@
 """The one way to score: histories -> readouts -> f(scores over the whole catalogue), on any mesh."""
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -187,16 +187,36 @@ def _score(network: Network, shard: TableShard, f, params, table, followers, bat
         return shard.gather(a.reshape(slots[0] * slots[1], *a.shape[2:]))
 
     readouts, *rest = map(of_all_devices, (readout, *args))
-    scored = item_vectors(model, model.item_embedding[...] if embedding is None else embedding)
-    f = functools.partial(f, shard=shard, **({'per_item': per_item} if per_item else {}))
-    has_bias = hasattr(model, 'seen')
-    if has_bias or followers is not None:
+    rows = model.item_embedding[...] if embedding is None else embedding
+    seen, newest = None, None
+    if hasattr(model, 'seen') or followers is not None:
         seen = seen_by_histories(batch.items, layout).one_list(slots[1]).of_all_devices(shard, slots[0] * slots[1])
     if followers is not None:
-        rest = [jnp.arange(len(readouts)), of_all_devices(newest_items(batch.items, layout)), *rest]
-        f = functools.partial(_with_followers, f, followers, shard, seen)
-    results = map_scores(f, readouts, scored, *rest, seen=(model.seen.bias, seen) if has_bias else None)
+        newest = of_all_devices(newest_items(batch.items, layout))
+    results = of_scores(f, model, rows, shard, readouts, rest, seen, newest, followers, per_item)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)
+
+
+def of_scores(
+    f: Callable[..., Any], model: Any, rows: jax.Array, shard: TableShard, readouts: jax.Array,
+    args: Sequence[jax.Array], seen: Seen | None, newest: jax.Array | None, followers: Followers | None,
+    per_item: tuple[jax.Array, ...] = (),
+) -> Any:
+    """f(scores, *args, shard=, per_item=) of the scores [n, held] that readouts [n, D] give this device's items.
+
+    f: as in Scorer. rows: this device's part of the item table. seen: what the histories hold, where the network has a
+    seen-item term or there are followers. newest: int32 [n, NEWEST], their newest items, where there are followers.
+    """
+    f = functools.partial(f, shard=shard, **({'per_item': per_item} if per_item else {}))
+    if followers is not None:
+        assert seen is not None and newest is not None
+        args = [jnp.arange(len(readouts)), newest, *args]
+        f = functools.partial(_with_followers, f, followers, shard, seen)
+    bias = None
+    if hasattr(model, 'seen'):
+        assert seen is not None
+        bias = model.seen.bias, seen
+    return map_scores(f, readouts, item_vectors(model, rows), *args, seen=bias)
 
 
 def _with_followers(f, followers, shard: TableShard, seen: Seen, scores, number, newest, *args):

@@ -26,6 +26,8 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ssd4rec_jax.config.model import TIME_GAP
+from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, from_dict, to_dict
 from ssd4rec_jax.data.dataset import Outside, SequenceDataset, with_split
 from ssd4rec_jax.data.features import feature_arrays, features_of
@@ -73,11 +75,12 @@ def save_model(
     params: whole NumPy arrays, the item table without padding. histories: keep each user's history, so that users can
     be recommended to by name and the model can be evaluated without the log. UserError where it cannot be written.
     """
+    reads_gaps = TIME_GAP in features_read(config.model)  # The typical gap is needed without the histories too.
     with whole_folder(path, _FILES, 'a saved model') as partial:
         description = {
             'format_version': FORMAT_VERSION, 'config': to_dict(config), 'step': step, 'best_epoch': best_epoch,
             'fingerprint': dataset.fingerprint, 'time_unit': dataset.time_unit,
-            'typical_gap': dataset.typical_gap,
+            'typical_gap': dataset.measured_gaps().typical if reads_gaps else dataset.typical_gap,
             'users': dataset.num_users, 'items': dataset.num_items, 'features': list(dataset.features),
             'versions': {
                 'python': sys.version.split()[0], 'jax': jax.__version__, 'flax': flax.__version__,

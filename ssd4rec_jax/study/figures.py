@@ -32,11 +32,10 @@ def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("a picture needs matplotlib: pip install 'ssd4rec-jax[plots]'") from error
-    drawings: dict[str, tuple[int, Callable[[list[Any], dict[str, Any]], None]]] = {'training_seconds': (1, _curves)}
-    if summary['x']:
-        drawings |= {'metrics': (len(COMPARED), _metrics), 'cost': (len(_COSTS), _costs)}
-    else:
-        drawings |= {grouping: (2, _by(grouping)) for grouping in _GROUPINGS}
+    drawings: dict[str, tuple[int, Callable[[list[Any], dict[str, Any]], None]]] = (
+        {'metrics': (len(COMPARED), _metrics), 'cost': (len(_COSTS), _costs)} if summary['x'] else
+        {'training_seconds': (1, _curves), **{grouping: (2, _by(grouping)) for grouping in _GROUPINGS}}
+    )
     if not summary['finished']:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,20 +76,34 @@ def _series(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def _places(summary: dict[str, Any]) -> dict[Any, float]:
+    """Where each value of the setting stands: numbers on their scale, others, and lengths of which one is 'all', in a
+    row."""
+    values = summary['values']
+    if all(isinstance(value, (int, float)) for value in values) and not (_is_length(summary) and 0 in values):
+        return {value: value for value in values}
+    return {value: place for place, value in enumerate(values)}
+
+
+def _is_length(summary: dict[str, Any]) -> bool:
+    return summary['x'] == 'data.max_history'
+
+
 def _at_values(axes: Any, summary: dict[str, Any]) -> None:
-    """Values stand at equal distances: settings are tried on many scales, and a length of 0 means all."""
-    is_length = summary['x'] == 'data.max_history'
-    shown = ['all' if is_length and value == 0 else f'{value}' for value in summary['values']]
-    axes.set_xticks(range(len(shown)), shown)
+    places = _places(summary)
+    axes.set_xticks(
+        list(places.values()), ['all' if _is_length(summary) and value == 0 else f'{value}' for value in places]
+    )
     axes.set_xlabel(summary['x'])
 
 
 def _metrics(axes: list[Any], summary: dict[str, Any]) -> None:
+    places = _places(summary)
     for one, metric in zip(axes, COMPARED, strict=True):
         for (name, rows), style in zip(_series(summary).items(), _styles(), strict=False):
             found = [row['test']['in'][metric] for row in rows]
             one.errorbar(
-                [summary['values'].index(row['x']) for row in rows], [value['mean'] for value in found],
+                [places[row['x']] for row in rows], [value['mean'] for value in found],
                 yerr=[value['sd'] or 0 for value in found], capsize=3, label=name, **style,
             )
         _at_values(one, summary)
@@ -98,12 +111,11 @@ def _metrics(axes: list[Any], summary: dict[str, Any]) -> None:
 
 
 def _costs(axes: list[Any], summary: dict[str, Any]) -> None:
+    places = _places(summary)
     for one, (key, (title, unit)) in zip(axes, _COSTS.items(), strict=True):
         for (name, rows), style in zip(_series(summary).items(), _styles(), strict=False):
             found = [(row['x'], row['cost'][key] / unit) for row in rows if key in row['cost']]
-            one.plot(
-                [summary['values'].index(x) for x, _ in found], [value for _, value in found], label=name, **style
-            )
+            one.plot([places[x] for x, _ in found], [value for _, value in found], label=name, **style)
         _at_values(one, summary)
         one.set(ylabel=title, ylim=(0, None))
 

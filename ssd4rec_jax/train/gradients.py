@@ -12,7 +12,7 @@ from pallas_kernels.target import target
 from ssd4rec_jax.data.packing import PackedBatch
 from ssd4rec_jax.model.draws import Draws, mask_items
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.networks import item_vectors
+from ssd4rec_jax.model.networks import mean_loss
 from ssd4rec_jax.model.seen import seen_by_histories, seen_by_prefixes
 from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
 from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
@@ -80,13 +80,15 @@ def sampled_loss_and_gradients(
 
     def loss_of(weights, batch):
         model, readout, seen = _readout(objective, weights.params, batch, seed, epoch)
-        table = item_vectors(model, model.item_embedding[...])
-        # Position 0 belongs to item 0, which is never a target, so it marks the absence of a target here too.
-        losses = objective.loss.of(
-            readout, table, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance,
-            **seen,
-        )
-        return jnp.sum(losses)
+
+        def loss(readout, vectors):
+            # Position 0 belongs to item 0, which is never a target, so it marks the absence of a target here too.
+            return jnp.sum(objective.loss.of(
+                readout, vectors, batch.targets, batch.targets > 0, negatives, objective.negatives / shard.rows, chance,
+                **seen,
+            ))
+
+        return mean_loss(model, readout, model.item_embedding[...], loss)
 
     weights = _Weights({**varying, ITEM_EMBEDDING: rows}, None)
     loss, grads = _over_rows(loss_of, weights, batch._replace(items=items, targets=targets), AXES)
@@ -128,9 +130,11 @@ def _loss_of(objective: Objective, shard: TableShard, seed, epoch, ids=None):
             bias, of_items = seen['seen']
             seen['seen'] = bias, of_items._replace(item=ids[of_items.item])
         table = model.item_embedding[...] if weights.scored is None else weights.scored
-        return objective.loss.of(
-            readout, item_vectors(model, table), batch.targets, batch.targets > 0, shard=shard, **seen
-        )
+
+        def of(readout, vectors):
+            return objective.loss.of(readout, vectors, batch.targets, batch.targets > 0, shard=shard, **seen)
+
+        return mean_loss(model, readout, table, of)
 
     return loss
 

@@ -25,6 +25,7 @@ from ssd4rec_jax.config.plugs import LOSS_SETTINGS
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
+from ssd4rec_jax.train.gbce import gbce_losses
 from ssd4rec_jax.train.label_smoothing import smoothing_sum
 from ssd4rec_jax.train.sampled_softmax import sampled_losses
 
@@ -55,7 +56,10 @@ def _sampled(*arrays, settings, seen=None):
     return sampled_losses(*arrays, seen=seen)
 
 
-_LOSSES = {'full': Loss(_full), 'sampled': Loss(_sampled, samples=True)}
+_LOSSES = {
+    'full': Loss(_full), 'sampled': Loss(_sampled, samples=True),
+    'gbce': Loss(gbce_losses, samples=True, adds_seen=False),
+}
 
 
 def register_loss(

@@ -18,22 +18,24 @@ from tests.tiny import tiny_dataset
 SMALL = dict(hidden_size=16, num_layers=2, d_state=8, headdim=8)
 
 
-def saved_run(*, text_ids: bool = True, max_history: int = 0, settings=None, **model) -> SavedRun:
+def saved_run(
+    *, text_ids: bool = True, max_history: int = 0, times=None, mesh=None, settings=None, **model
+) -> SavedRun:
     """A run of the tiny log whose parameters are drawn so that every term counts.
 
-    settings: of another network than the one that `model` changes.
+    settings: of another network than the one that `model` changes. times: int64 [interactions], in seconds.
     """
     dataset: SequenceDataset = tiny_dataset()
     if text_ids:
         texts = TextIds.of(f'item é{n}' for n in range(dataset.num_items))
         dataset = SequenceDataset(
-            'tiny', dataset.items, dataset.offsets, dataset.user_ids, texts, dataset.fingerprint
+            'tiny', dataset.items, dataset.offsets, dataset.user_ids, texts, dataset.fingerprint, times, 's'
         )
     config = RunConfig(
         'interactions', settings or ModelConfig(**{**SMALL, **model}), DataConfig(max_history=max_history),
         TrainConfig(),
     )
-    mesh = device_mesh()
+    mesh = mesh or device_mesh()
     network, params = init_network(config.model, dataset.num_items, 0)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: np.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype), params)

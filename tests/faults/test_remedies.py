@@ -85,7 +85,7 @@ ELSEWHERE = {
 # Texts that name a command or a flag without a way out.
 NO_WAY_OUT = {
     'python -m {}', 'for --dataset=interactions', 'Usage: {} COMMAND [--flag=value ...]',
-    '--features takes numbers and texts', 'settings: those of --preset=best, half as wide',
+    '--features takes numbers and texts', 'settings: those of --preset=best for one network, half as wide',
     '; then what --set and --config say', '# What a compiled program may have at most; --write_limits',
     'error: --stages={} is unknown: there are {}', '--xla_gpu_autotune_level=0',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',

@@ -16,7 +16,7 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 @pytest.mark.parametrize('name, loss, objective', [
     ('gru4rec', 'sampled', 'one_pass'),
     pytest.param('lrurec', 'full', 'one_pass', marks=pytest.mark.slow),
-    pytest.param('sasrec', 'sampled', 'prefix', marks=pytest.mark.slow),
+    pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
     pytest.param('mamba4rec', 'full', 'prefix', marks=pytest.mark.slow),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):

@@ -29,7 +29,7 @@ name = "forward"
 set = {"model.beta" = 0.0}
 [[small.rows]]
 name = "masked_most"
-set = {"data.mask_ratio" = 0.8}
+set = {"data.mask_ratio" = 0.8, "data.packing" = "padded", "data.max_history" = 8}
 '''
 DATASET = tiny_dataset(users=40, items=25)
 
@@ -147,6 +147,10 @@ def test_a_record_says_how_it_was_made(finished):
     assert record['train_seconds'] == seconds[1] and record['step_memory_bytes'] > 0
     result = json.loads((folder.run('masked_most-2025') / 'result.json').read_text())
     assert record['test']['in'] == pytest.approx(result['test'], abs=1e-7)
+    assert record['packing_fill'] < 0.5 < folder.read('forward-2025')['packing_fill'], 'one history a row of 16'
+    lengths = [length for n in DATASET.lengths for length in range(1, n - 2)]  # of the training prefixes
+    assert record['interactions_lost'] == pytest.approx(1 - sum(min(n, 8) for n in lengths) / sum(lengths))
+    assert folder.read('forward-2025')['interactions_lost'] == 0
     assert record['seen_targets'] == np.mean(folder.ranks('masked_most-2025')['out'] == 0) > 0
 
 
@@ -174,7 +178,7 @@ def test_a_varied_setting_has_figures_of_its_own(tmp_path, finished):
     summary = summarize(*finished[1:3], finished[0], 'the command')
     rows = [{**row, 'x': x, 'series': 'ours'} for row, x in zip(summary['rows'][1:], (0, 50), strict=True)]
     files = draw({**summary, 'x': 'data.max_history', 'values': [50, 0], 'rows': rows}, tmp_path / 'figures')
-    assert {path.stem for path in files} == {'training_seconds', 'metrics', 'cost'}
+    assert {path.stem for path in files} == {'metrics', 'cost'}
     assert all(path.stat().st_size > 1000 for path in files)
 
 
@@ -190,7 +194,12 @@ def test_another_config_damage_and_unknown_rows_are_named(finished, tmp_path):
     copy.cell('forward-2024').write_text(folder.cell('forward-2024').read_text().replace('"epochs": 2', '"epochs": 3'))
     with pytest.raises(ConfigError, match='is damaged .*remove it, and the cell runs again'):
         copy.read('forward-2024')
-    copy.cell('forward-2024').write_text(folder.cell('forward-2024').read_text())
+    for name in ('forward-2024', 'transition'):
+        copy.cell(name).write_text(folder.cell(name).read_text())
+    kept = summarize(study, own, copy, 'the command')
+    assert kept['finished'] == 2 and kept['rows'][1]['test']['in']['HR@10']['n'] == 1
+    assert kept['rows'][1]['difference']['in'] is None, 'only the records were kept, as results are committed'
+    copy.cell('forward-2024').with_suffix('.npz').write_bytes(b'PK')
     with pytest.raises(ConfigError, match='remove forward-2024.json beside it, and the cell runs again'):
         copy.ranks('forward-2024')
     copy.cell('forward-2024').unlink()
