@@ -1,7 +1,7 @@
 """Settings of the networks that SSD4Rec is compared with (ssd4rec_jax.peers); their defaults are the published ones."""
 import dataclasses
 
-from ssd4rec_jax.config.model import DTYPES
+from ssd4rec_jax.config.model import DTYPES, TIME_GAP
 from ssd4rec_jax.errors import ConfigError
 
 
@@ -101,6 +101,52 @@ class Mamba4RecConfig(PeerConfig):
     expand: int = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class TiM4RecConfig(PeerConfig):
+    """The settings of TiM4Rec.
+
+    d_state, d_conv, expand, headdim: as in Mamba-2; headdim divides expand * hidden_size.
+    max_length: the number of newest items of a history that are read.
+    """
+
+    name: str = 'tim4rec'
+    num_layers: int = 2
+    dropout_prob: float = 0.4
+    d_state: int = 32
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 32
+    max_length: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_inner % self.headdim:
+            raise ConfigError(
+                f'model.headdim={self.headdim} does not divide expand * hidden_size = {self.d_inner}; '
+                f'choose a divisor of {self.d_inner}'
+            )
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """How a gap in time counts depends on all gaps of the history."""
+        return False
+
+    @property
+    def features(self) -> str:
+        """The event features that the network reads."""
+        return TIME_GAP
+
+    @property
+    def d_inner(self) -> int:
+        """The width of the mixer's inner stream."""
+        return self.expand * self.hidden_size
+
+    @property
+    def num_heads(self) -> int:
+        """The number of heads."""
+        return self.d_inner // self.headdim
+
+
 def check_heads(hidden_size: int, num_heads: int) -> None:
     """Raises ConfigError where a width cannot be split into that many heads."""
     if hidden_size % num_heads:
@@ -112,4 +158,5 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 # The settings of each peer, by its name.
 PEERS: dict[str, type] = {
     'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
+    'tim4rec': TiM4RecConfig,
 }

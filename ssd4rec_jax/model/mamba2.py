@@ -23,14 +23,15 @@ LINEAR_INIT = nnx.initializers.normal(0.02)
 DT_MIN, DT_MAX = 1e-3, 1e-1
 
 
-def _init_dt_bias(key, shape, dtype):
+def init_dt_bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """The inverse softplus of a dt drawn log-uniformly from [DT_MIN, DT_MAX], as in the released Mamba-2."""
     log_dt = jax.random.uniform(key, shape, dtype, np.log(DT_MIN), np.log(DT_MAX))
     dt = jnp.exp(log_dt)
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def _init_A_log(key, shape, dtype):
+def init_A_log(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """The log of an A drawn uniformly from [1, 16], as in the released Mamba-2."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
 
 
@@ -65,8 +66,8 @@ class BidirectionalMamba2(nnx.Module):
         self.conv_kernel[...] -= bound
         self.conv_bias = param(conv_init, config.conv_width)
         self.conv_bias[...] -= bound
-        self.dt_bias = param(_init_dt_bias, config.num_heads)
-        self.A_log = param(_init_A_log, config.num_heads)
+        self.dt_bias = param(init_dt_bias, config.num_heads)
+        self.A_log = param(init_A_log, config.num_heads)
         self.D_skip = nnx.Param(jnp.ones(config.num_heads, param_dtype))
         self.gap_scales = None if config.time == 'none' else GapScales(config, param_dtype=param_dtype)
         self.norm = nnx.RMSNorm(

@@ -13,10 +13,10 @@ def attend(
 ) -> jax.Array:
     """Softmax attention of each token to itself and to those before it in its history: [rows, tokens, heads, width].
 
-    query, key, value: [rows, tokens, heads, width]. window: only the newest `window` tokens of each history are read.
-    A row is cut into blocks of that length, and the tokens of a block then attend to their own and to the block before.
+    query, key, value: [rows, tokens, heads, width]. window: a row is cut into blocks of this length, whose tokens
+    attend to their own and to the block before. That is exact where no history is longer.
     dropout_prob, draws, stream: the dropout of the attention weights, for which jax.nn.dot_product_attention has no
-    place. What stands in padding, and at tokens that are too old to be read, is arbitrary.
+    place. What stands in padding is arbitrary.
     """
     tokens = query.shape[1]
     block = min(window, tokens)
@@ -33,9 +33,7 @@ def attend(
         return jnp.concatenate([before, x], axis=2)
 
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    # Tokens that are too old get the number of padding, which no token attends to.
-    number = jnp.where(layout.remaining < window, layout.segment_ids, 0)
-    same = blocks(layout.segment_ids)[..., None] == with_before(number)[..., None, :]
+    same = blocks(layout.segment_ids)[..., None] == with_before(layout.segment_ids)[..., None, :]
     order = np.arange(block)[:, None] >= np.arange(2 * block) - block
     allowed = (same & order)[:, :, None]  # [rows, blocks, 1, block, 2 block]
     logits = jnp.einsum(

@@ -34,13 +34,22 @@ class Factory:
             rngs=self.rngs,
         )
 
-    def param(self, init: Callable[..., jax.Array], *shape: int) -> nnx.Param:
-        """A parameter init(key, shape, dtype)."""
-        return nnx.Param(init(self.rngs.params(), shape, self.param_dtype))
+    def param(self, init: Callable[..., jax.Array], *shape: int, **more: Any) -> nnx.Param:
+        """A parameter init(key, shape, dtype, **more)."""
+        return nnx.Param(init(self.rngs.params(), shape, self.param_dtype, **more))
+
+
+def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, *, fan_in: int = 0) -> jax.Array:
+    """torch's initial values of a depthwise convolution: uniform within fan_in^-1/2.
+
+    fan_in: the number of taps; 0 takes shape[0], that of a kernel.
+    """
+    bound = (fan_in or shape[0])**-0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class CausalNetwork(nnx.Module):
-    """A network whose value at an item is the readout of the prefix that ends there.
+    """A network that reads each history from left to right: its state at an item is that of the prefix that ends there.
 
     A subclass gives `states`, which looks back over each history, and `finish`, which acts on each item by itself and
     is computed only where it is read. Row 0 of the item table stands for padding and for masked items.
@@ -68,7 +77,12 @@ class CausalNetwork(nnx.Module):
         return self.finish(ends, None if draws is None else draws.at(layout.ends))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
-        """The `readout` of the prefix that ends at each item, [rows, tokens, D]."""
+        """The `readout` of the prefix that ends at each item, [rows, tokens, D].
+
+        ValueError unless config.prefixes_share_a_pass.
+        """
+        if not self.config.prefixes_share_a_pass:
+            raise ValueError(f'prefixes share no pass in {self.config.name}')
         return self.finish(self.states(items, layout, draws), draws)
 
     def embedded(self, items: jax.Array) -> jax.Array:

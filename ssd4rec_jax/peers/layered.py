@@ -1,4 +1,5 @@
 """Networks of layers that first look back over a history and then act on each item by itself."""
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -9,24 +10,27 @@ from ssd4rec_jax.model.gelu import gelu
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.peers.causal import CausalNetwork, Factory
+from ssd4rec_jax.peers.newest import newest
 
 
 class FeedForward(nnx.Module):
-    """LayerNorm(dropout(W2 dropout(gelu(W1 h))) + h), with the exact (erf) gelu; the rate of the inner dropout is its
-    own. linear: initial values of W1 and W2, as in Factory.linear."""
+    """LayerNorm(dropout(W2 dropout(activation(W1 h))) + h), where the rate of the inner dropout is its own.
+
+    linear: initial values of W1 and W2, as in Factory.linear. The activation is the exact (erf) gelu unless given.
+    """
 
     def __init__(
         self, hidden_size: int, inner_size: int, make: Factory, *, dropout_prob: float, inner_dropout_prob: float,
-        epsilon: float, **linear: Any,
+        epsilon: float, activation: Callable[[jax.Array], jax.Array] = gelu, **linear: Any,
     ):
-        self.dropout_prob, self.inner_dropout_prob = dropout_prob, inner_dropout_prob
+        self.dropout_prob, self.inner_dropout_prob, self.activation = dropout_prob, inner_dropout_prob, activation
         self.w_1 = make.linear(hidden_size, inner_size, **linear)
         self.w_2 = make.linear(inner_size, hidden_size, **linear)
         self.norm = make.norm(hidden_size, epsilon)
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
         """[rows, tokens, D] -> [rows, tokens, D]. name: what the random draws are named by."""
-        inner = dropout(gelu(per_token(self.w_1, h)), self.inner_dropout_prob, draws, f'{name}.inner')
+        inner = dropout(self.activation(per_token(self.w_1, h)), self.inner_dropout_prob, draws, f'{name}.inner')
         return per_token(self.norm, dropout(per_token(self.w_2, inner), self.dropout_prob, draws, f'{name}.out') + h)
 
 
@@ -35,14 +39,20 @@ class Layer(Protocol):
 
     ffn: FeedForward
 
-    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """The layer without its feed-forward part, [rows, tokens, D]. name: what the random draws are named by."""
+    def mix(
+        self, u: jax.Array, carried: Any, layout: Layout, draws: Draws | None, name: str
+    ) -> tuple[jax.Array, Any]:
+        """The layer without its feed-forward part, [rows, tokens, D], and what the next layer is given beside it.
+
+        name: what the random draws are named by.
+        """
 
 
 class LayeredNetwork(CausalNetwork):
     """A network of layers, each `mix` and then `ffn`; the last ffn is computed only at the items that are read.
 
-    A subclass gives `inputs` and the list `layers`.
+    A subclass gives `inputs` and the list `layers`. Where the settings have a max_length, that many of the newest items
+    of each history are read.
     """
 
     layers: nnx.List[Layer]
@@ -51,13 +61,19 @@ class LayeredNetwork(CausalNetwork):
         """What enters the first layer, [rows, tokens, D]."""
         raise NotImplementedError
 
+    def carried(self, layout: Layout, draws: Draws | None) -> Any:
+        """What the first layer is given beside it; None where layers need nothing."""
+        return None
+
     def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """What enters the last feed-forward part."""
-        h = self.inputs(items, layout, draws)
+        if max_length := getattr(self.config, 'max_length', 0):
+            layout = newest(layout, max_length)
+        h, carried = self.inputs(items, layout, draws), self.carried(layout, draws)
         for number, layer in enumerate(self.layers):
             if number:
                 h = self.layers[number - 1].ffn(h, draws, f'layer{number - 1}.ffn')
-            h = layer.mix(h, layout, draws, f'layer{number}')
+            h, carried = layer.mix(h, carried, layout, draws, f'layer{number}')
         return h
 
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:

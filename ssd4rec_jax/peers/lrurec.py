@@ -60,14 +60,16 @@ class LRULayer(nnx.Module):
             epsilon=EPSILON, kernel_init=_init, bias_init=_init,
         )
 
-    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+    def mix(
+        self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
+    ) -> tuple[jax.Array, None]:
         """As in Layer."""
         nu, theta, gamma = jnp.exp(self.params_log[...])
         real, imaginary = jnp.split(per_token(self.in_proj, u).astype(nu.dtype), 2, axis=-1)
         h = linear_recurrence(jax.lax.complex(real * gamma, imaginary * gamma), jax.lax.complex(-nu, theta), layout)
         # Re(C h) = Re(C) Re(h) - Im(C) Im(h); out_proj holds Re(C) above -Im(C).
         out = per_token(self.out_proj, jnp.concatenate([h.real, h.imag], axis=-1).astype(u.dtype))
-        return per_token(self.norm, dropout(out, self.config.mixer_dropout_prob, draws, f'{name}.mixer') + u)
+        return per_token(self.norm, dropout(out, self.config.mixer_dropout_prob, draws, f'{name}.mixer') + u), None
 
 
 def linear_recurrence(x: jax.Array, log_factor: jax.Array, layout: Layout) -> jax.Array:

@@ -9,9 +9,9 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.silu import silu
-from ssd4rec_jax.peers.causal import Factory
+from ssd4rec_jax.peers.causal import Factory, conv_init
 
-CHUNK = 64  # The scan keeps one state for each so many tokens; its backward pass computes the others again.
+CHUNK = 32  # The scan keeps one state for each so many tokens; its backward pass computes the others again.
 
 
 class Mamba1(nnx.Module):
@@ -24,14 +24,9 @@ class Mamba1(nnx.Module):
 
     def __init__(self, hidden_size: int, d_state: int, d_conv: int, expand: int, make: Factory):
         inner, self.d_state, self.dt_rank = expand * hidden_size, d_state, math.ceil(hidden_size / 16)
-        bound = d_conv**-0.5
-
-        def conv_init(key, shape, dtype):  # As in torch's Conv1d.
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
         self.in_proj = make.linear(hidden_size, 2 * inner, use_bias=False)
         self.conv_kernel = make.param(conv_init, d_conv, inner)
-        self.conv_bias = make.param(conv_init, inner)
+        self.conv_bias = make.param(conv_init, inner, fan_in=d_conv)
         self.x_proj = make.linear(inner, self.dt_rank + 2 * d_state, use_bias=False)
         self.dt_proj = make.linear(self.dt_rank, inner)
         self.A_log = make.param(_init_A_log, inner, d_state)
@@ -65,21 +60,71 @@ def selective_scan(
     tokens = x.shape[1]
     x, dt, B, C = (a.astype(A.dtype) for a in (x, dt, B, C))
 
-    def step(h, token):
-        dt, dtx, B, C, first = token
-        h = jnp.where(first[:, None, None], 0, h)
-        h = jnp.exp(dt[..., None] * A) * h + dtx[..., None] * B[:, None]
-        return h, jnp.sum(h * C[:, None], axis=-1)
-
     def chunks(a):
         """[chunks, CHUNK, rows, ...]"""
         a = jnp.pad(a, [(0, 0), (0, -tokens % CHUNK)] + [(0, 0)] * (a.ndim - 2))
         return jnp.swapaxes(a, 0, 1).reshape(-1, CHUNK, a.shape[0], *a.shape[2:])
 
-    @jax.checkpoint
-    def chunk(h, tokens):
-        return jax.lax.scan(step, h, tokens)
-
-    h = jnp.zeros_like(x[:, 0, :, None] * B[:, 0, None] * A)
-    y = jax.lax.scan(chunk, h, tuple(map(chunks, (dt, dt * x, B, C, first))))[1]
+    y = _scan(A.T, *map(chunks, (dt, dt * x, B, C, first)))
     return jnp.swapaxes(y.reshape(-1, *y.shape[2:])[:tokens], 0, 1)
+
+
+@jax.custom_vjp
+def _scan(A, dt, dtx, B, C, first):
+    """y of all chunks [chunks, CHUNK, rows, E]. A: [N, E]: with E last, sums over N run along whole vectors."""
+    return _scan_fwd(A, dt, dtx, B, C, first)[0]
+
+
+def _scan_fwd(A, dt, dtx, B, C, first):
+    def chunk(h, tokens):
+        dt, dtx, B, C, first = tokens
+        states = _states(h, jnp.exp(dt[..., None, :] * A), dtx, B, first)
+        return states[-1], (h, jnp.sum(states * C[..., None], axis=-2))
+
+    h = jnp.zeros_like(dt[0, 0, :, None] * B[0, 0, ..., None] * A)
+    starts, y = jax.lax.scan(chunk, h, (dt, dtx, B, C, first))[1]
+    return y, (A, dt, dtx, B, C, first, starts)
+
+
+def _states(h, decay, dtx, B, first):
+    """h after each token of a chunk, [CHUNK, rows, N, E], from h [rows, N, E] before it and decay, of that shape."""
+    def step(h, token):
+        decay, entering, first = token
+        # A select and not a product with 0, because the state of the history before may be NaN.
+        h = jnp.where(first[:, None, None], 0, decay * h) + entering
+        return h, h
+
+    return jax.lax.scan(step, h, (decay, dtx[..., None, :] * B[..., None], first))[1]
+
+
+def _scan_bwd(residuals, g):
+    """The backward pass: within each chunk the states again, then the gradients g_h of the states from the right."""
+    A, *tokens, starts = residuals
+
+    def chunk(carry, tokens):
+        carried, dA = carry
+        dt, dtx, B, C, first, start, g = tokens
+        decay = jnp.exp(dt[..., None, :] * A)
+        states = _states(start, decay, dtx, B, first)
+        before = jnp.where(first[..., None, None], 0, jnp.concatenate([start[None], states[:-1]]))
+
+        def step(carried, token):
+            decay, read, first = token
+            g_h = carried + read
+            return jnp.where(first[:, None, None], 0, decay * g_h), g_h
+
+        read = g[..., None, :] * C[..., None]
+        carried, g_h = jax.lax.scan(step, carried, (decay, read, first), reverse=True)
+        of_exponent = g_h * before * decay
+        of_tokens = (
+            jnp.sum(of_exponent * A, axis=-2), jnp.sum(g_h * B[..., None], axis=-2),
+            jnp.einsum('qrne,qre->qrn', g_h, dtx), jnp.einsum('qrne,qre->qrn', states, g),
+        )
+        return (carried, dA + jnp.einsum('qrne,qre->ne', of_exponent, dt)), of_tokens
+
+    zeros = jnp.zeros_like(starts[0] * g[0, 0, :, None])
+    (_, dA), of_tokens = jax.lax.scan(chunk, (zeros, zeros[0]), (*tokens, starts, g), reverse=True)
+    return dA, *of_tokens, None
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)

@@ -44,10 +44,12 @@ class MambaLayer(nnx.Module):
         self.norm = make.norm(width, EPSILON)
         self.ffn = FeedForward(width, 4 * width, make, dropout_prob=rate, inner_dropout_prob=rate, epsilon=EPSILON)
 
-    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+    def mix(
+        self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
+    ) -> tuple[jax.Array, None]:
         """As in Layer."""
         mixed = dropout(self.mamba(u, layout), self.config.dropout_prob, draws, f'{name}.mixer')
-        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u)
+        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u), None
 
 
 register_network('mamba4rec', Mamba4RecConfig, Mamba4Rec)

@@ -37,10 +37,9 @@ class SASRec(LayeredNetwork):
 
     def inputs(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """Item vector plus the vector of its place, [rows, tokens, D]."""
-        longest = self.config.max_length
-        too_old = jnp.maximum(layout.position + layout.remaining + 1 - longest, 0)
-        place = jnp.clip(layout.position - too_old, 0, longest - 1)
-        h = self.embedded(items) + self.positions[...][place].astype(self.dtype)
+        # What is too old to be read may have places beyond the table.
+        places = jnp.take(self.positions[...], layout.position, axis=0, mode='clip')
+        h = self.embedded(items) + places.astype(self.dtype)
         return dropout(per_token(self.norm, h), self.config.dropout_prob, draws, 'embedding')
 
 
@@ -56,15 +55,17 @@ class TransformerLayer(nnx.Module):
             width, config.inner_size, make, dropout_prob=config.dropout_prob, inner_dropout_prob=0.0, epsilon=EPSILON
         )
 
-    def mix(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
-        """The layer without its feed-forward part, [rows, tokens, D]. name: what the random draws are named by."""
+    def mix(
+        self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
+    ) -> tuple[jax.Array, None]:
+        """As in Layer."""
         c = self.config
         query, key, value = (
             per_token(linear, u).reshape(*u.shape[:2], c.num_heads, -1) for linear in (self.query, self.key, self.value)
         )
         read = attend(query, key, value, layout, c.max_length, c.attention_dropout_prob, draws, f'{name}.weights')
         mixed = dropout(per_token(self.out, read.reshape(u.shape)), c.dropout_prob, draws, f'{name}.out')
-        return per_token(self.norm, mixed + u)
+        return per_token(self.norm, mixed + u), None
 
 
 register_network('sasrec', SASRecConfig, SASRec)

@@ -10,6 +10,9 @@ were renamed and transposed to our names and layouts; nothing else was changed.
                  padded on the left, as its loader does
     mamba4rec_*  mamba4rec.py of github.com/chengkai-liu/Mamba4Rec on mamba_ssm's Mamba. Its selective_scan_ref and its
                  path without causal_conv1d stand for its CUDA kernels, and float64 for its casts to float32
+    tim4rec      tim4rec.py and ssd.py of github.com/AlwaysFHao/TiM4Rec, length 7; mamba_ssm's ssd_selective_scan,
+                 selective_scan_ref and rms_norm_ref stand for its Triton kernels. The time of the newest item stands in
+                 padding
 """
 import json
 from pathlib import Path
@@ -27,7 +30,7 @@ from ssd4rec_jax.model.scores import scores
 from tests.packed import pack
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
-FILES = ['gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer']
+FILES = ['gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'tim4rec']
 
 
 def by_name(params: dict) -> dict[str, np.ndarray]:
@@ -47,7 +50,10 @@ def test_scores_and_every_gradient_equal_those_of_released_code(file, x64):
     params = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(theirs['/'.join(str(key.key) for key in path)]), params
     )
-    batch = pack([list(enumerate(histories))], tokens=16, segments=4)
+    numbers = json.loads(str(golden.get('gaps', 'null')))  # what ssd4rec_jax.data.gaps makes of the gaps
+    batch = pack(
+        [list(enumerate(histories))], tokens=16, segments=4, gaps=numbers and (lambda example, _: numbers[example])
+    )
 
     def loss(params):
         model = network.bind(params)

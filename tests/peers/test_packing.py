@@ -19,42 +19,63 @@ ITEMS = 30
 HISTORIES = [np.random.default_rng(n).integers(1, ITEMS + 1, n).tolist() for n in (6, 1, 9, 3, 5)]
 
 
+SMALL = {'tim4rec': dict(headdim=4, max_length=9)}
+
+
+def gaps(example: int, length: int) -> np.ndarray:
+    return np.random.default_rng(example).normal(size=16)[:length]
+
+
 @pytest.mark.parametrize('name', PEERS)
 def test_a_readout_depends_on_its_own_history_alone_and_prefixes_share_a_pass(name):
-    """Each history by itself, with dropout, equals the same history between others, and each prefix its own readout."""
-    network, params = init_network(PEERS[name](hidden_size=8, num_layers=2, dropout_prob=0.3), ITEMS, 0)
+    """Each history, with dropout, reads the same in another place between others, and so does each of its prefixes."""
+    settings = PEERS[name](hidden_size=8, num_layers=2, dropout_prob=0.3, **SMALL.get(name, {}))
+    network, params = init_network(settings, ITEMS, 0)
 
     @jax.jit
     def read(batch):
         layout = Layout.of(batch)
         draws = Draws.of(np.uint32(1), np.uint32(2), layout)
         model = network.bind(params)
-        return model.readout(batch.items, layout, draws), model.prefix_readouts(batch.items, layout, draws)
+        shared = model.prefix_readouts(batch.items, layout, draws) if settings.prefixes_share_a_pass else None
+        return model.readout(batch.items, layout, draws), shared
 
-    whole = pack([list(enumerate(HISTORIES))], tokens=32, segments=8)
-    readouts, of_prefixes = map(np.asarray, read(whole))
-    assert np.isfinite(readouts).all() and np.isfinite(of_prefixes).all()
-    alone = [(n, end) for n, history in enumerate(HISTORIES) for end in range(1, len(history) + 1)]
-    for at in range(0, len(alone), 8):  # a few prefixes to a row, in another order than above
-        some = alone[at:at + 8][::-1]
-        some = [*some, *[(4, 1)] * (8 - len(some))]
-        fits = [row for n, end in some for row in [[(n, HISTORIES[n][:end])]]]
-        batch = pack([sum(fits[:3], []), sum(fits[3:], [])], tokens=48, segments=8)
-        found = np.asarray(read(batch)[0])
-        for number, (n, end) in enumerate(some):
-            row, slot = (0, number) if number < 3 else (1, number - 3)
-            prefix = of_prefixes[0, whole.starts[0, n] + end - 1]
-            np.testing.assert_allclose(found[row, slot], prefix, rtol=0, atol=2e-5, err_msg=str((n, end)))
+    whole = pack([list(enumerate(HISTORIES))], tokens=32, segments=8, gaps=gaps)
+    readouts, of_prefixes = read(whole)
+    assert np.isfinite(readouts).all()
+    if of_prefixes is None:
+        of_prefixes = np.full((1, 32, 8), np.nan)
+        of_prefixes[0, Layout.of(whole).ends[0, :5]] = readouts[0, :5]
+    prefixes = [(n, end) for n, history in enumerate(HISTORIES) for end in range(1, len(history) + 1)][::-1]
+    rows = [prefixes[at:at + 8] for at in range(0, len(prefixes), 8)]  # in another order than above
+    parts = pack([[(n, HISTORIES[n][:end]) for n, end in row] for row in rows], tokens=64, segments=8, gaps=gaps)
+    found = read(parts)[0]
+    for row, some in enumerate(rows):
+        for slot, (n, end) in enumerate(some):
+            wanted = of_prefixes[0, whole.starts[0, n] + end - 1]
             if end == len(HISTORIES[n]):
-                np.testing.assert_allclose(readouts[0, n], prefix, rtol=0, atol=2e-5, err_msg=str((n, end)))
+                np.testing.assert_allclose(readouts[0, n], wanted, rtol=0, atol=2e-5, err_msg=str((n, end)))
+            elif not settings.prefixes_share_a_pass:
+                continue
+            np.testing.assert_allclose(found[row, slot], wanted, rtol=0, atol=2e-5, err_msg=str((n, end)))
 
 
-def test_sasrec_reads_the_newest_items_of_a_longer_history():
-    network, params = init_network(PEERS['sasrec'](hidden_size=8, max_length=4), ITEMS, 0)
+def test_where_prefixes_share_no_pass_none_is_read():
+    network, params = init_network(PEERS['tim4rec'](hidden_size=8, **SMALL['tim4rec']), ITEMS, 0)
+    batch = pack([list(enumerate(HISTORIES))], tokens=32, segments=8)
+    with pytest.raises(ValueError, match='prefixes share no pass in tim4rec'):
+        network.bind(params).prefix_readouts(batch.items, Layout.of(batch))
+
+
+@pytest.mark.parametrize('name', ['sasrec', 'tim4rec'])
+def test_the_newest_items_of_a_longer_history_are_read(name):
+    settings = PEERS[name](hidden_size=8, num_layers=1, **SMALL.get(name, {}) | dict(max_length=4))
+    network, params = init_network(settings, ITEMS, 0)
 
     def read(histories):
         batch = pack([list(enumerate(histories))], tokens=32, segments=8)
-        return np.asarray(network.bind(params).readout(batch.items, Layout.of(batch)))[0, :len(histories)]
+        read = jax.jit(lambda batch: network.bind(params).readout(batch.items, Layout.of(batch)))
+        return np.asarray(read(batch))[0, :len(histories)]
 
     cut = read([history[-4:] for history in HISTORIES])
     np.testing.assert_allclose(read(HISTORIES), cut, rtol=0, atol=1e-5)
@@ -70,6 +91,10 @@ COUNTS = {
     'lrurec': 774_528 + 12_102 + 128
     + 2 * (3 * 128 + (64 * 128 + 128) * 2 + 2 * 128 * 64 + 64 + 128 + FEED_FORWARD),
     'mamba4rec': 774_528 + 128 + MAMBA + 128 + FEED_FORWARD,
+    'tim4rec': 774_528 + 128 + 100 + 2 * (
+        3 * (50 * 50 + 50) + 2 * (4 * 4 + 4) + 100 + 64 * 324 + 324 + 5 * 192 + 3 * 4 + 128 + 128 * 64 + 64 + 128
+        + FEED_FORWARD
+    ),
 }
 
 

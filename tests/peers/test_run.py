@@ -18,11 +18,12 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
     pytest.param('lrurec', 'full', 'one_pass', marks=pytest.mark.slow),
     pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
     pytest.param('mamba4rec', 'full', 'prefix', marks=pytest.mark.slow),
+    pytest.param('tim4rec', 'full', 'prefix', marks=pytest.mark.slow),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):
     save_dataset(tiny_dataset(), tmp_path / 'prepared')
     train = dataclasses.replace(TRAIN, loss=loss, objective=objective, num_negatives=16, learning_rate=0.01)
-    config = RunConfig('interactions', PEERS[name](hidden_size=8), DATA, train)
+    config = RunConfig('interactions', PEERS[name](hidden_size=16), DATA, train)
     trainer = trainer_in(tmp_path / 'run', model=config.model, train=train, devices=jax.devices()[:2])
     write_config(RunFolder(tmp_path / 'run'), config, tmp_path / 'prepared')
     result = trainer.run()
