@@ -14,7 +14,7 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.network import Network
-from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
+from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows, replicated
 from ssd4rec_jax.train.losses import make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
@@ -26,6 +26,9 @@ from ssd4rec_jax.train.state import (
     make_train_step,
     place_probability,
 )
+
+# While a step runs, the next one is in the queue, and the batch of the one after it is put on the devices.
+WAITING_BATCHES = 2
 
 # Without its optimisations XLA's CPU backend compiles a step in a fifth of the time, and the step takes three times as
 # long, which pays for this many steps (docs/decisions/recommending.md).
@@ -106,7 +109,7 @@ class TrainProgram:
             targets=by_token if self.objective.every_prefix else by_segment, example_ids=by_segment,
             features=dict.fromkeys(features_read(self.config.model), values) or None,
         )
-        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(self.mesh))
         held = jax.ShapeDtypeStruct((self.network.shard(self.mesh).padded,), jnp.float32, sharding=by_item(self.mesh))
         return self.like, batch, number, number, *([held] if self.objective.loss.samples else [])
 

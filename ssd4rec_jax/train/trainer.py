@@ -168,7 +168,9 @@ class Trainer:
     def _steps(self, plan: EpochPlan) -> bool:
         """Run the remaining steps of the epoch; False where the run is asked to stop.
 
-        The loss of a step is read while the next step runs.
+        Nothing goes to the devices for a step that is not there before it begins: seed and epoch are put there once an
+        epoch, and the batch of a step while the one before it is under way. The loss of a step is read while the next
+        step runs.
         """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
@@ -181,12 +183,16 @@ class Trainer:
             self.state = self.state._replace(**jax.device_put(
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
             ))
-        seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
+        seed, epoch = jax.device_put(
+            (np.uint32(train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)), replicated(mesh)
+        )
         account = StepAccounts(
             session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter
         )
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
-        for number, batch in enumerate(loader, start=done + 1):
+        placed = (place_rows(batch, mesh, rows) for batch in loader)
+        batch = next(placed)
+        for number in range(done + 1, plan.num_steps + 1):
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
                     self._compiled = self.program.compile(
@@ -194,7 +200,8 @@ class Trainer:
                     )
                 foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
-            self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
+            self.state, loss = self._compiled(self.state, batch, seed, epoch, *self._constants)
+            batch = next(placed, None)
             account.settle()
             account.pending = number, loss
             if number == plan.num_steps:

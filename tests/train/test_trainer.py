@@ -11,11 +11,13 @@ from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.model.network import parameters_sha256
-from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows
 from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.train.program import TrainProgram
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 from tests.train.adamw import adamw_by_hand
 
@@ -78,6 +80,36 @@ def test_a_stopped_run_goes_on_bitwise_and_its_checkpoint_holds_the_config(whole
     assert resumed['parameters_sha256'] == result['parameters_sha256']
     assert (resumed['valid'], resumed['test']) == (result['valid'], result['test'])
     assert records(tmp_path) == records(workdir)
+
+
+def test_what_a_step_needs_is_on_the_devices_while_the_step_before_it_runs(tmp_path, monkeypatch):
+    events, compiled = [], TrainProgram.compile
+
+    class Step:
+        def __init__(self, program, shape, **how):
+            self.step = compiled(program, shape, **how)
+
+        def __call__(self, *arguments):
+            assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments))
+            events.append('step')
+            return self.step(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(self.step, name)
+
+    class Settled(Reporter):
+        def step(self, loss, targets_per_second):
+            events.append('loss')
+
+    def put(*arguments):
+        events.append('batch')
+        return place_rows(*arguments)
+
+    monkeypatch.setattr(TrainProgram, 'compile', lambda program, *given, **how: Step(program, *given, **how))
+    monkeypatch.setattr(ssd4rec_jax.train.trainer, 'place_rows', put)
+    assert trainer_in(tmp_path, stop_requested=StopAfter(3), reporter=Settled()).run() is None
+    # The stop comes with the third step, whose loss is then read at once.
+    assert ' '.join(events) == 'batch step batch step batch loss step batch loss loss'
 
 
 @pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
