@@ -132,7 +132,7 @@ class Trainer:
                     self._evaluate_epoch(plan)
             return self._finish()
         finally:
-            self.session.checkpoints.close()
+            self.session.close()
 
     def _steps_per_epoch(self, mesh: Mesh) -> int:
         """The steps of the first epoch on this mesh."""
@@ -234,7 +234,7 @@ class Trainer:
         session.log(record)
         self.reporter.evaluation(record)
         session.progress = session.progress.after_epoch(stopping, round(metrics[STOPPING_METRIC], 4))
-        session.save(self.state)
+        session.end_epoch(self.state, is_best=improved)
 
     def _metrics(self, split: str, params: dict) -> dict[str, float]:
         return self._ranker.metrics(params, self._held_out[split])
@@ -242,7 +242,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        if session.stored_config != self.config:  # The config was adopted with no epoch left to train.
+        if not session.is_saved(self.state):
             session.save(self.state)
         session.checkpoints.wait()
         del self.state  # There may be no memory for two states.

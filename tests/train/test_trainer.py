@@ -182,6 +182,53 @@ def test_early_stopping_honours_patience_and_the_result_is_the_best_epochs(whole
     assert result['parameters_sha256'] == two_epochs['parameters_sha256']
 
 
+class Breaks(Reporter):
+    """Fails at a number of steps of a session."""
+
+    def __init__(self, at: int):
+        self.left = at
+
+    def step(self, loss, targets_per_second):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError('the reporter breaks')
+
+
+def test_the_best_epoch_waits_in_memory_for_the_next_checkpoint_and_nothing_else_changes(tmp_path, monkeypatch):
+    """Epoch 2 of four is the best. Each epoch with a checkpoint, then none before the end, then a failure in epoch 4."""
+    scores = [0.1, 0.3, 0.2, 0.2]
+    train = dataclasses.replace(TRAIN, max_epochs=4)
+    scripted_metrics(monkeypatch, scores)
+    expected = trainer_in(tmp_path / 'each', train=dataclasses.replace(train, checkpoint_seconds=0.0)).run()
+    steps = records(tmp_path / 'each', 'valid')[0]['step']
+    assert steps_of(tmp_path / 'each') == [2 * steps, 3 * steps, 4 * steps]
+
+    scripted_metrics(monkeypatch, scores)
+    seldom = trainer_in(tmp_path / 'seldom', train=train).run()
+    assert steps_of(tmp_path / 'seldom') == [2 * steps, 4 * steps]
+
+    scripted_metrics(monkeypatch, scores)
+    with pytest.raises(RuntimeError, match='the reporter breaks'):
+        trainer_in(tmp_path / 'broken', train=train, reporter=Breaks(3 * steps + 2)).run()
+    assert steps_of(tmp_path / 'broken') == [2 * steps]
+    scripted_metrics(monkeypatch, scores[2:])
+    resumed = trainer_in(tmp_path / 'broken', train=train).run()
+    assert steps_of(tmp_path / 'broken') == [2 * steps, 4 * steps]
+    for result, name in ((seldom, 'seldom'), (resumed, 'broken')):
+        for key in ('parameters_sha256', 'best_epoch', 'epochs', 'valid', 'test'):
+            assert result[key] == expected[key], (name, key)
+        assert records(tmp_path / name) == records(tmp_path / 'each')
+
+
+def test_a_checkpoint_within_an_epoch_comes_after_that_of_the_best_epoch(tmp_path, monkeypatch):
+    scripted_metrics(monkeypatch, [0.3, 0.2])
+    steps = trainer_in(tmp_path / 'one', train=dataclasses.replace(TRAIN, max_epochs=1))._plan().num_steps
+    assert trainer_in(tmp_path / 'two', stop_requested=StopAfter(steps + 1)).run() is None
+    assert steps_of(tmp_path / 'two') == [steps, steps + 2]
+    meta = json.loads((tmp_path / 'two' / 'checkpoints' / str(steps + 2) / 'meta.json').read_text())
+    assert (meta['best_step'], meta['epoch'], meta['step_in_epoch']) == (steps, 1, 2)
+
+
 def test_divergence_names_step_rate_and_last_good_checkpoint_and_saves_nothing(whole, tmp_path):
     trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=1)).run()
     good = steps_of(tmp_path)[-1]
