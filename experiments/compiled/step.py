@@ -66,7 +66,8 @@ def trace_step(
     """
     mesh = device_mesh(devices, model_shards)
     program = TrainProgram(config, num_items, mesh, every_prefix=config.train.objective == 'one_pass')
+    state, batch, *_ = program.abstract_arguments(shape)
     return TracedStep(
-        program.trace(shape).jaxpr, program.lower(shape), *program.abstract_arguments(shape)[:2],
+        program.trace(shape).jaxpr, program.lower(shape), state, batch,
         [tuple(getattr(d, 'coords', (d.id,))) for d in mesh.devices.flat],
     )

@@ -137,7 +137,7 @@ class TrainSession:
         return (self._saved_step, self.stored_config) == (int(state.step), self.program.config)
 
     def close(self) -> None:
-        """Write what waits in memory, and wait for it, before the process ends with an error; failures are warned of."""
+        """Write what waits in memory before the process ends with an error; a failure to write is only warned of."""
         if self._best and not several():  # Other processes may not fail, and would not take part in it.
             self.checkpoints.close()
             try:

@@ -195,7 +195,7 @@ class Breaks(Reporter):
 
 
 def test_the_best_epoch_waits_in_memory_for_the_next_checkpoint_and_nothing_else_changes(tmp_path, monkeypatch):
-    """Epoch 2 of four is the best. Each epoch with a checkpoint, then none before the end, then a failure in epoch 4."""
+    """Epoch 2 of four is the best. First each epoch ends with a checkpoint, then none does, then epoch 4 fails."""
     scores = [0.1, 0.3, 0.2, 0.2]
     train = dataclasses.replace(TRAIN, max_epochs=4)
     scripted_metrics(monkeypatch, scores)
