@@ -75,6 +75,9 @@ def _rows_at(rows, segment):
     return rows.at[segment].get(mode='fill', fill_value=0)
 
 
+_of_segment = jax.custom_vjp(_rows_at)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _segment_sums(values, segment, count):
     bounds = jnp.searchsorted(segment, jnp.arange(count + 1, dtype=segment.dtype), method='scan_unrolled')
@@ -87,7 +90,6 @@ _segment_sums.defvjp(
     lambda count, segment, g: (_of_segment(g, segment), None),
 )
 
-_of_segment = jax.custom_vjp(_rows_at)
 _of_segment.defvjp(
     lambda rows, segment: (_rows_at(rows, segment), (segment, len(rows))),
     lambda kept, g: (_segment_sums(g, *kept), None),

@@ -18,7 +18,7 @@ from ssd4rec_jax.train.state import TrainState
 class TracedStep(NamedTuple):
     """A train step before it is compiled.
 
-    jaxpr, lowered: its two forms. state, batch: its first two arguments, as shapes and shardings.
+    jaxpr, lowered: its two forms. state, batch: what it changes and reads, as shapes and shardings.
     coordinates: the position of each device in the torus (for a CPU device, its number), in the order of the program's
       device numbers, which replica groups use.
     """
@@ -66,8 +66,8 @@ def trace_step(
     """
     mesh = device_mesh(devices, model_shards)
     program = TrainProgram(config, num_items, mesh, every_prefix=config.train.objective == 'one_pass')
-    state, batch, *_ = program.abstract_arguments(shape)
+    _, batch, *_ = program.abstract_arguments(shape)
     return TracedStep(
-        program.trace(shape).jaxpr, program.lower(shape), state, batch,
+        program.trace(shape).jaxpr, program.lower(shape), program.like, batch,
         [tuple(getattr(d, 'coords', (d.id,))) for d in mesh.devices.flat],
     )

@@ -192,6 +192,7 @@ class Trainer:
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
         placed = (place_rows(batch, mesh, rows) for batch in loader)
         batch = next(placed)
+        carried = self.program.carried(self.state)
         for number in range(done + 1, plan.num_steps + 1):
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
@@ -200,7 +201,7 @@ class Trainer:
                     )
                 foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
-            self.state, loss = self._compiled(self.state, batch, seed, epoch, *self._constants)
+            carried, loss = self._compiled(carried, batch, seed, epoch, *self._constants)
             batch = next(placed, None)
             account.settle()
             account.pending = number, loss
@@ -209,11 +210,13 @@ class Trainer:
             stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
             if stop or save:
                 account.settle()
+                self.state = self.program.state_of(carried)
                 session.save(self.state)
             if stop:
                 session.checkpoints.wait()
                 return False
         account.settle()
+        self.state = self.program.state_of(carried)
         return True
 
     def _evaluate_epoch(self, plan: EpochPlan) -> None:

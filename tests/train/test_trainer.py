@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import ssd4rec_jax.train.program
 import ssd4rec_jax.train.trainer
 from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
@@ -110,6 +111,24 @@ def test_what_a_step_needs_is_on_the_devices_while_the_step_before_it_runs(tmp_p
     assert trainer_in(tmp_path, stop_requested=StopAfter(3), reporter=Settled()).run() is None
     # The stop comes with the third step, whose loss is then read at once.
     assert ' '.join(events) == 'batch step batch step batch loss step batch loss loss'
+
+
+def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatch):
+    """A run as on a GPU, stopped within an epoch and gone on with, and saved with all of its arrays."""
+    workdir, result, _ = whole
+    monkeypatch.setattr(ssd4rec_jax.train.program, 'PACKED_ON', {'cpu'})
+    packed = trainer_in(tmp_path, stop_requested=StopAfter(2))
+    vector, others = packed.program.carried(packed.state)
+    small = [a for a in jax.tree.leaves(packed.state) if a.dtype == np.float32 and a.ndim]
+    assert vector.size == sum(a.size for a in small) and all(a.ndim == 0 for a in others)
+    assert packed.run() is None
+    del packed  # This releases its lock.
+    resumed = trainer_in(tmp_path)
+    assert resumed.run()['parameters'] == result['parameters']
+    for ours, theirs in zip(records(tmp_path, 'valid'), records(workdir, 'valid'), strict=True):
+        assert ours['epoch_loss'] == pytest.approx(theirs['epoch_loss'], rel=1e-6)
+    plain = trainer_in(workdir).session.checkpoints.restore_best(resumed.program.like).state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), resumed.state, plain)
 
 
 @pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
