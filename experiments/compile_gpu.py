@@ -50,12 +50,12 @@ def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program
     """A step that ranks the items, with rows as long as in training on prefixes."""
     config = apply_overrides(config, ['train.objective=prefix'])
     program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=False)
-    state, batch, *_ = program.abstract_arguments(_shape(program))
+    _, batch, *_ = program.abstract_arguments(_shape(program))
     with tracing_for('gpu'):
-        table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), state.params)
+        table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), program.like.params)
         scorer = Scorer(program.network, program.mesh)
         return Program.compile(
-            name, lambda: scorer.lower(ranks, Prepared(state.params, table, None), (batch, (batch.targets,)))
+            name, lambda: scorer.lower(ranks, Prepared(program.like.params, table, None), (batch, (batch.targets,)))
         )
 
 

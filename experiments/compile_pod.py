@@ -58,7 +58,7 @@ def main() -> int:
     )
     started = time.monotonic()
     step = trace_step(config, log.items, assumed.shape, devices, _MODEL_SHARDS.value)
-    compiled, memory = compile_or_refusal(step.lowered, chip.usable_hbm)
+    compiled, memory = compile_or_refusal(step.lowered, chip.usable_hbm, step.waiting_bytes)
     report = Report(
         _TOPOLOGY.value, _DATASET.value, chip, len(devices), _MODEL_SHARDS.value, assumed, step.coordinates,
         step.state_bytes, memory, work_of(step.jaxpr), time.monotonic() - started,

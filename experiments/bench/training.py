@@ -23,7 +23,6 @@ from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.objective import one_pass_obstacle, training_examples
 from ssd4rec_jax.train.program import TrainProgram
-from ssd4rec_jax.train.state import TrainState
 
 BATCHES = 4  # The timed steps cycle through this many batches of an epoch.
 
@@ -43,7 +42,7 @@ class TrainStep:
         program = TrainProgram(
             config, network.num_items, self.mesh, every_prefix=examples.every_prefix, network=network
         )
-        self.state: TrainState = program.init_state(jax.tree.map(np.array, params))
+        self.state = program.carried(program.init_state(jax.tree.map(np.array, params)))
         batches = [self.to_device(build_step(examples, self.plan, k)) for k in range(min(BATCHES, self.plan.num_steps))]
         self._args = np.uint32(0), np.uint32(0), *program.constants(examples.target_counts(network.num_items))
         self.compiled = program.compile(shape)

@@ -13,6 +13,7 @@ class Memory(NamedTuple):
 
     needed: what all of it takes at once. available: what the compiler gives to a program.
     aliased: the outputs that take the place of an argument.
+    waiting: what lies beside the program, for the steps that follow.
     refused: the compiler's message where the program did not compile; then only `needed` and `available` are known.
     """
 
@@ -23,6 +24,7 @@ class Memory(NamedTuple):
     aliased: int = 0
     temporaries: int = 0
     code: int = 0
+    waiting: int = 0
     refused: str | None = None
 
     @property
@@ -44,21 +46,26 @@ def size(n: float) -> str:
     return f'{n / GIB:,.2f} GiB' if n >= GIB else f'{n / 2**20:,.2f} MiB'
 
 
-def memory_of(compiled: jax.stages.Compiled, available: int) -> Memory:
-    """The memory of a compiled program; UserError where the backend does not report it."""
+def memory_of(compiled: jax.stages.Compiled, available: int, waiting: int = 0) -> Memory:
+    """The memory of a compiled program; UserError where the backend does not report it.
+
+    waiting: bytes that are held beside it.
+    """
     m = compiled.memory_analysis()
     if m is None:
         raise UserError(f'this backend, {jax.default_backend()}, does not report the memory of a program')
     arguments, outputs, aliased = m.argument_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes
     temporaries, code = m.temp_size_in_bytes, m.generated_code_size_in_bytes
-    needed = arguments + outputs - aliased + temporaries + code
-    return Memory(needed, available, arguments, outputs, aliased, temporaries, code)
+    needed = arguments + outputs - aliased + temporaries + code + waiting
+    return Memory(needed, available, arguments, outputs, aliased, temporaries, code, waiting)
 
 
-def compile_or_refusal(lowered: jax.stages.Lowered, available: int) -> tuple[jax.stages.Compiled | None, Memory]:
+def compile_or_refusal(
+    lowered: jax.stages.Lowered, available: int, waiting: int = 0
+) -> tuple[jax.stages.Compiled | None, Memory]:
     """(the compiled program, its memory), or (None, the compiler's figures) where the HBM does not suffice.
 
-    Raises UserError where it does not compile for another reason.
+    waiting: as in memory_of. Raises UserError where it does not compile for another reason.
     """
     try:
         compiled = lowered.compile()
@@ -67,7 +74,7 @@ def compile_or_refusal(lowered: jax.stages.Lowered, available: int) -> tuple[jax
         if refusal is None:
             raise UserError(f'the train step does not compile: {str(error).strip().splitlines()[0]}') from error
         return None, refusal
-    return compiled, memory_of(compiled, available)
+    return compiled, memory_of(compiled, available, waiting)
 
 
 def parse_refusal(message: str, available: int) -> Memory | None:

@@ -76,7 +76,7 @@ class Report(NamedTuple):
         if m.refused is None:
             yield (
                 f'  arguments {size(m.arguments)}, outputs {size(m.outputs)} of which {size(m.aliased)} in their '
-                f'place, temporaries {size(m.temporaries)}, code {size(m.code)}'
+                f'place, temporaries {size(m.temporaries)}, code {size(m.code)}, batches that wait {size(m.waiting)}'
             )
         else:
             yield f'  the compiler: {m.refused}'

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ssd.decay import sum_to_end
+from pallas_kernels.sums import of_segment, segment_sums
 
 
 def ssd_readout(
@@ -37,14 +38,13 @@ def ssd_readout(
     wide = dt.dtype
     # Each row has one slot more, for tokens of no segment, and in the flat sum each row has slots of its own.
     flat_slot = slot + (slots + 1) * jnp.arange(batch, dtype=slot.dtype)[:, None]
-    query = jnp.pad(C, ((0, 0), (0, 1), (0, 0), (0, 0))).reshape(batch * (slots + 1), groups, state)[flat_slot]
+    rows = jnp.pad(C, ((0, 0), (0, 1), (0, 0), (0, 0))).reshape(batch * (slots + 1), groups * state)
+    query = of_segment(rows, flat_slot.reshape(-1)).reshape(*slot.shape, groups, state)
     score = jnp.einsum('blgn,blgn->blg', query.astype(wide), B.astype(wide))
     weight = jnp.exp(sum_to_end(dt * A, slot, reverse=reverse)) * dt * jnp.repeat(score, heads // groups, axis=-1)
     # With einsum, the gradient of the weights is a dot too, and XLA's CPU backend sums a dot several times as fast.
     terms = jnp.einsum('blh,blhp->blhp', weight, x.astype(wide)).reshape(-1, heads * headdim)
-    sums = jax.ops.segment_sum(
-        terms, flat_slot.reshape(-1), num_segments=batch * (slots + 1), indices_are_sorted=True
-    )
+    sums = segment_sums(terms, flat_slot.reshape(-1), batch * (slots + 1))
     return sums.reshape(batch, slots + 1, heads, headdim)[:, :slots].astype(x.dtype)
 
 

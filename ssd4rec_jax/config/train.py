@@ -44,7 +44,8 @@ class TrainConfig:
     clip_norm: the global gradient norm above which gradients are scaled down to it; 0 disables this.
     patience: training stops at evaluation number patience + 1 in a row that is worse than the best.
     seed: decides the initial parameters, the order of the examples, and all random draws.
-    checkpoint_seconds: the longest time between two checkpoints within an epoch; each epoch ends with one.
+    checkpoint_seconds: after how much time the next checkpoint is written, within an epoch or as one ends. The best
+      epoch's state stays in memory until then. 0 writes one as each epoch ends, and none within it.
     log_every: the number of steps between two lines of metrics.jsonl.
     """
 
@@ -74,10 +75,12 @@ class TrainConfig:
         for name in ('num_negatives', 'targets_per_step', 'max_epochs', 'log_every'):
             if getattr(self, name) < 1:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be at least 1')
-        for name in ('patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay'):
+        for name in (
+            'patience', 'seed', 'warmup_steps', 'decay_steps', 'clip_norm', 'weight_decay', 'checkpoint_seconds',
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must not be negative')
-        for name in ('learning_rate', 'table_learning_rate', 'seen_learning_rate', 'checkpoint_seconds'):
+        for name in ('learning_rate', 'table_learning_rate', 'seen_learning_rate'):
             if not getattr(self, name) > 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
         loss_settings(self.loss)  # Refuses a name that is not registered.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
+from pallas_kernels import take_rows
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.bissd import BiSSDLayer
 from ssd4rec_jax.model.draws import Draws, dropout
@@ -136,7 +137,7 @@ class Encoder(nnx.Module):
             table = self.project(embedding)
         if table is not None:
             return ItemInputs(table, items)
-        h = jnp.take(embedding, items, axis=0, mode='clip').astype(self.dtype)
+        h = take_rows(embedding, items).astype(self.dtype)
         if config.norm_embedding:
             h = per_token(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
         return TokenInputs(h)

@@ -50,6 +50,20 @@ def step_bytes(program: jax.stages.Compiled) -> int | None:
     )
 
 
+def is_room_for_copy(arrays: Any, mesh: Mesh) -> bool:
+    """Whether the memory of this process's devices has room for two more copies of these arrays.
+
+    One is the copy, the other is to spare. Where a device does not say how much it has at most needed, there is none.
+    """
+    needed = 2 * sum(_bytes_here(leaf) for leaf in jax.tree.leaves(arrays))
+    if mesh.devices.flat[0].platform == 'cpu':
+        available = available_bytes()
+        return available is None or needed <= available
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    free = [s.get('bytes_limit', 0) - s.get('peak_bytes_in_use', 0) for s in stats]
+    return needed <= len(free) * min(free)
+
+
 def _foretell(what: str, planned: int, mesh: Mesh) -> None:
     """Raises TrainingError if this process cannot get `planned` bytes in addition to what it holds now."""
     available = available_bytes() if mesh.devices.flat[0].platform == 'cpu' else None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import add_rows
 from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
 from ssd4rec_jax.model.seen import Bias, Seen, no_gradient
@@ -63,7 +64,7 @@ def _loss_sum_fwd(chunk, shard, own_readout, table, own_seen, own_targets, own_r
     loss = jnp.where(real, log_total - shard.sum(jnp.where(here, target_score, 0.0)), 0.0)
     target_rows = jnp.take(table, at, axis=0, mode='clip')
     dreadout = shard.own_sum(expected_row - jnp.where(counted[:, None], target_rows, 0.0))
-    dtable = dtable.at[at].add(jnp.where(counted[:, None], -readout.astype(dtable.dtype), 0.0), mode='drop')
+    dtable = add_rows(dtable, at, jnp.where(counted[:, None], -readout.astype(dtable.dtype), 0.0))
     of_seen = None if own_seen is None else (dseen, own_seen[1])
     return jnp.sum(shard.own(loss)), (dreadout.astype(readout.dtype), dtable.astype(table.dtype), of_seen)
 

@@ -14,10 +14,11 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.network import Network
-from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows
+from ssd4rec_jax.parallel.mesh import MODEL_AXIS, by_item, by_rows, replicated
 from ssd4rec_jax.train.losses import make_loss
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from ssd4rec_jax.train.small_arrays import SmallArrays
 from ssd4rec_jax.train.state import (
     TrainState,
     abstract_state,
@@ -27,10 +28,15 @@ from ssd4rec_jax.train.state import (
     place_probability,
 )
 
+# While a step runs, the next one is in the queue, and the batch of the one after it is put on the devices.
+WAITING_BATCHES = 2
+
 # Without its optimisations XLA's CPU backend compiles a step in a fifth of the time, and the step takes three times as
 # long, which pays for this many steps (docs/decisions/recommending.md).
 HASTY_STEPS = 40
 HASTE: dict[str, str | bool] = {'xla_backend_optimization_level': '0'}
+# Where states are handed on with their small arrays in one vector.
+PACKED_ON = frozenset({'gpu'})
 _LESS_FUSION: dict[str, str | bool] = {'xla_cpu_use_fusion_emitters': False}
 
 
@@ -41,7 +47,7 @@ class TrainProgram:
     like: a state that holds shapes, dtypes and shardings (jax.ShapeDtypeStruct) instead of arrays.
     objective, optimizer, schedule: what a step minimises, how, and the learning rate for each step.
     step: the jitted function (state, batch, seed, epoch, *constants) -> (state, mean loss); it takes over the buffers
-      of the state.
+      of the state. What is compiled of it takes and returns states as `carried` gives them.
 
     The program is made for the platform of the mesh's devices, which need not be devices of this machine.
     """
@@ -70,6 +76,9 @@ class TrainProgram:
         negatives = config.train.num_negatives if loss.samples else 0
         self.objective = Objective(self.network, config.data.mask_ratio, every_prefix, loss, negatives)
         self.step = make_train_step(self.objective, self.optimizer, mesh, config.train.ema_decay)
+        small = SmallArrays(self.like)
+        self._small = small if mesh.devices.flat[0].platform in PACKED_ON else None
+        self._pack, self._unpack = jax.jit(small.pack), jax.jit(small.unpack)
 
     def create_state(self) -> TrainState:
         """The state of step 0, with parameters drawn from train.seed on the devices where they belong."""
@@ -82,6 +91,14 @@ class TrainProgram:
         """The state of step 0 with the given parameters, whose item table is whole and not padded."""
         return init_state(self.network, params, self.optimizer, self.mesh, self._averages)
 
+    def carried(self, state: TrainState) -> Any:
+        """The state in the form in which compiled steps hand it on; large arrays are the same."""
+        return self._pack(state) if self._small else state
+
+    def state_of(self, carried: Any) -> TrainState:
+        """The inverse of `carried`."""
+        return self._unpack(carried) if self._small else carried
+
     def constants(self, target_counts: np.ndarray) -> list[jax.Array]:
         """The arguments that a step takes after seed and epoch.
 
@@ -92,7 +109,7 @@ class TrainProgram:
         return [place_probability(target_counts, self.network, self.mesh)]
 
     def abstract_arguments(self, shape: StepShape) -> tuple:
-        """The step's arguments for batches of this shape, as shapes and shardings without values.
+        """The compiled step's arguments for batches of this shape, as shapes and shardings without values.
 
         Raises ConfigError where the devices cannot share the rows evenly.
         """
@@ -106,19 +123,18 @@ class TrainProgram:
             targets=by_token if self.objective.every_prefix else by_segment, example_ids=by_segment,
             features=dict.fromkeys(features_read(self.config.model), values) or None,
         )
-        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(self.mesh))
         held = jax.ShapeDtypeStruct((self.network.shard(self.mesh).padded,), jnp.float32, sharding=by_item(self.mesh))
-        return self.like, batch, number, number, *([held] if self.objective.loss.samples else [])
+        return self._carried_like(), batch, number, number, *([held] if self.objective.loss.samples else [])
 
     def trace(self, shape: StepShape) -> jax.stages.Traced:
         """The step for batches of this shape, traced for the mesh's platform."""
         with self._platform():
-            return self.step.trace(*self.abstract_arguments(shape))
+            return self._step().trace(*self.abstract_arguments(shape))
 
     def lower(self, shape: StepShape) -> jax.stages.Lowered:
         """The step for batches of this shape, lowered for the mesh's platform."""
-        with self._platform():
-            return self.step.trace(*self.abstract_arguments(shape)).lower()
+        return self.trace(shape).lower()
 
     def compile(self, shape: StepShape, *, steps: int | None = None) -> jax.stages.Compiled:
         """The step for batches of this shape, compiled for the mesh's devices.
@@ -132,6 +148,27 @@ class TrainProgram:
             return lowered.compile(compiler_options=HASTE | _LESS_FUSION)
         except jax.errors.JaxRuntimeError:  # a version that has no such option any more
             return lowered.compile(compiler_options=HASTE)
+
+    def _step(self) -> jax.stages.Wrapped:
+        """The step on states as they are handed on."""
+        if self._small is None:
+            return self.step
+        small = self._small
+
+        def packed(carried, *arguments):
+            state, loss = self.step(small.unpack(carried), *arguments)
+            return small.pack(state), loss
+
+        return jax.jit(packed, donate_argnums=0)
+
+    def _carried_like(self) -> Any:
+        if self._small is None:
+            return self.like
+        whole = replicated(self.mesh)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or whole),
+            jax.eval_shape(self._small.pack, self.like),
+        )
 
     def _platform(self) -> contextlib.AbstractContextManager[None]:
         return tracing_for(self.mesh.devices.flat[0].platform)

@@ -2,14 +2,17 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.packing import StepShape
-from ssd4rec_jax.errors import ConfigError, TrainingError
-from ssd4rec_jax.parallel.processes import is_first
+from ssd4rec_jax.errors import CheckpointError, ConfigError, TrainingError
+from ssd4rec_jax.parallel.out_of_memory import is_room_for_copy
+from ssd4rec_jax.parallel.processes import is_first, on_first, several
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.checkpoints import BestLost, Checkpoints, Restored
 from ssd4rec_jax.run.folder import RunFolder
@@ -21,11 +24,22 @@ from ssd4rec_jax.train.progress import TrainProgress
 from ssd4rec_jax.train.state import TrainState
 
 
+class _Checkpoint(NamedTuple):
+    """A checkpoint that is to be written."""
+
+    step: int
+    state: TrainState
+    meta: dict
+
+
 class TrainSession:
     """The checkpoints, the log and the progress of a run, kept in its folder.
 
     progress: how far the run has come; every `save` stores it in the checkpoint. stored_config: the config of the
     newest checkpoint, None where there is none. Every process has a session, but only the first one writes the log.
+
+    Where epochs are short they do not all end with a checkpoint. The state of the best epoch then waits in memory, and
+    is written before the next checkpoint, which names it as the best.
     """
 
     def __init__(
@@ -40,6 +54,8 @@ class TrainSession:
         self.metrics_log = MetricsLog(folder.metrics)
         self.progress: TrainProgress
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
+        self._best: _Checkpoint | None = None  # where it is not written yet
 
     def restore(self, choose_shape: Callable[[], StepShape], initial: dict | None = None) -> TrainState:
         """Returns the state of the newest checkpoint, or a new state where there is none, and sets progress.
@@ -68,6 +84,7 @@ class TrainSession:
         """Set progress and log back to a restored checkpoint; an epoch that is now packed differently starts again."""
         step, config, every_prefix = restored.step, self.program.config, self.program.objective.every_prefix
         stored = self.stored_config = checkpoint_config(restored.meta, config.dataset)
+        self._saved_step = step
         had_best = self.progress.stopping.best_step > 0
         self.progress = self._with_sound_best(self.progress)
         if answer_settings(stored) != answer_settings(config) and self.progress.stopping.best_step:
@@ -98,11 +115,47 @@ class TrainSession:
     def save(self, state: TrainState) -> None:
         """Begin to write a checkpoint of state and progress. Raises TrainingError where a parameter is not finite."""
         self.check_parameters(state)
+        newest = self._checkpoint(state)
+        if self._best and self._best.step != newest.step:
+            self._write(self._best)
+        self._write(newest)
+
+    def end_epoch(self, state: TrainState, *, is_best: bool) -> None:
+        """Save the state after an epoch if that is due; otherwise keep it in memory if this epoch is the best so far.
+
+        All processes must call it.
+        """
+        if is_best:
+            self._best = None  # before the copy, as two might not fit
+        if on_first(lambda: self.is_save_due(epoch_ends=True) or not is_room_for_copy(state, self.program.mesh)):
+            self.save(state)
+        elif is_best:
+            self._best = self._checkpoint(_copied(state))
+
+    def is_saved(self, state: TrainState) -> bool:
+        """Whether the newest checkpoint holds this state, as one of this config."""
+        return (self._saved_step, self.stored_config) == (int(state.step), self.program.config)
+
+    def close(self) -> None:
+        """Write what waits in memory before the process ends with an error; a failure to write is only warned of."""
+        if self._best and not several():  # Other processes may not fail, and would not take part in it.
+            self.checkpoints.close()
+            try:
+                self._write(self._best)
+            except CheckpointError as error:
+                logging.warning('%s', error)
+        self.checkpoints.close()
+
+    def _checkpoint(self, state: TrainState) -> _Checkpoint:
         meta = {
             **self.progress.to_meta(), 'config': to_dict(self.program.config), 'averaged': sorted(state.averaged),
         }
-        self.checkpoints.save(int(state.step), state, meta, then=self._on_saved)
+        return _Checkpoint(int(state.step), state, meta)
+
+    def _write(self, checkpoint: _Checkpoint) -> None:
+        self.checkpoints.save(*checkpoint, then=self._on_saved)
         self.stored_config, self._on_saved, self._saved_at = self.program.config, None, time.monotonic()
+        self._saved_step, self._best = checkpoint.step, None
 
     def _with_sound_best(self, progress: TrainProgress) -> TrainProgress:
         """The progress, with another best epoch where the checkpoint of the best epoch is damaged."""
@@ -126,9 +179,10 @@ class TrainSession:
         stopping = EarlyStopping(other.score or 0.0, other.epoch, found, progress.epoch - other.epoch)
         return dataclasses.replace(progress, stopping=stopping)
 
-    def is_save_due(self) -> bool:
+    def is_save_due(self, *, epoch_ends: bool = False) -> bool:
         """Whether train.checkpoint_seconds have passed since the last checkpoint."""
-        return time.monotonic() - self._saved_at >= self.program.config.train.checkpoint_seconds
+        seconds = self.program.config.train.checkpoint_seconds
+        return (seconds > 0 or epoch_ends) and time.monotonic() - self._saved_at >= seconds
 
     def log(self, record: dict) -> None:
         """Append a record to metrics.jsonl and report it."""
@@ -143,6 +197,8 @@ class TrainSession:
 
     def not_finite(self, what: str, step: int) -> TrainingError:
         """The error that says what is not finite, at which step, and what to do."""
+        if self._best:
+            self._write(self._best)
         good = self.checkpoints.steps()
         last = f'the last good checkpoint is {self.folder.checkpoints / str(good[-1])}' if good else 'no checkpoint yet'
         return TrainingError(
@@ -162,6 +218,12 @@ def _plan_settings(configs: dict) -> list:
         *(data[key] for key in ('max_history', 'tokens_per_row', 'rows_per_step', 'packing')),
         *(train[key] for key in ('targets_per_step', 'seed')),
     ]
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    """The state in other buffers, which no train step takes over."""
+    return jax.tree.map(jnp.copy, state)
 
 
 @jax.jit

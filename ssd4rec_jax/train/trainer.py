@@ -137,7 +137,7 @@ class Trainer:
                     self._evaluate_epoch(plan)
             return self._finish()
         finally:
-            self.session.checkpoints.close()
+            self.session.close()
 
     def _steps_per_epoch(self, mesh: Mesh) -> int:
         """The steps of the first epoch on this mesh."""
@@ -178,7 +178,9 @@ class Trainer:
     def _steps(self, plan: EpochPlan) -> bool:
         """Run the remaining steps of the epoch; False where the run is asked to stop.
 
-        The loss of a step is read while the next step runs.
+        Nothing goes to the devices for a step that is not there before it begins: seed and epoch are put there once an
+        epoch, and the batch of a step while the one before it is under way. The loss of a step is read while the next
+        step runs.
         """
         session, mesh, rows = self.session, self.program.mesh, plan.shape.rows
         done = session.progress.step_in_epoch
@@ -191,12 +193,17 @@ class Trainer:
             self.state = self.state._replace(**jax.device_put(
                 {'epoch_loss': jnp.float32(0), 'epoch_targets': jnp.int32(0)}, replicated(mesh)
             ))
-        seed, epoch = np.uint32(self.config.train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)
+        seed, epoch = jax.device_put(
+            (np.uint32(train.seed & 0xFFFFFFFF), np.uint32(session.progress.epoch)), replicated(mesh)
+        )
         account = StepAccounts(
             session, self.examples, plan, first_step=int(self.state.step) - done, reporter=self.reporter
         )
         loader = step_loader(self.examples, plan, rows=rows_here(mesh, rows), start_step=done)
-        for number, batch in enumerate(loader, start=done + 1):
+        placed = (place_rows(batch, mesh, rows) for batch in loader)
+        batch = next(placed)
+        carried = self.program.carried(self.state)
+        for number in range(done + 1, plan.num_steps + 1):
             if self._compiled is None:
                 with self.reporter.compiling('the train step'):
                     self._compiled = self.program.compile(
@@ -204,7 +211,8 @@ class Trainer:
                     )
                 foretell_temporaries('the train step', self._compiled, mesh)
                 account.restart_clock()
-            self.state, loss = self._compiled(self.state, place_rows(batch, mesh, rows), seed, epoch, *self._constants)
+            carried, loss = self._compiled(carried, batch, seed, epoch, *self._constants)
+            batch = next(placed, None)
             account.settle()
             account.pending = number, loss
             if number == plan.num_steps:
@@ -212,11 +220,13 @@ class Trainer:
             stop, save = self._votes.ask(self.stop_requested(), is_first() and session.is_save_due())
             if stop or save:
                 account.settle()
+                self.state = self.program.state_of(carried)
                 session.save(self.state)
             if stop:
                 session.checkpoints.wait()
                 return False
         account.settle()
+        self.state = self.program.state_of(carried)
         return True
 
     def _evaluate_epoch(self, plan: EpochPlan) -> None:
@@ -237,7 +247,7 @@ class Trainer:
         session.log(record)
         self.reporter.evaluation(record)
         session.progress = session.progress.after_epoch(stopping, round(metrics[STOPPING_METRIC], 4))
-        session.save(self.state)
+        session.end_epoch(self.state, is_best=improved)
 
     def _metrics(self, split: str, params: dict) -> dict[str, float]:
         return self._ranker.metrics(params, self._held_out[split])
@@ -245,7 +255,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        if session.stored_config != self.config:  # The config was adopted with no epoch left to train.
+        if not session.is_saved(self.state):
             session.save(self.state)
         session.checkpoints.wait()
         del self.state  # There may be no memory for two states.

@@ -93,7 +93,7 @@ def is_valid(config: Any) -> bool:
         inner % model['headdim'] == 0 and (inner // model['headdim']) % model['ngroups'] == 0
         and 0 <= model['dropout_prob'] < 1 and 0 <= data['mask_ratio'] < 1
         and data['tokens_per_row'] >= 16 and 0 < data['split_share'] < 0.5
-        and min(train[key] for key in ('learning_rate', 'table_learning_rate', 'checkpoint_seconds')) > 0
+        and min(train[key] for key in ('learning_rate', 'table_learning_rate')) > 0 <= train['checkpoint_seconds']
         and not (train['weight_decay'] and train['optimizer'] == 'adam')
         and not (train['schedule'] == 'warmup_cosine' and train['decay_steps'] <= train['warmup_steps'])
     )

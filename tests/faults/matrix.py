@@ -86,9 +86,12 @@ class Scenario:
 
 
 MORE = (*TINY, '--set=train.max_epochs=3', '--adopt_config')
+# Checkpoints at the end alone: the best epoch's, which waits in memory until then, and the last one.
+SELDOM = (*TINY, '--set=train.max_epochs=4', '--set=train.checkpoint_seconds=600')
 EVALUATE, RECOMMEND = ('evaluate', '--workdir=run'), ('recommend', '--workdir=run', '--users=1,2,3', '--exclude_seen')
 SCENARIOS = (
     Scenario('train', 'fresh', ('train', *TINY), (EVALUATE, RECOMMEND)),
+    Scenario('seldom', 'fresh', ('train', *SELDOM), (EVALUATE,)),
     Scenario('resume', 'half', ('train', *TINY), (EVALUATE,)),
     Scenario('adopt', 'finished', ('train', *MORE), (EVALUATE,)),
     Scenario('prepare', 'fresh', ('prepare', '--dataset=interactions', '--data_dir=log.csv', '--output=out')),

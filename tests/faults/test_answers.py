@@ -292,7 +292,7 @@ def test_a_training_whose_reader_has_gone_ends_well(tmp_path):
 
 
 def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(tmp_path):
-    first = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3))
+    first = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3, checkpoint_seconds=0.0))
     scores = iter([0.5, 0.2, 0.3, 0.1])
     zeros = {f'{m}@{k}': 0.0 for m in ('HR', 'NDCG', 'MRR') for k in (10, 20)}
     first._ranker.metrics = lambda *_: zeros | {'NDCG@10': next(scores, 0.0)}
@@ -300,9 +300,10 @@ def test_a_damaged_best_checkpoint_is_met_at_the_start_and_the_next_best_taken(t
     steps = first.session.checkpoints.steps()
     assert len(steps) == 3
     (tmp_path / 'checkpoints' / str(steps[0]) / 'meta.json').write_text('{}')
+    train = first.config.train
     del first
     said = Notes()
-    again = trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=3), reporter=said)
+    again = trainer_in(tmp_path, train=train, reporter=said)
     assert any(f'best epoch, 1 (step {steps[0]}), are lost: epoch 3 (step {steps[2]})' in note for note in said.notes)
     stopping = again.session.progress.stopping
     assert (stopping.best, stopping.best_epoch, stopping.best_step, stopping.worse) == (0.3, 3, steps[2], 0)

@@ -6,16 +6,19 @@ import jax
 import numpy as np
 import pytest
 
+import ssd4rec_jax.train.program
 import ssd4rec_jax.train.trainer
 from ssd4rec_jax.data.examples import train_examples
 from ssd4rec_jax.data.packing import build_step, plan_epoch
 from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.model.network import parameters_sha256
-from ssd4rec_jax.parallel.mesh import device_mesh
+from ssd4rec_jax.parallel.mesh import device_mesh, place_rows
 from ssd4rec_jax.rank.ranker import Ranker
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective
+from ssd4rec_jax.train.program import TrainProgram
 from tests.tiny import DATA, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 from tests.train.adamw import adamw_by_hand
 
@@ -78,6 +81,54 @@ def test_a_stopped_run_goes_on_bitwise_and_its_checkpoint_holds_the_config(whole
     assert resumed['parameters_sha256'] == result['parameters_sha256']
     assert (resumed['valid'], resumed['test']) == (result['valid'], result['test'])
     assert records(tmp_path) == records(workdir)
+
+
+def test_what_a_step_needs_is_on_the_devices_while_the_step_before_it_runs(tmp_path, monkeypatch):
+    events, compiled = [], TrainProgram.compile
+
+    class Step:
+        def __init__(self, program, shape, **how):
+            self.step = compiled(program, shape, **how)
+
+        def __call__(self, *arguments):
+            assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments))
+            events.append('step')
+            return self.step(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(self.step, name)
+
+    class Settled(Reporter):
+        def step(self, loss, targets_per_second):
+            events.append('loss')
+
+    def put(*arguments):
+        events.append('batch')
+        return place_rows(*arguments)
+
+    monkeypatch.setattr(TrainProgram, 'compile', lambda program, *given, **how: Step(program, *given, **how))
+    monkeypatch.setattr(ssd4rec_jax.train.trainer, 'place_rows', put)
+    assert trainer_in(tmp_path, stop_requested=StopAfter(3), reporter=Settled()).run() is None
+    # The stop comes with the third step, whose loss is then read at once.
+    assert ' '.join(events) == 'batch step batch step batch loss step batch loss loss'
+
+
+def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatch):
+    """A run as on a GPU, stopped within an epoch and gone on with, and saved with all of its arrays."""
+    workdir, result, _ = whole
+    monkeypatch.setattr(ssd4rec_jax.train.program, 'PACKED_ON', {'cpu'})
+    packed = trainer_in(tmp_path, stop_requested=StopAfter(2))
+    vector, others = packed.program.carried(packed.state)
+    small = [a for a in jax.tree.leaves(packed.state) if a.dtype == np.float32 and a.ndim]
+    assert vector.size == sum(a.size for a in small) and all(a.ndim == 0 for a in others)
+    assert packed.run() is None
+    del packed  # This releases its lock.
+    resumed = trainer_in(tmp_path)
+    assert resumed.run()['parameters'] == result['parameters']
+    for ours, theirs in zip(records(tmp_path, 'valid'), records(workdir, 'valid'), strict=True):
+        assert ours['epoch_loss'] == pytest.approx(theirs['epoch_loss'], rel=1e-6)
+    plain = trainer_in(workdir).session.checkpoints.restore_best(resumed.program.like).state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), resumed.state, plain)
 
 
 @pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
@@ -148,6 +199,53 @@ def test_early_stopping_honours_patience_and_the_result_is_the_best_epochs(whole
     two_epochs = trainer_in(tmp_path / 'two').run()
     assert two_epochs['best_epoch'] == 2
     assert result['parameters_sha256'] == two_epochs['parameters_sha256']
+
+
+class Breaks(Reporter):
+    """Fails at a number of steps of a session."""
+
+    def __init__(self, at: int):
+        self.left = at
+
+    def step(self, loss, targets_per_second):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError('the reporter breaks')
+
+
+def test_the_best_epoch_waits_in_memory_for_the_next_checkpoint_and_nothing_else_changes(tmp_path, monkeypatch):
+    """Epoch 2 of four is the best. First each epoch ends with a checkpoint, then none does, then epoch 4 fails."""
+    scores = [0.1, 0.3, 0.2, 0.2]
+    train = dataclasses.replace(TRAIN, max_epochs=4)
+    scripted_metrics(monkeypatch, scores)
+    expected = trainer_in(tmp_path / 'each', train=dataclasses.replace(train, checkpoint_seconds=0.0)).run()
+    steps = records(tmp_path / 'each', 'valid')[0]['step']
+    assert steps_of(tmp_path / 'each') == [2 * steps, 3 * steps, 4 * steps]
+
+    scripted_metrics(monkeypatch, scores)
+    seldom = trainer_in(tmp_path / 'seldom', train=train).run()
+    assert steps_of(tmp_path / 'seldom') == [2 * steps, 4 * steps]
+
+    scripted_metrics(monkeypatch, scores)
+    with pytest.raises(RuntimeError, match='the reporter breaks'):
+        trainer_in(tmp_path / 'broken', train=train, reporter=Breaks(3 * steps + 2)).run()
+    assert steps_of(tmp_path / 'broken') == [2 * steps]
+    scripted_metrics(monkeypatch, scores[2:])
+    resumed = trainer_in(tmp_path / 'broken', train=train).run()
+    assert steps_of(tmp_path / 'broken') == [2 * steps, 4 * steps]
+    for result, name in ((seldom, 'seldom'), (resumed, 'broken')):
+        for key in ('parameters_sha256', 'best_epoch', 'epochs', 'valid', 'test'):
+            assert result[key] == expected[key], (name, key)
+        assert records(tmp_path / name) == records(tmp_path / 'each')
+
+
+def test_a_checkpoint_within_an_epoch_comes_after_that_of_the_best_epoch(tmp_path, monkeypatch):
+    scripted_metrics(monkeypatch, [0.3, 0.2])
+    steps = trainer_in(tmp_path / 'one', train=dataclasses.replace(TRAIN, max_epochs=1))._plan().num_steps
+    assert trainer_in(tmp_path / 'two', stop_requested=StopAfter(steps + 1)).run() is None
+    assert steps_of(tmp_path / 'two') == [steps, steps + 2]
+    meta = json.loads((tmp_path / 'two' / 'checkpoints' / str(steps + 2) / 'meta.json').read_text())
+    assert (meta['best_step'], meta['epoch'], meta['step_in_epoch']) == (steps, 1, 2)
 
 
 def test_divergence_names_step_rate_and_last_good_checkpoint_and_saves_nothing(whole, tmp_path):
