@@ -14,7 +14,7 @@ from ssd4rec_jax.model.implementation import named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
-from ssd4rec_jax.model.short_conv import cut_convs, short_convs, token_after, token_before
+from ssd4rec_jax.model.short_conv import cut_convs, parts_of_short_convs, token_after, token_before
 from ssd4rec_jax.model.silu import silu
 
 Inputs = TokenInputs | ItemInputs
@@ -144,12 +144,12 @@ class BidirectionalMamba2(nnx.Module):
         """out_proj(forward + beta * backward), both after the gated norm; it is linear, so one product serves both."""
         return self.out_proj(forward + jnp.asarray(self.config.beta, forward.dtype) * backward)
 
-    def _scan(self, xBC, dt, gate, layout, *, reverse):
+    def _scan(self, conv, dt, gate, layout, *, reverse):
         """One direction at every token, after the gated norm: [rows, tokens, expand * D].
 
         The backward direction is not flipped: its value stays at the token where the scan computes it.
         """
-        x, B, C = self._split_xBC(xBC)
+        x, B, C = self._by_head(*conv)
         y = ssd_scan(
             *self._timed(x, dt, layout, reverse=reverse), self._A(), B, C, segment_ids=layout.segment_ids,
             reverse=reverse, implementation=named_implementation(self.config),
@@ -157,18 +157,17 @@ class BidirectionalMamba2(nnx.Module):
         y += self._skip(x)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
-    def _query(self, inputs, xB, dt, layout, at, *, reverse):
+    def _query(self, inputs, conv, dt, layout, at, *, reverse):
         """One direction at one token of each history, after the gated norm: [rows, segments, expand * D].
 
         at: int32 [rows, segments], the token that the direction reads last.
         """
-        x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
+        x, B = self._by_head(*conv)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
-            *self._timed(self._heads(x), dt, layout, reverse=reverse), self._A(), self._groups(B), self._groups(C),
-            layout.slot, reverse=reverse,
+            *self._timed(x, dt, layout, reverse=reverse), self._A(), B, self._groups(C), layout.slot, reverse=reverse,
         )
-        y += self._skip(self._heads(take_tokens(x, at)))
+        y += self._skip(take_tokens(x, at))
         gate = silu(self._project(inputs, 'z', at=at))
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
@@ -244,9 +243,14 @@ class BidirectionalMamba2(nnx.Module):
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _convs(self, x, layout, directions):
-        """The short convolution of x in each of the directions; x may hold only its first channels."""
-        kernel, bias = self._cast(self.conv_kernel)[:, :x.shape[-1]], self._cast(self.conv_bias)[:x.shape[-1]]
-        return short_convs(x, kernel, bias, layout, directions)
+        """The short convolution of x, B and C, or of x and B alone, in each of the directions, cut into these."""
+        c = self.config
+        channels = x.shape[-1]
+        widths = (c.d_inner, *[c.ngroups * c.d_state] * ((channels - c.d_inner) // (c.ngroups * c.d_state)))
+        return parts_of_short_convs(
+            x, self.conv_kernel[...][:, :channels], self.conv_bias[...][:channels], layout, directions, widths,
+            named_implementation(c),
+        )
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
         """silu of the short convolution of the columns `name` at one token of each history: [rows, segments, columns].
@@ -288,8 +292,11 @@ class BidirectionalMamba2(nnx.Module):
 
     def _split_xBC(self, xBC):
         c = self.config
-        x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
-        return self._heads(x), self._groups(B), self._groups(C)
+        return self._by_head(*jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1))
+
+    def _by_head(self, x, *of_groups):
+        """x, B and C, each with an axis of heads or groups."""
+        return self._heads(x), *(self._groups(a) for a in of_groups)
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.headdim)
