@@ -8,6 +8,7 @@ descriptor has at most five:
     x, g, y, dx     [M Q, groups blocks heads P]    bfloat16
     B, C            [M Q, groups N]                 bfloat16
     states          [M groups blocks heads P, N]    bfloat16
+    D               [groups blocks, heads P]        float32
     per token       [M groups blocks, kinds heads, Q]   float32, or [M, kinds, Q] int32
 """
 import math
@@ -114,6 +115,10 @@ class Tiles(NamedTuple):
         """The spec for vectors: in each step, those of one block, in row kind * heads + head."""
         return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(here, k), 0, 0))
 
+    def skips_block(self, here: 'Place') -> Any:
+        """The spec for D: in each step, its values for the columns of one block."""
+        return plgpu.BlockSpec((None, self.width), lambda k: (here.group * self.blocks + here.first + k, 0))
+
     def number(self, here: 'Place', k: Any) -> Any:
         """The number of the block of step k among the blocks of all chunks and groups."""
         return (here.m * self.groups + here.group) * self.blocks + here.first + k
@@ -196,6 +201,11 @@ def columns(ref: Any) -> jax.Array:
 def tile(ref: Any) -> jax.Array:
     """Load a matrix from shared memory as float32, laid out in registers as a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+
+
+def finite(a: jax.Array) -> jax.Array:
+    """The array with zeros in place of values that are not finite."""
+    return jnp.where(jnp.abs(a) < jnp.inf, a, 0.0)
 
 
 def over_rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
