@@ -20,8 +20,8 @@ from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_colu
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of chunk_gradients in bytes: (once, for each stage of the pipeline)."""
-    once = 2 * CHUNK * (2 * t.state + CHUNK) + 4 * 3 * CHUNK
-    return once + 2 * CHUNK * t.width, 2 * t.width * (3 * CHUNK + t.state) + 4 * (7 * t.heads * CHUNK + 2 * t.width)
+    once = 2 * CHUNK * (2 * t.state + t.width) + 4 * CHUNK * CHUNK + 4 * 3 * CHUNK
+    return once, 2 * t.width * (3 * CHUNK + t.state) + 4 * (7 * t.heads * CHUNK + 2 * t.width)
 
 
 def chunk_gradients(
@@ -72,45 +72,51 @@ def chunk_gradients(
         own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
         scores = jnp.where(i == j, 0.0, scores)
 
-        def step(x_smem, loaded_g_smem, vectors_smem, D_smem, dh_smem, dx_smem, sums_smem, dD_smem, dscores):
+        dscores_smem[...] = jnp.zeros_like(scores)
+
+        def step(x_smem, loaded_g_smem, vectors_smem, D_smem, dh_smem, dx_smem, sums_smem, dD_smem):
             def vector(kind, head):
                 return vectors_smem.at[kind * t.heads + head]
 
-            for head in range(t.heads):
-                its = t.columns(head)
-                g_smem.at[:, its][...] = tiles.finite(tile(loaded_g_smem.at[:, its])).astype(jnp.bfloat16)
+            def g_at(its):
+                return g_smem.at[its.start // CHUNK, :, pl.ds(its.start % CHUNK, its.size)]
+
+            for its in t.pieces(range(t.heads)):
+                g_at(its)[...] = tiles.finite(tile(loaded_g_smem.at[:, its])).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            from_exit = tiles.product(B_smem, dh_smem.transpose((1, 0)))
             for head in range(t.heads):
-                its = t.columns(head)
-                s, s_i, dt, exit_ = (
-                    rows(vector(0, head)), columns(vector(1, head)), rows(vector(2, head)), rows(vector(3, head))
+                def u(its, head=head):
+                    x = tiles.finite(tile(x_smem.at[:, its]))
+                    return (over_rows(rows(vector(2, head)), x.shape) * x).astype(jnp.bfloat16)
+
+                dweights = sum(
+                    tiles.register_product(u(its), g_at(its), transposed=True, interpret=interpret)
+                    for its in t.pieces([head])
                 )
-                x = tiles.finite(tile(x_smem.at[:, its]))
-                dt = over_rows(dt, x.shape)
-                dweights = tiles.register_product(
-                    (dt * x).astype(jnp.bfloat16), g_smem.at[:, its], transposed=True, interpret=interpret
-                )
+                s, s_i = rows(vector(0, head)), columns(vector(1, head))
                 decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
                 dscore = dweights * decay
-                dscores += dscore
+                # The sum over heads lies in shared memory, because there are no registers for it.
+                dscores_smem[...] = tile(dscores_smem) + dscore
                 both = dscore * scores
-                du = tiles.register_product(
-                    (scores * decay).astype(jnp.bfloat16), g_smem.at[:, its], interpret=interpret
-                )
-                g = tile(g_smem.at[:, its])
-                du += over_rows(own, x.shape) * g
-                du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
                 sums_smem.at[head][...] = jnp.sum(both, axis=0)
                 sums_smem.at[t.heads + head][...] = jnp.sum(both, axis=1)
-                sums_smem.at[2 * t.heads + head][...] = jnp.sum(x * du, axis=1)
-                dD_smem.at[its][...] = jnp.sum(x * g, axis=0)
-                dx = dt * du + over_columns(columns(D_smem.at[its]), x.shape) * g
-                dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
-                dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
-            return dscores
+                weights = (scores * decay).astype(jnp.bfloat16)
+                xdu = jnp.zeros_like(own)
+                for its in t.pieces([head]):
+                    du = tiles.register_product(weights, g_at(its), interpret=interpret)
+                    from_exit = tiles.product(B_smem, dh_smem.at[its].transpose((1, 0)))
+                    x, g = tiles.finite(tile(x_smem.at[:, its])), tile(g_at(its))
+                    du += over_rows(own, x.shape) * g + over_rows(rows(vector(3, head)), x.shape) * from_exit
+                    xdu += jnp.sum(x * du, axis=1)
+                    dD_smem.at[its][...] = jnp.sum(x * g, axis=0)
+                    dx = over_rows(rows(vector(2, head)), x.shape) * du
+                    dx += over_columns(columns(D_smem.at[its]), x.shape) * g
+                    dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
+                    dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
+                sums_smem.at[2 * t.heads + head][...] = xdu
 
-        dscores = tiles.pipeline(
+        tiles.pipeline(
             step, steps=t.steps, slots=slots,
             in_specs=[
                 *[t.chunk_block(here)] * 2, t.vectors_block(here, 4), t.skips_block(here), t.state_block(here)
@@ -120,12 +126,12 @@ def chunk_gradients(
                 (all_sums_smem, lambda k: sums_ref.at[t.number(here, k)]),
                 (dDs_smem, lambda k: dD_ref.at[t.number(here, k)]),
             ],
-            init_carry=plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA),
         )(x_ref, g_ref, vectors_ref, D_ref, dexits_ref)
-        dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+        made_smem = g_smem.at[0]  # g is read no more.
+        made_smem[...] = where_seen(tile(dscores_smem)).astype(jnp.bfloat16)
         plgpu.commit_smem()
         square_at = pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)
-        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[here.part, square_at])
+        plgpu.copy_smem_to_gmem(made_smem, dscores_ref.at[here.part, square_at])
         plgpu.wait_smem_to_gmem(0)
 
     return tiles.call(
@@ -139,8 +145,8 @@ def chunk_gradients(
         x, g, vectors, D, B, C, dexits, tokens,
         **tiles.parts_grid(t),
         scratch_types=[
-            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), t.shared(CHUNK, t.width),
-            plgpu.SMEM((3, CHUNK), jnp.int32), t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width),
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), t.shared(t.width // CHUNK, CHUNK, CHUNK),
+            plgpu.SMEM((3, CHUNK), jnp.int32), tiles.wide_square(), t.shared(slots, CHUNK, t.width),
             plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32), plgpu.SMEM((slots, t.width), jnp.float32),
             plgpu.Barrier(num_arrivals=3),
         ],

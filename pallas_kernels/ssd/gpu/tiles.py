@@ -12,7 +12,7 @@ descriptor has at most five:
     per token       [M groups blocks, kinds heads, Q]   float32, or [M, kinds, Q] int32
 """
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,6 +131,14 @@ class Tiles(NamedTuple):
         """The slice of a block's columns that belong to one of its heads."""
         return pl.ds(head * self.headdim, self.headdim)
 
+    def pieces(self, heads: Iterable[int]) -> list[Any]:
+        """Slices of at most 64 of a block's columns, which fit into registers, for all columns of these heads."""
+        width = min(self.headdim, CHUNK)
+        return [
+            pl.ds(first, width) for head in heads
+            for first in range(head * self.headdim, (head + 1) * self.headdim, width)
+        ]
+
 
 class Place(NamedTuple):
     """Where a program works: chunk m, a group, its part of the group, and the first block of that part."""
@@ -185,6 +193,13 @@ def call(
     axes = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
     return jax.tree.map(
         lambda a: lax.pcast(a, tuple(axes - jax.typeof(a).manual_axis_type.varying), to='varying') if axes else a, made
+    )
+
+
+def wide_square() -> Any:
+    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+    return plgpu.SMEM(
+        (CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
 
 
