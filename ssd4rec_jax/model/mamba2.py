@@ -157,7 +157,7 @@ class BidirectionalMamba2(nnx.Module):
         return (y if own else y + self._skip(x)).reshape(*y.shape[:2], -1)
 
     def _gated_norms(self, z, layout, ys):
-        """f, or f + beta * b, before out_proj, from the scans of one direction or of both: [rows, tokens, expand * D]."""
+        """f, or f + beta * b, before out_proj, from the scans of one or both directions: [rows, tokens, expand * D]."""
         c = self.config
         mirrored = (False, c.backward_order == 'reversed')[:len(ys)]
         if named_implementation(c) == 'pallas_gpu' and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:

@@ -153,8 +153,8 @@ def chunk_outputs(
     """
     slots = tiles.stages(t.steps, *outputs_memory(t))
 
-    def kernel(x_ref, vectors_ref, D_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
-               out_smem, barrier):
+    def kernel(x_ref, vectors_ref, D_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem,
+               u_smem, out_smem, barrier):
         here = Place.of_part(t)
         of_group = here.tokens, pl.ds(here.group * t.state, t.state)
         tiles.load(

@@ -70,7 +70,8 @@ def why_not_gated_norms(y_dtype: DTypeLike, channels: int) -> str | None:
     if jnp.dtype(y_dtype) != jnp.bfloat16:
         return f'the kernel of the gated norm takes bfloat16 and y is {jnp.dtype(y_dtype)}'
     if channels % (2 * LANES) or channels > MOST_CHANNELS:
-        return f'the kernel of the gated norm takes multiples of {2 * LANES} channels up to {MOST_CHANNELS}, not {channels}'
+        return (f'the kernel of the gated norm takes multiples of {2 * LANES} channels up to {MOST_CHANNELS}, '
+                f'not {channels}')
     return None
 
 
@@ -123,8 +124,8 @@ def _normalize(how, ys, z, weight, other):
         plgpu.wait_smem_to_gmem(0)
 
     out = tiles.call(
-        gated_norm, jax.ShapeDtypeStruct((tokens, *channels), jnp.bfloat16), flat_other, weight.reshape(channels), flat_z, *flat_ys,
-        grid=(tokens // TOKENS,), grid_names=('tile',),
+        gated_norm, jax.ShapeDtypeStruct((tokens, *channels), jnp.bfloat16),
+        flat_other, weight.reshape(channels), flat_z, *flat_ys, grid=(tokens // TOKENS,), grid_names=('tile',),
         scratch_types=[
             _rows(channels, 1 + gathers), _rows(channels, len(ys)), plgpu.SMEM((TOKENS, *channels), jnp.bfloat16),
             plgpu.SMEM(channels, jnp.float32), *_Fetch.scratch(1, (False,) + (True,) * gathers + how.elsewhere),
