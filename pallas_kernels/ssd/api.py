@@ -35,11 +35,12 @@ class Implementation(NamedTuple):
     """An entry of the table.
 
     scan(x, dt, A, B, C, run, reverse=, chunk_size=) computes y. why_not(call) returns the reason why the implementation
-    cannot serve the call, as a sentence, or None if it can.
+    cannot serve the call, as a sentence, or None if it can. skips: scan also takes D=, and adds D x to y.
     """
 
     scan: Callable[..., jax.Array]
     why_not: Callable[[Call], str | None]
+    skips: bool = False
 
 
 def _reference(x, dt, A, B, C, run, *, reverse, chunk_size):
@@ -63,9 +64,9 @@ def _why_not_pallas_tpu(call: Call) -> str | None:
     return tpu_tiling.why_not(*call, interpret)
 
 
-def _pallas_gpu(x, dt, A, B, C, run, *, reverse, chunk_size):
+def _pallas_gpu(x, dt, A, B, C, run, *, reverse, chunk_size, D=None):
     interpret = target().interpret
-    return ssd_scan_pallas_gpu(x, dt, A, B, C, run, reverse=reverse, chunk_size=chunk_size, interpret=interpret)
+    return ssd_scan_pallas_gpu(x, dt, A, B, C, run, reverse=reverse, D=D, chunk_size=chunk_size, interpret=interpret)
 
 
 def _why_not_pallas_gpu(call: Call) -> str | None:
@@ -88,7 +89,7 @@ def _always(call: Call) -> None:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
     'xla': Implementation(_xla, _always),
-    'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu),
+    'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu, skips=True),
     'reference': Implementation(_reference, _always),
 }
 
@@ -202,7 +203,9 @@ def ssd_scan(
         slots = Slots.of_segments(segment_ids, x.shape[0], x.shape[1], num_segments)
     else:
         slots = Slots.of_rows(segment_ids, *x.shape[:2], reverse=reverse)
-    y = IMPLEMENTATIONS[chosen].scan(x, dt, A, B, C, slots.run, reverse=reverse, chunk_size=chunk_size)
+    implementation_ = IMPLEMENTATIONS[chosen]
+    skip, D = (dict(D=D), None) if implementation_.skips else ({}, D)
+    y = implementation_.scan(x, dt, A, B, C, slots.run, reverse=reverse, chunk_size=chunk_size, **skip)
     by_slot = (x.shape[0], slots.states, *x.shape[2:], B.shape[3])
     initial = None
     if initial_states is not None:

@@ -7,6 +7,8 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import running_sum, ssd_readout, ssd_scan, ssd_step, ssd_weights_from_start
+from pallas_kernels.ssd.gpu import gated_norm
+from pallas_kernels.target import target
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.gap_scales import GapScales
@@ -15,7 +17,7 @@ from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.prefix_state import BackwardState, MixerState
-from ssd4rec_jax.model.short_conv import cut_convs, short_convs, token_after, token_before
+from ssd4rec_jax.model.short_conv import cut_convs, parts_of_short_convs, token_after, token_before
 from ssd4rec_jax.model.silu import silu
 
 Inputs = TokenInputs | ItemInputs
@@ -77,18 +79,12 @@ class BidirectionalMamba2(nnx.Module):
     def __call__(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """f + beta * b at every token: [rows, tokens, D] in the module's dtype."""
         c = self.config
-        xBC, dt, gate = self._project_all(inputs)
+        xBC, dt, z = self._project_all(inputs)
         directions = (False,) if c.beta == 0 else (False, True)
-        forward, *others = (
-            self._scan(conv, dt, gate, layout, reverse=reverse)
+        return self.out_proj(self._gated_norms(z, layout, [
+            self._scan(conv, dt, layout, reverse=reverse)
             for reverse, conv in zip(directions, self._convs(xBC, layout, directions), strict=True)
-        )
-        if c.beta == 0:
-            return self.out_proj(forward)
-        (backward,) = others
-        if c.backward_order == 'reversed':
-            backward = mirror_within_segment(backward, layout.mirror)
-        return self._merge(forward, backward)
+        ]))
 
     def readout(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """f + beta * b at each history's last token only: [rows, segments, D], arbitrary in empty slots.
@@ -108,8 +104,9 @@ class BidirectionalMamba2(nnx.Module):
         if c.beta == 0:
             return self.out_proj(forward)
         if c.backward_order == 'aligned':
-            backward = [self._first_read(*self._project_all(inputs, layout.ends))]
-        return self._merge(forward, *backward)
+            xBC, dt, z = self._project_all(inputs, layout.ends)
+            backward = [self._first_read(xBC, dt, silu(z))]
+        return self.out_proj(self._sum(forward, *backward))
 
     def prefix_readouts(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """The `readout` of the prefix that ends at each token, for all tokens at once: [rows, tokens, D].
@@ -118,16 +115,16 @@ class BidirectionalMamba2(nnx.Module):
         backward direction see _prefix_backward.
         """
         c = self.config
-        xBC, dt, gate = self._project_all(inputs)
+        xBC, dt, z = self._project_all(inputs)
         (conv,) = self._convs(xBC, layout, (False,))
-        forward = self._scan(conv, dt, gate, layout, reverse=False)
+        forward = self._gated_norms(z, layout, [self._scan(conv, dt, layout, reverse=False)])
         if c.beta == 0:
             return self.out_proj(forward)
         if c.backward_order == 'reversed':
-            backward = self._prefix_backward(xBC, dt, gate, layout)
+            backward = self._prefix_backward(xBC, dt, silu(z), layout)
         else:
-            backward = self._first_read(xBC, dt, gate)
-        return self._merge(forward, backward)
+            backward = self._first_read(xBC, dt, silu(z))
+        return self.out_proj(self._sum(forward, backward))
 
     def no_tokens(self, users: int) -> MixerState:
         """The state of `prefix_step` before the first token."""
@@ -142,7 +139,8 @@ class BidirectionalMamba2(nnx.Module):
         number: int32 [n], how many tokens came before. Returns (f + beta * b [n, 1, D], the new state).
         """
         c = self.config
-        xBC, dt, gate = self._project_all(inputs)
+        xBC, dt, z = self._project_all(inputs)
+        gate = silu(z)
         window = jnp.concatenate([state.recent, xBC], axis=1)
         kernel, bias = self._cast(self.conv_kernel), self._cast(self.conv_bias)
         conv = silu(sum(window[:, -1 - k, None] * kernel[-1 - k] for k in range(c.d_conv)) + bias)
@@ -154,9 +152,9 @@ class BidirectionalMamba2(nnx.Module):
         if c.beta == 0:
             return self.out_proj(forward), after
         if c.backward_order == 'aligned':
-            return self._merge(forward, self._first_read(xBC, dt, gate)), after
+            return self.out_proj(self._sum(forward, self._first_read(xBC, dt, gate))), after
         backward, carried = self._backward_step(window, dt, gate, gaps, number, state.backward)
-        return self._merge(forward, backward), after._replace(backward=carried)
+        return self.out_proj(self._sum(forward, backward)), after._replace(backward=carried)
 
     def _backward_step(self, window, dt, gate, gaps, number, before):
         """_prefix_backward at one more token, and the state after it.
@@ -189,47 +187,62 @@ class BidirectionalMamba2(nnx.Module):
         return per_token(self.norm, (read * gate)[:, None]), after
 
     def _project_all(self, inputs, at=None):
-        """(x, B and C before the convolution, dt, silu(z)) at the tokens `at`, or at all tokens where it is None."""
+        """(x, B and C before the convolution, dt, z) at the tokens `at`, or at all tokens where it is None."""
         c = self.config
         kernel = self._cast(self.in_proj.kernel)
         z, xBC, dt = jnp.split(
             inputs.project(kernel, (slice(None),), at), [c.d_inner, c.d_inner + c.conv_width], axis=-1
         )
-        return xBC, self._dt(dt), silu(z)
+        return xBC, self._dt(dt), z
 
     def _dt(self, dt):
         wide = self.dt_bias.dtype
         return jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
 
-    def _merge(self, forward, backward):
-        """out_proj(forward + beta * backward), both after the gated norm; it is linear, so one product serves both."""
-        return self.out_proj(forward + jnp.asarray(self.config.beta, forward.dtype) * backward)
+    def _sum(self, forward, backward):
+        """forward + beta * backward, both after the gated norm; out_proj is linear, so that one product serves both."""
+        return forward + jnp.asarray(self.config.beta, forward.dtype) * backward
 
-    def _scan(self, xBC, dt, gate, layout, *, reverse):
-        """One direction at every token, after the gated norm: [rows, tokens, expand * D].
+    def _scan(self, conv, dt, layout, *, reverse):
+        """One direction at every token: [rows, tokens, expand * D].
 
         The backward direction is not flipped: its value stays at the token where the scan computes it.
         """
-        x, B, C = self._split_xBC(xBC)
+        x, B, C = self._by_head(*conv)
+        scanned, dt = self._timed(x, dt, layout.gaps(reverse=reverse))
+        # A scan that adds D x itself reads x once less. Times may change x, and D skips what they do.
+        own = scanned is x and named_implementation(self.config) == 'pallas_gpu'
         y = ssd_scan(
-            *self._timed(x, dt, layout.gaps(reverse=reverse)), self._A(), B, C, segment_ids=layout.segment_ids,
+            scanned, dt, self._A(), B, C, D=self.D_skip[...] if own else None, segment_ids=layout.segment_ids,
             reverse=reverse, implementation=named_implementation(self.config),
         )
-        y += self._skip(x)
-        return per_token(self.norm, y.reshape(gate.shape) * gate)
+        return (y if own else y + self._skip(x)).reshape(*y.shape[:2], -1)
 
-    def _query(self, inputs, xB, dt, layout, at, *, reverse):
+    def _gated_norms(self, z, layout, ys):
+        """f, or f + beta * b, before out_proj, from the scans of one or both directions: [rows, tokens, expand * D]."""
+        c = self.config
+        mirrored = (False, c.backward_order == 'reversed')[:len(ys)]
+        if named_implementation(c) == 'pallas_gpu' and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:
+            how = gated_norm.GatedNorm((1.0, c.beta)[:len(ys)], mirrored, self.norm.epsilon, target().interpret)
+            weight = self.norm.scale[...].astype(jnp.float32)
+            return gated_norm.gated_norms(how, tuple(ys), z, weight, layout.mirror)
+        gate = silu(z)
+        normed = [per_token(self.norm, y * gate) for y in ys]
+        normed = [mirror_within_segment(n, layout.mirror) if m else n for n, m in zip(normed, mirrored, strict=True)]
+        return self._sum(*normed) if len(normed) == 2 else normed[0]
+
+    def _query(self, inputs, conv, dt, layout, at, *, reverse):
         """One direction at one token of each history, after the gated norm: [rows, segments, expand * D].
 
         at: int32 [rows, segments], the token that the direction reads last.
         """
-        x, B = jnp.split(xB, [self.config.d_inner], axis=-1)
+        x, B = self._by_head(*conv)
         C = self._conv_at(inputs, 'C', layout, at, reverse=reverse)
         y = ssd_readout(
-            *self._timed(self._heads(x), dt, layout.gaps(reverse=reverse)), self._A(), self._groups(B), self._groups(C),
-            layout.slot, reverse=reverse,
+            *self._timed(x, dt, layout.gaps(reverse=reverse)), self._A(), B, self._groups(C), layout.slot,
+            reverse=reverse,
         )
-        y += self._skip(self._heads(take_tokens(x, at)))
+        y += self._skip(take_tokens(x, at))
         gate = silu(self._project(inputs, 'z', at=at))
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
@@ -305,9 +318,14 @@ class BidirectionalMamba2(nnx.Module):
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
     def _convs(self, x, layout, directions):
-        """The short convolution of x in each of the directions; x may hold only its first channels."""
-        kernel, bias = self._cast(self.conv_kernel)[:, :x.shape[-1]], self._cast(self.conv_bias)[:x.shape[-1]]
-        return short_convs(x, kernel, bias, layout, directions)
+        """The short convolution of x, B and C, or of x and B alone, in each of the directions, cut into these."""
+        c = self.config
+        channels = x.shape[-1]
+        widths = (c.d_inner, *[c.ngroups * c.d_state] * ((channels - c.d_inner) // (c.ngroups * c.d_state)))
+        return parts_of_short_convs(
+            x, self.conv_kernel[...][:, :channels], self.conv_bias[...][:channels], layout, directions, widths,
+            named_implementation(c),
+        )
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
         """silu of the short convolution of the columns `name` at one token of each history: [rows, segments, columns].
@@ -349,8 +367,11 @@ class BidirectionalMamba2(nnx.Module):
 
     def _split_xBC(self, xBC):
         c = self.config
-        x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1)
-        return self._heads(x), self._groups(B), self._groups(C)
+        return self._by_head(*jnp.split(xBC, [c.d_inner, c.d_inner + c.ngroups * c.d_state], axis=-1))
+
+    def _by_head(self, x, *of_groups):
+        """x, B and C, each with an axis of heads or groups."""
+        return self._heads(x), *(self._groups(a) for a in of_groups)
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.headdim)

@@ -5,6 +5,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.ssd.gpu import short_conv as gpu
+from pallas_kernels.target import target
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.silu import silu, silu_slope
 
@@ -19,6 +21,23 @@ def short_conv(
     before, which is the convolution of the reversed history with every result left at its token.
     """
     return short_convs(x, kernel, bias, layout, (reverse,))[0]
+
+
+def parts_of_short_convs(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, directions: tuple[bool, ...],
+    widths: tuple[int, ...], implementation: str | None,
+) -> tuple[tuple[jax.Array, ...], ...]:
+    """short_convs, each cut into arrays of so many columns; in one kernel beside the scan of `pallas_gpu`, if it can.
+
+    kernel, bias: in the dtype of the parameters. implementation: that of the scan, as in ssd_scan.
+    """
+    if implementation == 'pallas_gpu' and gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths) is None:
+        taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
+        how = gpu.Convolution(directions, widths, target().interpret)
+        return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
+    stops = tuple(itertools.accumulate(widths))[:-1]
+    convs = short_convs(x, kernel.astype(x.dtype), bias.astype(x.dtype), layout, directions)
+    return tuple(tuple(jnp.split(conv, stops, axis=-1)) for conv in convs)
 
 
 def short_convs(

@@ -20,32 +20,34 @@ from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_colu
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of chunk_gradients in bytes: (once, for each stage of the pipeline)."""
-    once = 2 * CHUNK * (2 * t.state + CHUNK) + 4 * 3 * CHUNK
-    return once, 2 * t.width * (3 * CHUNK + t.state) + 4 * (4 + 3) * t.heads * CHUNK
+    once = 2 * CHUNK * (2 * t.state + t.width) + 4 * CHUNK * CHUNK + 4 * 3 * CHUNK
+    return once, 2 * t.width * (3 * CHUNK + t.state) + 4 * (7 * t.heads * CHUNK + 2 * t.width)
 
 
 def chunk_gradients(
-    t: Tiles, x: jax.Array, g: jax.Array, vectors: jax.Array, B: jax.Array, C: jax.Array, dexits: jax.Array,
-    tokens: jax.Array, *, interpret: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient of x, that of the scores C B^T, and sums for the gradients of dt and s.
+    t: Tiles, x: jax.Array, g: jax.Array, vectors: jax.Array, D: jax.Array, B: jax.Array, C: jax.Array,
+    dexits: jax.Array, tokens: jax.Array, *, interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The gradient of x, that of the scores C B^T, and sums for the gradients of dt, s and D.
 
     Args:
       t: the sizes.
       x, g, B, C: bfloat16, in the shapes of tiles.py. g is the gradient of y.
       vectors: [M groups blocks, 4 heads, Q] float32: s, s again, dt, exit.
+      D: float32, in the shape of tiles.py.
       dexits: the gradients of the states at the chunks' exits, bfloat16.
       tokens: [M, 3, Q] int32: the first and the last token that sees each token, and whether its dx is NaN.
       interpret: run the kernel in the interpreter.
 
-    Returns (dx like x, dS^T bfloat16 [parts, M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q]). The three
+    Returns (dx like x, dS^T bfloat16 [parts, M groups Q, Q], sums float32 [M groups blocks, 3 heads, Q], and the sums
+    of g x over the chunk's tokens, float32 [M groups blocks, heads P]). The three
     kinds of sums are sum_j W_ij dW_ij for each i, sum_i W_ij dW_ij for each j, and x . du. The first two leave out
     j = i. They are made of the same products, so that what they have in common cancels in the gradient of s.
     """
     slots = tiles.stages(t.steps, *gradients_memory(t))
 
-    def kernel(x_ref, g_ref, vectors_ref, B_ref, C_ref, dexits_ref, tokens_ref, dx_ref, dscores_ref, sums_ref,
-               B_smem, C_smem, tokens_smem, dscores_smem, dxs_smem, all_sums_smem, barrier):
+    def kernel(x_ref, g_ref, vectors_ref, D_ref, B_ref, C_ref, dexits_ref, tokens_ref, dx_ref, dscores_ref, sums_ref,
+               dD_ref, B_smem, C_smem, g_smem, tokens_smem, dscores_smem, dxs_smem, all_sums_smem, dDs_smem, barrier):
         here = Place.of_part(t)
         of_group = here.tokens, pl.ds(here.group * t.state, t.state)
         tiles.load(
@@ -70,50 +72,66 @@ def chunk_gradients(
         own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
         scores = jnp.where(i == j, 0.0, scores)
 
-        def step(x_smem, g_smem, vectors_smem, dh_smem, dx_smem, sums_smem, dscores):
+        dscores_smem[...] = jnp.zeros_like(scores)
+
+        def step(x_smem, loaded_g_smem, vectors_smem, D_smem, dh_smem, dx_smem, sums_smem, dD_smem):
             def vector(kind, head):
                 return vectors_smem.at[kind * t.heads + head]
 
-            from_exit = tiles.product(B_smem, dh_smem.transpose((1, 0)))
+            def g_at(its):
+                return g_smem.at[its.start // CHUNK, :, pl.ds(its.start % CHUNK, its.size)]
+
+            for its in t.pieces(range(t.heads)):
+                g_at(its)[...] = tiles.finite(tile(loaded_g_smem.at[:, its])).astype(jnp.bfloat16)
+            plgpu.commit_smem()
             for head in range(t.heads):
-                its = t.columns(head)
-                s, s_i, dt, exit_ = (
-                    rows(vector(0, head)), columns(vector(1, head)), rows(vector(2, head)), rows(vector(3, head))
+                def u(its, head=head):
+                    x = tiles.finite(tile(x_smem.at[:, its]))
+                    return (over_rows(rows(vector(2, head)), x.shape) * x).astype(jnp.bfloat16)
+
+                dweights = sum(
+                    tiles.register_product(u(its), g_at(its), transposed=True, interpret=interpret)
+                    for its in t.pieces([head])
                 )
-                x = tile(x_smem.at[:, its])
-                dt = over_rows(dt, x.shape)
-                dweights = tiles.register_product(
-                    (dt * x).astype(jnp.bfloat16), g_smem.at[:, its], transposed=True, interpret=interpret
-                )
+                s, s_i = rows(vector(0, head)), columns(vector(1, head))
                 decay = jnp.exp2(jnp.minimum(over_columns(s_i, square) - over_rows(s, square), 0.0))
                 dscore = dweights * decay
-                dscores += dscore
+                # The sum over heads lies in shared memory, because there are no registers for it.
+                dscores_smem[...] = tile(dscores_smem) + dscore
                 both = dscore * scores
-                du = tiles.register_product(
-                    (scores * decay).astype(jnp.bfloat16), g_smem.at[:, its], interpret=interpret
-                )
-                du += over_rows(own, x.shape) * tile(g_smem.at[:, its])
-                du += over_rows(exit_, x.shape) * from_exit[:, head * t.headdim:(head + 1) * t.headdim]
                 sums_smem.at[head][...] = jnp.sum(both, axis=0)
                 sums_smem.at[t.heads + head][...] = jnp.sum(both, axis=1)
-                sums_smem.at[2 * t.heads + head][...] = jnp.sum(x * du, axis=1)
-                dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dt * du)
-                dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
-            return dscores
+                weights = (scores * decay).astype(jnp.bfloat16)
+                xdu = jnp.zeros_like(own)
+                for its in t.pieces([head]):
+                    du = tiles.register_product(weights, g_at(its), interpret=interpret)
+                    from_exit = tiles.product(B_smem, dh_smem.at[its].transpose((1, 0)))
+                    x, g = tiles.finite(tile(x_smem.at[:, its])), tile(g_at(its))
+                    du += over_rows(own, x.shape) * g + over_rows(rows(vector(3, head)), x.shape) * from_exit
+                    xdu += jnp.sum(x * du, axis=1)
+                    dD_smem.at[its][...] = jnp.sum(x * g, axis=0)
+                    dx = over_rows(rows(vector(2, head)), x.shape) * du
+                    dx += over_columns(columns(D_smem.at[its]), x.shape) * g
+                    dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
+                    dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
+                sums_smem.at[2 * t.heads + head][...] = xdu
 
-        dscores = tiles.pipeline(
+        tiles.pipeline(
             step, steps=t.steps, slots=slots,
-            in_specs=[t.chunk_block(here)] * 2 + [t.vectors_block(here, 4), t.state_block(here)],
+            in_specs=[
+                *[t.chunk_block(here)] * 2, t.vectors_block(here, 4), t.skips_block(here), t.state_block(here)
+            ],
             outputs=[
                 (dxs_smem, lambda k: dx_ref.at[t.chunk_at(here, k)]),
                 (all_sums_smem, lambda k: sums_ref.at[t.number(here, k)]),
+                (dDs_smem, lambda k: dD_ref.at[t.number(here, k)]),
             ],
-            init_carry=plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA),
-        )(x_ref, g_ref, vectors_ref, dexits_ref)
-        dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+        )(x_ref, g_ref, vectors_ref, D_ref, dexits_ref)
+        made_smem = g_smem.at[0]  # g is read no more.
+        made_smem[...] = where_seen(tile(dscores_smem)).astype(jnp.bfloat16)
         plgpu.commit_smem()
         square_at = pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)
-        plgpu.copy_smem_to_gmem(dscores_smem, dscores_ref.at[here.part, square_at])
+        plgpu.copy_smem_to_gmem(made_smem, dscores_ref.at[here.part, square_at])
         plgpu.wait_smem_to_gmem(0)
 
     return tiles.call(
@@ -122,13 +140,15 @@ def chunk_gradients(
             jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
             jax.ShapeDtypeStruct((t.parts, t.all_chunks * t.groups * CHUNK, CHUNK), jnp.bfloat16),
             jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, 3 * t.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks, t.width), jnp.float32),
         ],
-        x, g, vectors, B, C, dexits, tokens,
+        x, g, vectors, D, B, C, dexits, tokens,
         **tiles.parts_grid(t),
         scratch_types=[
-            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),
-            t.shared(CHUNK, CHUNK), t.shared(slots, CHUNK, t.width),
-            plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32), plgpu.Barrier(num_arrivals=3),
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), t.shared(t.width // CHUNK, CHUNK, CHUNK),
+            plgpu.SMEM((3, CHUNK), jnp.int32), tiles.wide_square(), t.shared(slots, CHUNK, t.width),
+            plgpu.SMEM((slots, 3 * t.heads, CHUNK), jnp.float32), plgpu.SMEM((slots, t.width), jnp.float32),
+            plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )
@@ -142,7 +162,7 @@ def state_columns(t: Tiles) -> int:
 def keys_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of key_gradients in bytes: (once, for each stage of the pipeline)."""
     width = state_columns(t)
-    return 2 * CHUNK * (CHUNK + 3 * width), 2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK
+    return 2 * CHUNK * (CHUNK + 3 * width + t.width), 2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK
 
 
 def key_gradients(
@@ -170,7 +190,7 @@ def key_gradients(
     slots = tiles.stages(t.blocks, *keys_memory(t))
 
     def kernel(dscores_ref, others_ref, own_ref, v_ref, weight_ref, states_ref, out_ref, sums_ref,
-               dscores_smem, others_smem, own_smem, out_smem, all_sums_smem, barrier):
+               dscores_smem, others_smem, own_smem, out_smem, scaled_smem, all_sums_smem, barrier):
         column = lax.axis_index('column')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), 0, 0)
         of_group = here.tokens, pl.ds((here.group * cuts + column) * width, width)
@@ -182,15 +202,16 @@ def key_gradients(
         within = tiles.product(scores, others_smem)
 
         def step(v_smem, weight_smem, state_smem, sums_smem, total):
+            read = tiles.product(own_smem, state_smem.transpose((1, 0)))
             for head in range(t.heads):
-                part = tile(v_smem.at[:, t.columns(head)])
-                part *= over_rows(rows(weight_smem.at[head]), part.shape)
-                carried = tiles.register_product(
-                    part.astype(jnp.bfloat16), state_smem.at[t.columns(head)], interpret=interpret
-                )
-                total += carried
-                sums_smem.at[head][...] = jnp.sum(carried * tile(own_smem), axis=1)
-            return total
+                its = t.columns(head)
+                part = tiles.finite(tile(v_smem.at[:, its]))
+                part = (part * over_rows(rows(weight_smem.at[head]), part.shape)).astype(jnp.bfloat16)
+                scaled_smem.at[:, its][...] = part
+                of_head = read[:, head * t.headdim:(head + 1) * t.headdim]
+                sums_smem.at[head][...] = jnp.sum(part.astype(jnp.float32) * of_head, axis=1)
+            plgpu.commit_smem()
+            return total + tiles.product(scaled_smem, state_smem)
 
         total = tiles.pipeline(
             step, steps=t.blocks, slots=slots,
@@ -215,8 +236,8 @@ def key_gradients(
         dscores, others, own, v, weight, states,
         grid=(t.all_chunks, t.groups, cuts), grid_names=('chunk', 'group', 'column'),
         scratch_types=[
-            t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32),
-            plgpu.Barrier(num_arrivals=3),
+            t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, t.shared(CHUNK, t.width),
+            plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32), plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )

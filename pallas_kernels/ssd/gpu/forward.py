@@ -50,7 +50,7 @@ def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, i
         def step(v_smem, weight_smem, state_smem):
             for head in range(t.heads):
                 its = t.columns(head)
-                part = tile(v_smem.at[:, its])
+                part = tiles.finite(tile(v_smem.at[:, its]))
                 weighted = part * over_rows(rows(weight_smem.at[head]), part.shape)
                 scaled_smem.at[:, its][...] = weighted.astype(jnp.bfloat16)
             plgpu.commit_smem()
@@ -130,20 +130,21 @@ def carry_states(t: Tiles, states: jax.Array, through: jax.Array, *, reverse: bo
 def outputs_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of chunk_outputs in bytes: (once, for each stage of the pipeline)."""
     once = 2 * CHUNK * (2 * t.state + t.width) + 4 * 3 * CHUNK
-    return once, 2 * t.width * (2 * CHUNK + t.state) + 4 * 4 * t.heads * CHUNK
+    return once, 2 * t.width * (2 * CHUNK + t.state) + 4 * (4 * t.heads * CHUNK + t.width)
 
 
 def chunk_outputs(
-    t: Tiles, x: jax.Array, vectors: jax.Array, B: jax.Array, C: jax.Array, entries: jax.Array, tokens: jax.Array, *,
-    interpret: bool,
+    t: Tiles, x: jax.Array, vectors: jax.Array, D: jax.Array, B: jax.Array, C: jax.Array, entries: jax.Array,
+    tokens: jax.Array, *, interpret: bool,
 ) -> jax.Array:
-    """y, from the tokens of each chunk and the state at its entry.
+    """y with the skip D x, from the tokens of each chunk and the state at its entry.
 
     Args:
       t: the sizes.
       x, B, C: bfloat16, in the shapes of tiles.py.
       vectors: [M groups blocks, 4 heads, Q] float32: s, dt, entry, and s again, because what is loaded lies either
         along rows or along columns.
+      D: float32, in the shape of tiles.py.
       entries: the result of carry_states.
       tokens: [M, 3, Q] int32: the first and the last token that each token sees, and whether its y is NaN.
       interpret: run the kernel in the interpreter.
@@ -152,8 +153,8 @@ def chunk_outputs(
     """
     slots = tiles.stages(t.steps, *outputs_memory(t))
 
-    def kernel(x_ref, vectors_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem, u_smem,
-               out_smem, barrier):
+    def kernel(x_ref, vectors_ref, D_ref, B_ref, C_ref, entries_ref, tokens_ref, y_ref, B_smem, C_smem, tokens_smem,
+               u_smem, out_smem, barrier):
         here = Place.of_part(t)
         of_group = here.tokens, pl.ds(here.group * t.state, t.state)
         tiles.load(
@@ -173,13 +174,13 @@ def chunk_outputs(
         own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
         scores = jnp.where(i == j, 0.0, scores)
 
-        def step(x_smem, vectors_smem, h_smem, y_smem):
+        def step(x_smem, vectors_smem, D_smem, h_smem, y_smem):
             def vector(kind, head):
                 return vectors_smem.at[kind * t.heads + head]
 
             for head in range(t.heads):
                 its = t.columns(head)
-                part = tile(x_smem.at[:, its])
+                part = tiles.finite(tile(x_smem.at[:, its]))
                 u_smem.at[:, its][...] = (part * over_rows(rows(vector(1, head)), part.shape)).astype(jnp.bfloat16)
             plgpu.commit_smem()
             carried = tiles.product(C_smem, h_smem.transpose((1, 0)))
@@ -191,17 +192,18 @@ def chunk_outputs(
                 y = tiles.register_product(weights, u_smem.at[:, its], interpret=interpret)
                 y += over_rows(own, y.shape) * tile(u_smem.at[:, its])
                 y += over_rows(entry, y.shape) * carried[:, head * t.headdim:(head + 1) * t.headdim]
+                y += over_columns(columns(D_smem.at[its]), y.shape) * tiles.finite(tile(x_smem.at[:, its]))
                 y = jnp.where(over_rows(bad, y.shape) != 0, jnp.nan, y)
                 y_smem.at[:, its][...] = y.astype(jnp.bfloat16)
 
         tiles.pipeline(
             step, steps=t.steps, slots=slots,
-            in_specs=[t.chunk_block(here), t.vectors_block(here, 4), t.state_block(here)],
+            in_specs=[t.chunk_block(here), t.vectors_block(here, 4), t.skips_block(here), t.state_block(here)],
             outputs=[(out_smem, lambda k: y_ref.at[t.chunk_at(here, k)])],
-        )(x_ref, vectors_ref, entries_ref)
+        )(x_ref, vectors_ref, D_ref, entries_ref)
 
     return tiles.call(
-        kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), x, vectors, B, C, entries, tokens,
+        kernel, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), x, vectors, D, B, C, entries, tokens,
         **tiles.parts_grid(t),
         scratch_types=[
             t.shared(CHUNK, t.state), t.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32),

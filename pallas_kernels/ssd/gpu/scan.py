@@ -51,15 +51,16 @@ def why_not_pallas_gpu(x_dtype: DTypeLike, headdim: int, state: int, chunk_size:
 
 def ssd_scan_pallas_gpu(
     x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, run: jax.Array, *, reverse: bool,
-    chunk_size: int | None = None, interpret: bool = False,
+    D: jax.Array | None = None, chunk_size: int | None = None, interpret: bool = False,
 ) -> jax.Array:
-    """ssd_scan without D in Mosaic GPU kernels. Source: Mamba-2 (Dao and Gu 2024), section 6.
+    """ssd_scan in Mosaic GPU kernels. Source: Mamba-2 (Dao and Gu 2024), section 6.
 
     Args:
       x, B, C: as in ssd_scan, bfloat16.
       dt, A: as in ssd_scan, float32.
       run: int32 [batch, length], from segments.run_ids.
       reverse: scan from the right.
+      D: as in ssd_scan.
       chunk_size: 64 or None.
       interpret: run the kernels in the interpreter, on a CPU.
 
@@ -69,7 +70,10 @@ def ssd_scan_pallas_gpu(
     if reason:
         raise ValueError(reason)
     gap = [(0, 0)] * 3 + [(0, Tiles.of(*x.shape, *B.shape[2:]).state - B.shape[3])]
-    return _ssd(reverse, interpret, x, dt, A, jnp.pad(B, gap), jnp.pad(C, gap), run)
+    # 0 A varies over the same mesh axes as A, which zeros do not.
+    D = 0 * A if D is None else D.astype(A.dtype)
+    D = jnp.broadcast_to(D.reshape(len(A), -1), x.shape[2:])
+    return _ssd(reverse, interpret, x, dt, A, D, jnp.pad(B, gap), jnp.pad(C, gap), run)
 
 
 def _chunked(t: Tiles, a: jax.Array, fill=0) -> jax.Array:
@@ -128,8 +132,9 @@ def _vectors(t: Tiles, *kinds: jax.Array) -> jax.Array:
 
 
 class _Prepared:
-    """What the kernels read in one call, with zeros for tokens that are not finite.
+    """What the kernels read in one call, with zeros in dt, B and C for tokens that are not finite.
 
+    The kernels themselves take values of x and g that are not finite for zeros. D: in the shape of tiles.py.
     t: the sizes. x, B, C: in the shapes of tiles.py. Float32 for each head: dt [M, heads, Q]; s2 [M, heads, Q], the sum
     of dt A in base 2; entry, exit [M, heads, Q] and through [M, heads], the decays from entry to token, from token to
     exit and from entry to exit, zero where no run connects. gone [M, heads, Q]: whether a token's decay vanishes.
@@ -137,14 +142,15 @@ class _Prepared:
     the last token that each token sees, or that see it. finite: bool [batch, length].
     """
 
-    def __init__(self, reverse, x, dt, A, B, C, run):
+    def __init__(self, reverse, x, dt, A, D, B, C, run):
         batch, self.length, self.heads, headdim = x.shape
         groups, state = B.shape[2:]
         self.t = t = Tiles.of(batch, self.length, self.heads, headdim, groups, state)
         self.finite = finite_tokens(x, dt, B, C)
-        x, dt, B, C = zero_unless(self.finite, x, dt, B, C)
+        dt, B, C = zero_unless(self.finite, dt, B, C)
         self.x = _tokens_by_columns(t, x)
         self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
+        self.D = _whole_blocks(t, D, 0).reshape(-1, t.width)
         self.dt = _by_head(t, dt)
         run = _chunked(t, run, fill=-1)  # what lies beyond the end is a run of its own
         order = jnp.arange(CHUNK, dtype=jnp.int32)
@@ -175,46 +181,45 @@ class _Prepared:
         return jnp.repeat(per_head, self.t.headdim, axis=1)
 
 
-def _forward(reverse, interpret, x, dt, A, B, C, run):
+def _forward(reverse, interpret, x, dt, A, D, B, C, run):
     """Returns (y, the states at the chunks' entries)."""
-    p = _Prepared(reverse, x, dt, A, B, C, run)
+    p = _Prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
     poisoned = _chunked(t, reached_from(~p.finite, run, reverse=reverse))
     states = forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
     entries = forward.carry_states(t, states, p.channels(p.through), reverse=reverse, interpret=interpret)
     y = forward.chunk_outputs(
-        t, p.x, _vectors(t, p.s2, p.dt, p.entry, p.s2), p.B, p.C, entries,
+        t, p.x, _vectors(t, p.s2, p.dt, p.entry, p.s2), p.D, p.B, p.C, entries,
         jnp.stack([*p.sees, poisoned.astype(jnp.int32)], axis=1), interpret=interpret,
     )
     return _from_columns(t, y, p.length, p.heads), entries
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ssd(reverse: bool, interpret: bool, x, dt, A, B, C, run):
-    return _forward(reverse, interpret, x, dt, A, B, C, run)[0]
+def _ssd(reverse: bool, interpret: bool, x, dt, A, D, B, C, run):
+    return _forward(reverse, interpret, x, dt, A, D, B, C, run)[0]
 
 
-def _ssd_fwd(reverse, interpret, x, dt, A, B, C, run):
-    y, entries = _forward(reverse, interpret, x, dt, A, B, C, run)
-    return y, (x, dt, A, B, C, run, entries)
+def _ssd_fwd(reverse, interpret, x, dt, A, D, B, C, run):
+    y, entries = _forward(reverse, interpret, x, dt, A, D, B, C, run)
+    return y, (x, dt, A, D, B, C, run, entries)
 
 
 def _ssd_bwd(reverse, interpret, residuals, g):
-    x, dt, A, B, C, run, entries = residuals
-    p = _Prepared(reverse, x, dt, A, B, C, run)
+    x, dt, A, D, B, C, run, entries = residuals
+    p = _Prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
     finite_g = finite_tokens(g)
     # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(~p.finite, run, reverse=False) | reached_from(~p.finite, run, reverse=True)
     poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
-    (g,) = zero_unless(finite_g, g)
     g = _tokens_by_columns(t, g)
 
     entry = _vectors(t, p.entry)
     dentries = forward.chunk_states(t, g, entry, p.C, interpret=interpret)
     dexits = forward.carry_states(t, dentries, p.channels(p.through), reverse=not reverse, interpret=interpret)
-    dx, dscores, within = backward.chunk_gradients(
-        t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.B, p.C, dexits,
+    dx, dscores, within, dD = backward.chunk_gradients(
+        t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.D, p.B, p.C, dexits,
         jnp.stack([*p.seen_by, _chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
     )
     dscores = jnp.sum(dscores, axis=0, dtype=jnp.float32).astype(jnp.bfloat16)
@@ -248,8 +253,9 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     dA = jnp.sum(_own_heads(t, jnp.sum(p.dt * da, axis=2), 1, p.heads), axis=0)
     dB, dC = (_unchunked(t, a.reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length) for a in (dB, dC))
     ddt, dB, dC = (jnp.where(at_tokens(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (ddt, dB, dC))
-    dA = jnp.where(jnp.any(poisoned), jnp.nan, dA)
-    return _from_columns(t, dx, p.length, p.heads), ddt, dA, dB, dC, None
+    dD = jnp.sum(dD.reshape(t.all_chunks, -1, t.headdim), axis=0)
+    dA, dD = (jnp.where(jnp.any(poisoned), jnp.nan, a) for a in (dA, _own_heads(t, dD, 0, p.heads)))
+    return _from_columns(t, dx, p.length, p.heads), ddt, dA, dD, dB, dC, None
 
 
 _ssd.defvjp(_ssd_fwd, _ssd_bwd)

@@ -8,10 +8,11 @@ descriptor has at most five:
     x, g, y, dx     [M Q, groups blocks heads P]    bfloat16
     B, C            [M Q, groups N]                 bfloat16
     states          [M groups blocks heads P, N]    bfloat16
+    D               [groups blocks, heads P]        float32
     per token       [M groups blocks, kinds heads, Q]   float32, or [M, kinds, Q] int32
 """
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +115,10 @@ class Tiles(NamedTuple):
         """The spec for vectors: in each step, those of one block, in row kind * heads + head."""
         return plgpu.BlockSpec((None, kinds * self.heads, CHUNK), lambda k: (self.number(here, k), 0, 0))
 
+    def skips_block(self, here: 'Place') -> Any:
+        """The spec for D: in each step, its values for the columns of one block."""
+        return plgpu.BlockSpec((None, self.width), lambda k: (here.group * self.blocks + here.first + k, 0))
+
     def number(self, here: 'Place', k: Any) -> Any:
         """The number of the block of step k among the blocks of all chunks and groups."""
         return (here.m * self.groups + here.group) * self.blocks + here.first + k
@@ -125,6 +130,14 @@ class Tiles(NamedTuple):
     def columns(self, head: int) -> Any:
         """The slice of a block's columns that belong to one of its heads."""
         return pl.ds(head * self.headdim, self.headdim)
+
+    def pieces(self, heads: Iterable[int]) -> list[Any]:
+        """Slices of at most 64 of a block's columns, which fit into registers, for all columns of these heads."""
+        width = min(self.headdim, CHUNK)
+        return [
+            pl.ds(first, width) for head in heads
+            for first in range(head * self.headdim, (head + 1) * self.headdim, width)
+        ]
 
 
 class Place(NamedTuple):
@@ -183,6 +196,13 @@ def call(
     )
 
 
+def wide_square() -> Any:
+    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+    return plgpu.SMEM(
+        (CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+    )
+
+
 def rows(ref: Any) -> jax.Array:
     """Load a vector [Q] from shared memory, one value for each row of a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(1))
@@ -196,6 +216,11 @@ def columns(ref: Any) -> jax.Array:
 def tile(ref: Any) -> jax.Array:
     """Load a matrix from shared memory as float32, laid out in registers as a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+
+
+def finite(a: jax.Array) -> jax.Array:
+    """The array with zeros in place of values that are not finite."""
+    return jnp.where(jnp.abs(a) < jnp.inf, a, 0.0)
 
 
 def over_rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
