@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from ssd4rec_jax.data.ids import IdIndex, positions
+from ssd4rec_jax.data.ids import IdIndex, Lookup, positions
 from ssd4rec_jax.data.vocabulary import TextIds
 
 WANTED = ['7', ' a b', '-3', '7.0', 'né', '', '12', '007', 'nobody', '99999999999999999999', '-0']
@@ -18,4 +18,6 @@ def test_the_index_finds_the_same(vocabulary, collide, monkeypatch):
         monkeypatch.setattr('polars.Series.hash', lambda series: (series.cast(str).str.len_bytes() * 0).fill_null(0))
     index = IdIndex(vocabulary)
     np.testing.assert_array_equal(index.positions(WANTED), expected)
+    lookup = Lookup(vocabulary)
+    assert [-1 if (at := lookup.get(id_)) is None else at for id_ in WANTED] == expected.tolist()
     assert (expected >= 0).any() == (len(vocabulary) > 0) and len(index.positions([])) == 0
