@@ -16,7 +16,6 @@ from ssd4rec_jax.data.vocabulary import TextIds
 MISSING_WORDS = 'nan', 'NaN', 'null', 'NULL', 'None'
 _INTEGER = r'^(0|[1-9][0-9]{0,17})$'
 _WHOLE = r'^(0|[1-9][0-9]{0,17})(\.0+)?$'
-_ASKED_INTEGER = re.compile(r'(0|-?[1-9][0-9]{0,17})(\.0+)?')
 _LAST_EXACT_FLOAT = 2.0**53
 _ASKED_INTEGER = re.compile(r'(0|-?[1-9][0-9]{0,17})(?:\.0+)?', re.ASCII)
 # What polars strips; Python alone would strip a few control characters too.
@@ -108,6 +107,20 @@ class IdIndex:
         self._order = np.argsort(hashes, kind='stable')
         self._hashes = hashes[self._order]
 
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+    def get(self, wanted: int | str) -> int | None:
+        """Where one id stands in the vocabulary; None where it does not."""
+        key = self._key(str(wanted))
+        own = hash(key)
+        at = int(self._hashes.searchsorted(own))
+        while at < len(self._hashes) and self._hashes[at] == own:  # Chance may give several ids one hash.
+            if self._vocabulary[self._order[at]] == key:
+                return int(self._order[at])
+            at += 1
+        return None
+
     def positions(self, wanted: Sequence[str]) -> np.ndarray:
         """As the function of that name."""
         if len(wanted) > _FEW:
@@ -128,24 +141,6 @@ class IdIndex:
             return text
         found = _ASKED_INTEGER.fullmatch(text)
         return int(found[1]) if found else None
-
-
-class Lookup:
-    """`positions` of a vocabulary for one id at a time: a table that is made once."""
-
-    def __init__(self, vocabulary: np.ndarray | TextIds):
-        self._is_text = isinstance(vocabulary, TextIds)
-        self._at: dict[int | str, int] = {id_: at for at, id_ in enumerate(vocabulary.tolist())}
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def get(self, wanted: int | str) -> int | None:
-        """Where an id stands in the vocabulary; None where it does not."""
-        text = str(wanted).strip()
-        if self._is_text:
-            return self._at.get(text)
-        return self._at.get(int(text.partition('.')[0])) if _ASKED_INTEGER.fullmatch(text) else None
 
 
 def texts_of(ids: Iterable[int | str]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.data.gaps import Gaps
-from ssd4rec_jax.data.ids import Lookup
+from ssd4rec_jax.data.ids import IdIndex
 from ssd4rec_jax.serve.event_log import Event
 from ssd4rec_jax.serve.model import Model
 from ssd4rec_jax.serve.search import Search
@@ -131,8 +131,8 @@ class UserNumbers:
 
     def __init__(self, model: Model):
         dataset = model.answers.dataset
-        self._known, self._ids = Lookup(dataset.user_ids), model.answers.user_ids.to_list()
-        self._outside = None if dataset.outside is None else Lookup(dataset.outside.user_ids)
+        self._known, self._ids = IdIndex(dataset.user_ids), model.answers.user_ids.to_list()
+        self._outside = None if dataset.outside is None else IdIndex(dataset.outside.user_ids)
 
     def get(self, user: int | str) -> int | None:
         """Where a user stands."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ssd4rec_jax.answers import Answers
-from ssd4rec_jax.data.ids import Lookup
+from ssd4rec_jax.data.ids import IdIndex
 from ssd4rec_jax.data.packing import StepShape
 from ssd4rec_jax.rank.excluded import round_up
 from ssd4rec_jax.run.saved_run import SavedRun
@@ -36,7 +36,7 @@ class Model:
         self.longest = self._shapes[-1].tokens
         self.answers = Answers(saved, self._shapes)
         self.num_items = saved.dataset.num_items
-        self.item_numbers = Lookup(saved.dataset.item_ids)
+        self.item_numbers = IdIndex(saved.dataset.item_ids)
         self.item_ids: list[int | str] = self.answers.item_ids.to_list()
         counts = self.answers.counts.astype(np.float64)
         counts[0] = -np.inf

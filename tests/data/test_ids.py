@@ -21,4 +21,5 @@ def test_the_index_finds_the_same(vocabulary, collide, monkeypatch):
     index = IdIndex(vocabulary)
     np.testing.assert_array_equal(index.positions(WANTED), expected)
     np.testing.assert_array_equal(index.positions(WANTED * 1000), np.tile(expected, 1000))
+    assert [-1 if (at := index.get(id_)) is None else at for id_ in WANTED] == expected.tolist()
     assert (expected >= 0).any() == (len(vocabulary) > 0) and len(index.positions([])) == 0

@@ -133,6 +133,7 @@ async def killed_under_load(server):
     return acknowledged
 
 
+@pytest.mark.slow
 def test_reload_kill_and_shutdown(folder, started):
     first = started(folder / 'model')
     seen, steps = asyncio.run(reloaded_under_load(first, folder))
