@@ -1,4 +1,4 @@
-"""Answer over HTTP with a trained model: recommendations, new events, a page to try it.
+"""Answer over HTTP with a trained model, and take new events in.
 
     ssd4rec serve --model=DIR --port=8080
 
