@@ -53,10 +53,10 @@ def run_cell(
         valid, curve                      validation of the best epoch, and [{'epoch', 'train_seconds', metric: value}]
         objective, loss, epochs, best_epoch, parameters, train_seconds, inference_seconds, tokens_per_second,
         step_memory_bytes, packing_fill   of the training; inference ranks all test items with a compiled program
-        interactions_lost                 the share of the interactions of all training histories that data.max_history or
-                                          a network's max_length leaves out
+        interactions_lost                 the share of the interactions of all training histories that
+                                          data.max_history or a network's max_length leaves out
 
-    The last three lines are absent for a ranking that counts.
+    The last five lines are absent for a ranking that counts.
     """
     started = time.monotonic()
     of_training: dict[str, Any] = {}
