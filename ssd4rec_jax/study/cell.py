@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from pallas_kernels.bench.chip import chip_name
-from ssd4rec_jax.config.run import to_dict
+from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import test_examples, train_examples
 from ssd4rec_jax.presets.command import train_command
@@ -53,9 +53,10 @@ def run_cell(
         valid, curve                      validation of the best epoch, and [{'epoch', 'train_seconds', metric: value}]
         objective, loss, epochs, best_epoch, parameters, train_seconds, inference_seconds, tokens_per_second,
         step_memory_bytes, packing_fill   of the training; inference ranks all test items with a compiled program
-        interactions_lost                 the share of the interactions of all training histories that max_history cuts
+        interactions_lost                 the share of the interactions of all training histories that
+                                          data.max_history or a network's max_length leaves out
 
-    The last three lines are absent for a ranking that counts.
+    The last five lines are absent for a ranking that counts.
     """
     started = time.monotonic()
     of_training: dict[str, Any] = {}
@@ -81,7 +82,7 @@ def run_cell(
         of_training = {name: result[key] for key, name in _OF_RESULT.items()}
         of_training |= {
             'inference_seconds': time.monotonic() - compiled,
-            'interactions_lost': _lost(dataset, cell.config.data.max_history),
+            'interactions_lost': _lost(dataset, cell.config),
             'curve': _curve(RunFolder(folder.run(cell.name))),
         }
     per_target = _targets(dataset, users, ranks)
@@ -114,9 +115,11 @@ def _targets(dataset: SequenceDataset, users: np.ndarray, ranks: dict[str, np.nd
     }
 
 
-def _lost(dataset: SequenceDataset, max_history: int) -> float:
+def _lost(dataset: SequenceDataset, config: RunConfig) -> float:
     lengths = train_examples(dataset).lengths
-    return 1 - float(np.minimum(lengths, max_history or lengths).sum() / lengths.sum())
+    read = np.minimum(lengths, config.data.max_history or lengths)
+    read = np.minimum(read, getattr(config.model, 'max_length', lengths))  # a peer's own limit
+    return 1 - float(read.sum() / lengths.sum())
 
 
 def _quarters(ranks: dict[str, np.ndarray], values: np.ndarray) -> list[dict[str, Any]]:

@@ -4,9 +4,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ssd4rec_jax.rank.report import WORTH
-
-RESAMPLES = 2000
+from ssd4rec_jax.rank.report import RESAMPLES, WORTH
 
 
 class Difference(NamedTuple):

@@ -1,4 +1,5 @@
 """study.json: what the finished cells of a study say together."""
+import functools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ COSTS = (
     'parameters', 'epochs', 'best_epoch', 'train_seconds', 'seconds_per_epoch', 'inference_seconds',
     'tokens_per_second', 'step_memory_bytes', 'packing_fill', 'interactions_lost', 'seconds',
 )
+
+_Seeds = tuple[tuple[int | None, str], ...]  # the seed and the name of each finished cell of a row
 
 
 def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str) -> dict[str, Any]:
@@ -55,10 +58,13 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
     if len({record['fingerprint'] for record in finished}) > 1:
         raise ConfigError(f'{folder.path} holds cells of different logs: name another --output')
     rows = {name: _row(own, records) for name, own in by_row.items()}
-    ranks = _Ranks(folder, {name: [c for c in own if records[c.name]] for name, own in by_row.items()})
+    seeds = {name: tuple((c.seed, c.name) for c in own if records[c.name]) for name, own in by_row.items()}
     against = {seen: _against(study, [own[0].row for own in by_row.values()], rows, seen) for seen in PROTOCOLS}
     for name, row in rows.items():
-        row['difference'] = {seen: ranks.differences(name, against[seen], seen) for seen in PROTOCOLS}
+        row['difference'] = {
+            seen: None if other in (None, name) else _differences(folder, seeds[name], seeds[other], seen)
+            for seen, other in against.items()
+        }
     return {
         'format': FORMAT, 'study': study.name, 'about': study.about, 'command': command,
         'dataset': finished[0]['dataset'] if finished else None,
@@ -125,36 +131,30 @@ def _best(rows: dict[str, dict[str, Any]], seen: str, metric: str) -> str | None
     return max(done, key=lambda name: done[name]) if done else None
 
 
-class _Ranks:
-    """The values of each user, by row and seed, read once."""
-
-    def __init__(self, folder: StudyFolder, finished: dict[str, list[Cell]]):
-        self._folder, self._finished = folder, finished
-        self._values: dict[tuple[str, str, str], dict[int | None, np.ndarray]] = {}
-
-    def differences(self, name: str, other: str | None, seen: str) -> dict[str, Any] | None:
-        """{metric: difference}; None where there is nothing to compare."""
-        if other is None or name == other or not self._finished[name]:
+@functools.cache  # A study is summed up after each cell, and only one row has changed then.
+def _differences(folder: StudyFolder, own: _Seeds, other: _Seeds, seen: str) -> dict[str, Any] | None:
+    """{metric: difference of two rows}; None where they have no seeds in common, or no ranks."""
+    found = {}
+    for metric in COMPARED:
+        pairs = _pairs(*(
+            {seed: values[seen, metric] for seed, cell in row if (values := _values(folder, cell))}
+            for row in (own, other)
+        ))
+        if pairs is None:
             return None
-        found = {}
-        for metric in COMPARED:
-            pairs = _pairs(self._of(name, seen, metric), self._of(other, seen, metric))
-            if pairs is None:
-                return None
-            found[metric] = {**difference(*pairs)._asdict(), 'seeds': len(pairs[0])}
-        return found
+        found[metric] = {**difference(*pairs)._asdict(), 'seeds': len(pairs[0])}
+    return found
 
-    def _of(self, name: str, seen: str, metric: str) -> dict[int | None, np.ndarray]:
-        """{seed: float64 [users]}."""
-        key = name, seen, metric
-        if key not in self._values:
-            kinds = [(each, one) for each in PROTOCOLS for one in COMPARED]
-            self._values |= {(name, *kind): {} for kind in kinds}
-            for cell in self._finished[name]:
-                if ranks := self._folder.ranks(cell.name):
-                    for each, one in kinds:
-                        self._values[name, each, one][cell.seed] = user_values(ranks[each], ranks['users'], one)
-        return self._values[key]
+
+@functools.cache
+def _values(folder: StudyFolder, cell: str) -> dict[tuple[str, str], np.ndarray] | None:
+    """{(protocol, metric): float64 [users]} of a finished cell; None where its ranks were not kept."""
+    ranks = folder.ranks(cell)
+    if ranks is None:
+        return None
+    return {
+        (seen, metric): user_values(ranks[seen], ranks['users'], metric) for seen in PROTOCOLS for metric in COMPARED
+    }
 
 
 def _pairs(
