@@ -1,5 +1,5 @@
 """The small arrays of a state as one vector, which a GPU updates in one kernel instead of one for each of them."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ _MOST = 4096
 class Carried(NamedTuple):
     """A state as train steps hand it on. vector: float32 [n], its small arrays one after another. others: the rest."""
 
-    vector: jax.Array
+    vector: Any
     others: list[jax.Array]
 
 
