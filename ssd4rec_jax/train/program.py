@@ -76,7 +76,7 @@ class TrainProgram:
         negatives = config.train.num_negatives if loss.samples else 0
         self.objective = Objective(self.network, config.data.mask_ratio, every_prefix, loss, negatives)
         self.step = make_train_step(self.objective, self.optimizer, mesh, config.train.ema_decay)
-        small = SmallArrays(self.like)
+        small = SmallArrays(self.like, mesh)
         self._small = small if mesh.devices.flat[0].platform in PACKED_ON else None
         self._pack, self._unpack = jax.jit(small.pack), jax.jit(small.unpack)
 
@@ -125,7 +125,8 @@ class TrainProgram:
         )
         number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated(self.mesh))
         held = jax.ShapeDtypeStruct((self.network.shard(self.mesh).padded,), jnp.float32, sharding=by_item(self.mesh))
-        return self._carried_like(), batch, number, number, *([held] if self.objective.loss.samples else [])
+        first = self._small.carried_like if self._small else self.like
+        return first, batch, number, number, *([held] if self.objective.loss.samples else [])
 
     def trace(self, shape: StepShape) -> jax.stages.Traced:
         """The step for batches of this shape, traced for the mesh's platform."""
@@ -160,15 +161,6 @@ class TrainProgram:
             return small.pack(state), loss
 
         return jax.jit(packed, donate_argnums=0)
-
-    def _carried_like(self) -> Any:
-        if self._small is None:
-            return self.like
-        whole = replicated(self.mesh)
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or whole),
-            jax.eval_shape(self._small.pack, self.like),
-        )
 
     def _platform(self) -> contextlib.AbstractContextManager[None]:
         return tracing_for(self.mesh.devices.flat[0].platform)

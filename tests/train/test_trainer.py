@@ -125,6 +125,10 @@ def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatc
     del packed  # This releases its lock.
     resumed = trainer_in(tmp_path)
     assert resumed.run()['parameters'] == result['parameters']
+    split = trainer_in(tmp_path / 'split', model_shards=2, stop_requested=StopAfter(2))
+    assert split.run() is None
+    for array, like in zip(jax.tree.leaves(split.state), jax.tree.leaves(split.program.like), strict=True):
+        assert array.shape == like.shape and array.sharding.is_equivalent_to(like.sharding, array.ndim)
     for ours, theirs in zip(records(tmp_path, 'valid'), records(workdir, 'valid'), strict=True):
         assert ours['epoch_loss'] == pytest.approx(theirs['epoch_loss'], rel=1e-6)
     plain = trainer_in(workdir).session.checkpoints.restore_best(resumed.program.like).state
