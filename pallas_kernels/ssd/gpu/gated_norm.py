@@ -220,28 +220,28 @@ def _flat_tokens(other):
 class _Fetch:
     """Copies to a program's shared memory, of the rows of its own tokens or of their other tokens."""
 
-    def __init__(self, other_ref, other_smem, first, barrier):
+    def __init__(self, other_ref: Any, other_smem: Any, first: Any, barrier: Any) -> None:
         self.other_smem, self.barrier = other_smem, barrier
         self.tile = lax.axis_index('tile')
         self.own = pl.ds(self.tile * TOKENS, TOKENS)
         tiles.load((other_ref.at[self.own], other_smem), barrier=first)
 
     @staticmethod
-    def scratch(whole, elsewhere):
+    def scratch(whole: Any, elsewhere: Any) -> Any:
         """What __init__ needs, for `whole` arrays and for rows of own tokens or of others."""
         arrivals = whole + sum(TOKENS if other else 1 for other in elsewhere)
         return [plgpu.SMEM((TOKENS,), jnp.int32), plgpu.Barrier(), plgpu.Barrier(num_arrivals=arrivals)]
 
-    def start(self, *copies):
+    def start(self, *copies: Any) -> None:
         for source, target in copies:
             plgpu.copy_gmem_to_smem(source, target, self.barrier)
 
-    def rows(self, ref, smem, elsewhere):
+    def rows(self, ref: Any, smem: Any, elsewhere: Any) -> None:
         if elsewhere:
             for k in range(TOKENS):
                 self.start((ref.at[pl.ds(self.other_smem[k], 1)], smem.at[pl.ds(k, 1)]))
         else:
             self.start((ref.at[self.own], smem))
 
-    def wait(self):
+    def wait(self) -> None:
         plgpu.barrier_wait(self.barrier)

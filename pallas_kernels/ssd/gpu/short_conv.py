@@ -228,7 +228,7 @@ class _Here:
     own, loaded: its own tokens and those that it loads, among all. into: the rows of the buffers that it loads into.
     """
 
-    def __init__(self, how, tokens, x_smem, reach_smem, taps_smem):
+    def __init__(self, how: Any, tokens: Any, x_smem: Any, reach_smem: Any, taps_smem: Any) -> None:
         self.how, self.x_smem, self.reach_smem, self.taps_smem = how, x_smem, reach_smem, taps_smem
         self.tile, self.column = lax.axis_index('tile'), lax.axis_index('column')
         # What a program loads is moved where it would lie outside the array.
@@ -238,13 +238,13 @@ class _Here:
         self.columns = pl.ds(self.column * how.columns, how.columns)
         self.row = how.halo + self.tile * TOKENS - start  # of the program's first token in the buffers
 
-    def of_results(self, refs):
+    def of_results(self, refs: Any) -> Iterator[tuple]:
         """For each array of each result: whether it holds the program's columns, which ones, the result, its ref."""
         parts = list(self.how.parts(self.column))
         for k, ref in enumerate(refs):
             yield *parts[k % len(parts)], k // len(parts), ref
 
-    def load(self, x_ref, position_ref, remaining_ref, taps_ref, barrier):
+    def load(self, x_ref: Any, position_ref: Any, remaining_ref: Any, taps_ref: Any, barrier: Any) -> None:
         tiles.load(
             (x_ref.at[self.loaded, self.columns], self.x_smem.at[self.into]),
             (position_ref.at[self.loaded], self.reach_smem.at[0, self.into]),
@@ -253,19 +253,19 @@ class _Here:
             barrier=barrier,
         )
 
-    def read(self, ref):
+    def read(self, ref: Any) -> Any:
         return plgpu.load(ref, layout=self.how.layout, optimized=False)
 
-    def tokens(self, smem, first, number):
+    def tokens(self, smem: Any, first: Any, number: Any) -> Any:
         """`number` tokens in float32, of which the first is `first` tokens after the program's first one."""
         return self.read(smem.at[pl.ds(self.row + first, number)]).astype(jnp.float32)
 
-    def tap(self, number, shape):
+    def tap(self, number: Any, shape: Any) -> Any:
         """A row of taps at every token."""
         tap = plgpu.load(self.taps_smem.at[number], layout=self.how.layout.reduce(0), optimized=False)
         return over_columns(tap, shape)
 
-    def within(self, a, first, distance, reverse):
+    def within(self, a: Any, first: Any, distance: Any, reverse: Any) -> Any:
         """`a` where a token's history has at least `distance` tokens before the token or, with reverse, after it."""
         if distance == 0:
             return a
@@ -274,7 +274,7 @@ class _Here:
         # A product with zero would let a NaN of the neighbouring history through.
         return jnp.where(over_rows(reach, a.shape) >= distance, a, 0.0)
 
-    def convolution(self, first, number, reverse):
+    def convolution(self, first: Any, number: Any, reverse: Any) -> Any:
         """The convolution, before silu, at `number` tokens."""
         total = self.tap(0, (number, self.how.columns))
         for distance in range(self.taps_smem.shape[0] - 1):
