@@ -26,6 +26,7 @@ from pallas_kernels.ssd.gpu.tiles import over_columns, over_rows, plgpu
 TOKENS = 64
 COLUMNS = 64
 MOST_TAPS = 5  # A halo has at least 4 tokens.
+REACH = 32  # The copy engine writes at multiples of 128 bytes, which is so many of the tokens' positions.
 
 
 class Convolution(NamedTuple):
@@ -214,10 +215,10 @@ short_convs.defvjp(lambda how, *arguments: (_convolve(how, *arguments), argument
 
 
 def _scratch(how, taps):
-    """The buffers of _Here: x, (position, remaining), taps. Those of tokens have an empty halo at both ends."""
-    rows = how.loaded + 2 * how.halo
+    """The buffers of _Here: x with an empty halo at both ends, (position, remaining) from REACH on, taps."""
+    reach = -(-(REACH + how.loaded + how.halo) // REACH) * REACH
     return [
-        plgpu.SMEM((rows, how.columns), jnp.bfloat16), plgpu.SMEM((2, rows), jnp.int32),
+        plgpu.SMEM((how.loaded + 2 * how.halo, how.columns), jnp.bfloat16), plgpu.SMEM((2, reach), jnp.int32),
         plgpu.SMEM((taps.shape[0], how.columns), jnp.float32),
     ]
 
@@ -247,8 +248,8 @@ class _Here:
     def load(self, x_ref: Any, position_ref: Any, remaining_ref: Any, taps_ref: Any, barrier: Any) -> None:
         tiles.load(
             (x_ref.at[self.loaded, self.columns], self.x_smem.at[self.into]),
-            (position_ref.at[self.loaded], self.reach_smem.at[0, self.into]),
-            (remaining_ref.at[self.loaded], self.reach_smem.at[1, self.into]),
+            (position_ref.at[self.loaded], self.reach_smem.at[0, pl.ds(REACH, self.how.loaded)]),
+            (remaining_ref.at[self.loaded], self.reach_smem.at[1, pl.ds(REACH, self.how.loaded)]),
             (taps_ref.at[:, self.columns], self.taps_smem),
             barrier=barrier,
         )
@@ -269,7 +270,8 @@ class _Here:
         """`a` where a token's history has at least `distance` tokens before the token or, with reverse, after it."""
         if distance == 0:
             return a
-        ref = self.reach_smem.at[1 if reverse else 0, pl.ds(self.row + first, a.shape[0])]
+        at = self.row - self.how.halo + REACH + first
+        ref = self.reach_smem.at[1 if reverse else 0, pl.ds(at, a.shape[0])]
         reach = plgpu.load(ref, layout=self.how.layout.reduce(1), optimized=False)
         # A product with zero would let a NaN of the neighbouring history through.
         return jnp.where(over_rows(reach, a.shape) >= distance, a, 0.0)
