@@ -31,9 +31,11 @@ def parts_of_short_convs(
 
     kernel, bias: in the dtype of the parameters. implementation: that of the scan, as in ssd_scan.
     """
-    if implementation == 'pallas_gpu' and gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths) is None:
+    interpret = target().interpret
+    obstacle = gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths, interpret=interpret)
+    if implementation == 'pallas_gpu' and obstacle is None:
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
-        how = gpu.Convolution(directions, widths, target().interpret)
+        how = gpu.Convolution(directions, widths, interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
     stops = tuple(itertools.accumulate(widths))[:-1]
     convs = short_convs(x, kernel.astype(x.dtype), bias.astype(x.dtype), layout, directions)

@@ -11,10 +11,15 @@ from ssd4rec_jax.train.state import TrainState
 
 # Larger ones gain nothing: cutting them out of the vector again takes kernels of its own.
 _MOST = 4096
+# XLA hands a part of the vector to a kernel as it lies there, and kernels want it at a multiple of 256 bytes.
+_ALIGNED = 64
 
 
 class Carried(NamedTuple):
-    """A state as train steps hand it on. vector: float32 [n], its small arrays one after another. others: the rest."""
+    """A state as train steps hand it on.
+
+    vector: float32 [n], its small arrays one after another, each from a multiple of _ALIGNED on. others: the rest.
+    """
 
     vector: Any
     others: list[jax.Array]
@@ -34,13 +39,14 @@ class SmallArrays:
         ]
         self._whole = replicated(mesh)
         small, others = self._split(self._leaves)
-        size = sum(leaf.size for leaf in small)
+        size = sum(_room(leaf.size) for leaf in small)
         self.carried_like = Carried(jax.ShapeDtypeStruct((size,), jnp.float32, sharding=self._whole), others)
 
     def pack(self, state: TrainState) -> Carried:
         """The state with its small arrays in one vector; the others are the same arrays."""
         small, others = self._split(jax.tree.leaves(state))
-        vector = jnp.concatenate([jnp.zeros(0, jnp.float32), *(leaf.ravel() for leaf in small)])
+        filled = [jnp.pad(leaf.ravel(), (0, _room(leaf.size) - leaf.size)) for leaf in small]
+        vector = jnp.concatenate([jnp.zeros(0, jnp.float32), *filled])
         return Carried(lax.with_sharding_constraint(vector, self._whole), others)
 
     def unpack(self, carried: Carried) -> TrainState:
@@ -49,7 +55,7 @@ class SmallArrays:
         for like, is_small in zip(self._leaves, self._is_small, strict=True):
             if is_small:
                 leaves.append(carried.vector[at:at + like.size].reshape(like.shape))
-                at += like.size
+                at += _room(like.size)
             else:
                 leaves.append(next(others))
         return jax.tree.unflatten(self._tree, leaves)
@@ -60,3 +66,8 @@ class SmallArrays:
         for leaf, is_small in zip(leaves, self._is_small, strict=True):
             parts[not is_small].append(leaf)
         return parts
+
+
+def _room(size: int) -> int:
+    """The numbers of the vector that an array of this size takes up."""
+    return -(-size // _ALIGNED) * _ALIGNED
