@@ -141,7 +141,7 @@ def bench(*args: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize('flag,said', [
     ('--workload=kuairant', 'error: --workload=kuairant is unknown: there are kuairand, mamba1k, mamba2k'),
-    ('--implementation=cuda', 'error: --implementation=cuda is unknown: there are pallas_tpu, xla, pallas_gpu'),
+    ('--implementation=cuda', 'error: --implementation=cuda is unknown: there are pallas_tpu, pallas_gpu, xla'),
     ('--repeats=0', 'error: --repeats=0 must be at least 1'),
     ('--json=gone/out.json', 'error: --json=gone/out.json cannot be written: there is no such folder'),
 ])

@@ -272,7 +272,7 @@ def test_the_first_of_several_implementations_that_can_serve_is_taken(caplog, pl
 
 @pytest.mark.parametrize('asked,said', [
     (('pallas_tpu', 'pallas_gpu'), 'pallas_tpu runs on TPUs and this program is for cpu; pallas_gpu runs on NVIDIA'),
-    (('xla', 'cuda'), "'cuda' is unknown: there are pallas_tpu, xla"), ((), 'names none'),
+    (('xla', 'cuda'), "'cuda' is unknown: there are pallas_tpu, pallas_gpu, xla"), ((), 'names none'),
 ])
 def test_where_none_of_several_can_serve_all_reasons_are_said(asked, said):
     with pytest.raises(ValueError, match=said):

@@ -384,7 +384,7 @@ def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, impl
     (dict(segment_ids=jnp.zeros((2, 44), jnp.int32)), 'segment_ids has shape'),
     (dict(segment_ids=jnp.zeros((2, LENGTH))), 'segment_ids are float32'),
     (dict(chunk_size=0), 'chunk_size=0'),
-    (dict(implementation='cuda'), "'cuda' is unknown: there are pallas_tpu, xla, pallas_gpu, reference"),
+    (dict(implementation='cuda'), "'cuda' is unknown: there are pallas_tpu, pallas_gpu, xla, reference"),
     (dict(implementation='pallas_gpu'), 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'),
     (dict(implementation='pallas_tpu'), 'pallas_tpu runs on TPUs and this program is for cpu'),
 ])
