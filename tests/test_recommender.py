@@ -179,6 +179,7 @@ def test_a_saved_model_answers_elsewhere_without_its_log(fitted, tmp_path):
         Recommender.load(tmp_path / 'other')
 
 
+@pytest.mark.slow
 def test_an_update_learns_new_users_and_items_and_leaves_the_old_run_alone(tmp_path):
     rec = Recommender(settings=SMALL | {'train.max_epochs': 10}).fit(ring_log(), workdir=tmp_path / 'run')
     before = rec.recommend(users='all', k=3)
@@ -202,6 +203,7 @@ def test_an_update_learns_new_users_and_items_and_leaves_the_old_run_alone(tmp_p
     assert np.mean(right) > 0.8
 
 
+@pytest.mark.slow
 def test_users_whom_the_core_left_out_are_answered_from_their_events(tmp_path):
     """By name as by their history of items that were kept; without one they get what is popular."""
     rare = pl.DataFrame({
@@ -396,6 +398,7 @@ def timed(tmp_path_factory):
     return Recommender(settings=TIMED).fit(log, workdir=folder / 'run', reporter=notes), notes.notes
 
 
+@pytest.mark.slow
 def test_a_user_is_recommended_to_by_the_times_of_the_log(timed, tmp_path):
     rec, notes = timed
     assert any(note.startswith('time: gaps between interactions are read; typically 2,') for note in notes)

@@ -21,6 +21,8 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.train.stop_signals import StopSignals
 
+pytestmark = pytest.mark.slow  # Whole trainings take minutes.
+
 TINY = [
     '--dataset=interactions', '--set=model.hidden_size=8', '--set=model.d_state=4', '--set=model.headdim=4',
     '--set=model.num_layers=1', '--set=train.log_every=1',

@@ -30,6 +30,8 @@ from ssd4rec_jax.train.stop_signals import StopSignals
 from tests.faults.inside import EVALUATE, TINY, call, refused, write_log
 from tests.tiny import TRAIN, Notes, trainer_in
 
+pytestmark = pytest.mark.slow  # Whole trainings take minutes.
+
 RESULT = 'parameters_sha256', 'valid', 'test', 'best_epoch', 'epochs'
 
 

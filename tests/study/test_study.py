@@ -18,6 +18,8 @@ from ssd4rec_jax.study.summary import summarize
 from ssd4rec_jax.study.tables import latex, markdown
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
 
+pytestmark = pytest.mark.slow  # Whole trainings take minutes.
+
 BASE = RunConfig('interactions', MODEL, DATA, dataclasses.replace(TRAIN, max_epochs=2))
 GRID = '''
 [small]

@@ -16,6 +16,8 @@ from ssd4rec_jax.train.gradients import make_gradients
 from ssd4rec_jax.train.objective import Objective, objective_note, training_examples
 from tests.tiny import MODEL, TRAIN, Notes, StopAfter, history, tiny_dataset, trainer_in
 
+pytestmark = pytest.mark.slow  # Whole trainings take minutes.
+
 DEEP = dataclasses.replace(MODEL, num_layers=2)
 FORWARD = dataclasses.replace(DEEP, beta=0.0)
 LAST = dataclasses.replace(DEEP, bidirectional='last')

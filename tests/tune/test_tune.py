@@ -53,6 +53,7 @@ def test_toml_holds_every_setting():
     assert read == {key: value for key, value in flat(config).items() if key != 'dataset'}
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_leaves_the_best(tmp_path):
     space, told, log = {'train.learning_rate': Numbers(1e-4, 1e-1, True)}, [], tiny_dataset()
 
