@@ -1,9 +1,9 @@
 """A version of `ssd4rec_jax.commands.train` that records the examples of each step and stops by itself.
 
 Each process writes one line per step, the ids of the examples in its rows, to its own file in the folder RECORD_IN.
-After STOP_AFTER batches the last process of the run gets a SIGTERM. A batch is put onto the devices while the step before
-it runs, so that its line is written when the next one follows or the run has ended; that of a batch whose step a stop
-has prevented is never written.
+After STOP_AFTER batches the last process of the run gets a SIGTERM. A batch is put onto the devices while the step
+before it runs, so that its line is written when the next one follows or the run has ended; that of a batch whose step
+a stop has prevented is never written.
 """
 import json
 import os

@@ -2,6 +2,7 @@
 import numpy as np
 
 from ssd4rec_jax.config.data import DataConfig
+from ssd4rec_jax.config.loss import NoSettings
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
@@ -14,6 +15,7 @@ MODEL = ModelConfig(
     hidden_size=8, num_layers=1, d_state=4, headdim=4, beta=0.3, dropout_prob=0.2, norm_embedding=True, dtype='float32',
 )
 DATA = DataConfig(mask_ratio=0.2, tokens_per_row=128, rows_per_step=8)
+LOSS = NoSettings()
 TRAIN = TrainConfig(targets_per_step=64, max_epochs=2, checkpoint_seconds=1e6, log_every=3)
 
 
@@ -53,8 +55,9 @@ class StopAfter:
         return self.left <= 0
 
 
-def trainer_in(path, *, train=TRAIN, data=DATA, model=MODEL, dataset=None, **more) -> Trainer:
+def trainer_in(path, *, train=TRAIN, data=DATA, model=MODEL, dataset=None, loss=LOSS, **more) -> Trainer:
     """An opened Trainer for the tiny log, which runs in the folder `path`."""
     workdir = RunFolder(path)
     workdir.lock()
-    return Trainer(RunConfig('interactions', model, data, train), dataset or tiny_dataset(), workdir, **more).open()
+    config = RunConfig('interactions', model, data, train, loss)
+    return Trainer(config, dataset or tiny_dataset(), workdir, **more).open()

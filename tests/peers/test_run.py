@@ -5,6 +5,7 @@ import jax
 import pytest
 
 from ssd4rec_jax.config.peers import PEERS
+from ssd4rec_jax.config.plugs import loss_settings
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.rank.evaluation import Evaluator
@@ -23,8 +24,10 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):
     save_dataset(tiny_dataset(), tmp_path / 'prepared')
     train = dataclasses.replace(TRAIN, loss=loss, objective=objective, num_negatives=16, learning_rate=0.01)
-    config = RunConfig('interactions', PEERS[name](hidden_size=16), DATA, train)
-    trainer = trainer_in(tmp_path / 'run', model=config.model, train=train, devices=jax.devices()[:2])
+    config = RunConfig('interactions', PEERS[name](hidden_size=16), DATA, train, loss_settings(loss)())
+    trainer = trainer_in(
+        tmp_path / 'run', model=config.model, train=train, loss=config.loss, devices=jax.devices()[:2]
+    )
     write_config(RunFolder(tmp_path / 'run'), config, tmp_path / 'prepared')
     result = trainer.run()
     saved = load_run(tmp_path / 'run')
