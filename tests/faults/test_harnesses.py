@@ -46,7 +46,9 @@ def corruptions(tmp_path_factory):
 def test_damage_is_noticed_or_harmless(corruptions, count, seed):
     corruptions.sample(count, seed)
     assert corruptions.problems == []
-    assert corruptions.counts['noticed with an error'] and corruptions.counts['noticed and mended or passed over']
+    counts = corruptions.counts
+    assert counts['noticed with an error'], counts
+    assert counts['noticed and mended or passed over'] or counts['noticed, the next best epoch answers'], counts
 
 
 @pytest.fixture(scope='module')
