@@ -85,7 +85,7 @@ def _always(call: Call) -> None:
 
 
 # In order of preference for calls that name none. On an H200 pallas_gpu agreed with the reference in every shape that
-# was tried and took a quarter of xla's time (docs/measurements.md).
+# was tried and took a quarter of xla's time or less (docs/measurements.md).
 IMPLEMENTATIONS: dict[str, Implementation] = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
     'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu, skips=True),

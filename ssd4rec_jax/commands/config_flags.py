@@ -1,10 +1,9 @@
 """Flags that change settings: one by one, and all those of a file."""
-import tomllib
-from pathlib import Path
 
 from absl import flags
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.config.toml_file import read_toml
 from ssd4rec_jax.errors import ConfigError
 
 SET = flags.DEFINE_multi_string(
@@ -27,14 +26,8 @@ def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConf
 
 
 def _overrides_of_file(name: str, source: str) -> list[str]:
-    try:
-        sections = tomllib.loads(Path(name).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ConfigError(f'{source}cannot be read: {error.strerror or error}') from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{source}is no TOML file: {error}') from error
     overrides = []
-    for section, settings in sections.items():
+    for section, settings in read_toml(name, 'config').items():
         if not isinstance(settings, dict):
             raise ConfigError(
                 f'{source}{section} stands outside a section: write [model], [data], [train] or [loss] above it'

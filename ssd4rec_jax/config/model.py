@@ -86,11 +86,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f'model.{name}={value} must be at least 1')
-        if self.d_inner % self.headdim:
-            raise ConfigError(
-                f'model.headdim={self.headdim} does not divide expand * hidden_size = {self.d_inner}; '
-                f'choose a divisor of {self.d_inner}'
-            )
+        check_headdim(self.headdim, self.d_inner)
         if self.num_heads % self.ngroups:
             raise ConfigError(
                 f'model.ngroups={self.ngroups} does not divide the {self.num_heads} heads '
@@ -149,3 +145,11 @@ class ModelConfig:
     def in_proj_width(self) -> int:
         """The number of columns of the input projection: those of z, x, B, C and dt."""
         return self.d_inner + self.conv_width + self.num_heads
+
+
+def check_headdim(headdim: int, d_inner: int) -> None:
+    """Raises ConfigError where the inner stream cannot be split into heads of this width."""
+    if d_inner % headdim:
+        raise ConfigError(
+            f'model.headdim={headdim} does not divide expand * hidden_size = {d_inner}; choose a divisor of {d_inner}'
+        )

@@ -1,7 +1,7 @@
 """Settings of the networks that SSD4Rec is compared with (ssd4rec_jax.peers); their defaults are the published ones."""
 import dataclasses
 
-from ssd4rec_jax.config.model import DTYPES, TIME_GAP
+from ssd4rec_jax.config.model import DTYPES, TIME_GAP, check_headdim
 from ssd4rec_jax.errors import ConfigError
 
 
@@ -120,11 +120,7 @@ class TiM4RecConfig(PeerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_inner % self.headdim:
-            raise ConfigError(
-                f'model.headdim={self.headdim} does not divide expand * hidden_size = {self.d_inner}; '
-                f'choose a divisor of {self.d_inner}'
-            )
+        check_headdim(self.headdim, self.d_inner)
 
     @property
     def prefixes_share_a_pass(self) -> bool:

@@ -81,7 +81,7 @@ def better(
 def side_by_side(config: RunConfig) -> RunConfig:
     """The same settings for networks that learn side by side, where that was measured: with short histories.
 
-    It takes MEMBERS times as long, and ranks Beauty's test items 3% better (docs/results.md).
+    It takes MEMBERS times as long, and ranks Beauty's test items 2 to 3% better (docs/results.md).
     """
     if not config.model.follower_weight:
         return config

@@ -1,13 +1,13 @@
 """What a study consists of: rows of its tables, and cells, each of them one training or one ranking that counts."""
 import dataclasses
 import re
-import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.plugs import nearest
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
+from ssd4rec_jax.config.toml_file import read_toml
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.peers import NETWORKS, published
 from ssd4rec_jax.rank.baselines import BASELINES
@@ -73,12 +73,7 @@ class Cell(NamedTuple):
 
 def read_study(name: str, path: Path = DEFAULT) -> Study:
     """The study that a file of studies calls by this name; ConfigError says what is wrong with either."""
-    try:
-        studies = tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ConfigError(f'--studies={path}: cannot be read: {error.strerror or error}') from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f'--studies={path}: is no TOML file: {error}') from error
+    studies = read_toml(path, 'studies')
     if name not in studies:
         raise ConfigError(f'--study={name} is unknown{nearest(name, studies)} Known: {", ".join(studies)}')
     where = f'--studies={path}: [{name}]'

@@ -1,9 +1,9 @@
 """What a search may try: a TOML file that names settings and their values."""
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
+from ssd4rec_jax.config.toml_file import read_toml
 from ssd4rec_jax.errors import ConfigError
 
 DEFAULT = Path(__file__).with_name('space.toml')
@@ -25,14 +25,8 @@ def read_space(path: Path, config: RunConfig) -> Space:
 
     config: the configuration whose settings are changed. ConfigError names what it does not have or cannot take.
     """
-    try:
-        sections = tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ConfigError(f'--space={path}: cannot be read: {error.strerror or error}') from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f'--space={path}: is no TOML file: {error}') from error
     space: Space = {}
-    for section, settings in sections.items():
+    for section, settings in read_toml(path, 'space').items():
         for name, tried in settings.items() if isinstance(settings, dict) else ():
             space[f'{section}.{name}'] = _tried(f'--space={path}: {section}.{name}', tried)
     if not space:
