@@ -105,6 +105,7 @@ def quick():
     return run(num_layers=1, time='dt', **FULL)
 
 
+@pytest.mark.slow
 def test_it_answers_as_the_recommender_does(quick):
     """Histories without times and users with the log's, what is left out and what is chosen from."""
     live, answers, ids = LiveModel(quick), Answers(quick), quick.dataset.item_ids.tolist()

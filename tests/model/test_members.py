@@ -51,7 +51,7 @@ def batch():
     return pack(rows, tokens=32, segments=4, targets={e: int(rng.integers(1, ITEMS + 1)) for e in range(40)})
 
 
-@pytest.mark.parametrize('read', ['readout', 'prefix_readouts'])
+@pytest.mark.parametrize('read', ['prefix_readouts', pytest.param('readout', marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     'change', [dict(), pytest.param(dict(scores='cosine', dropout_prob=0.0), marks=pytest.mark.slow)], ids=str
 )
@@ -86,7 +86,7 @@ def test_the_first_network_has_the_draws_of_a_single_one():
 
 
 @pytest.mark.parametrize('devices, model', [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('samples', [False, True])
+@pytest.mark.parametrize('samples', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_loss_is_the_mean_and_each_network_learns_by_its_own(x64, devices, model, samples):
     """The first network, the only one whose draws a single network has too, stands for all."""
     both, params, each = two_networks()

@@ -136,6 +136,7 @@ def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatc
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), resumed.state, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first, then', [(8, 1), (1, 8)])
 def test_a_run_goes_on_with_another_device_count(whole, tmp_path, monkeypatch, first, then):
     workdir, _, _ = whole
@@ -283,6 +284,7 @@ def test_max_history_says_how_many_histories_it_cuts(tmp_path):
     assert f'data.max_history=4 shortens {cut} of {len(prefixes)} training histories' in said.notes
 
 
+@pytest.mark.slow
 def test_two_steps_with_every_optimiser_option_equal_a_loop_by_hand(tmp_path):
     config = dataclasses.replace(
         TRAIN, optimizer='adamw', weight_decay=0.1, clip_norm=0.05, schedule='warmup_cosine', warmup_steps=1,
