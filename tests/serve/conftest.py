@@ -27,9 +27,9 @@ def small() -> SavedRun:
     return saved_run(mesh=ONE_DEVICE, num_layers=1, seen_bias=True, follower_weight=2.0)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def service(small, tmp_path_factory):
-    """A warm service, whose log grows from test to test."""
+    """A warm service, whose log grows from test to test of a file, and with it the histories of its users."""
     running = served(small, tmp_path_factory.mktemp('events'))
     running.warm()
     yield running
