@@ -162,15 +162,15 @@ class Matrix:
             self._expected.setdefault(scenario.name, self._state(scenario, folder, done))
         return self._operations[scenario.name, how]
 
-    def disturb(self, scenario: Scenario, how: str, at: int) -> None:
-        """One fault, the same command again, and the comparison."""
+    def disturb(self, scenario: Scenario, how: str, at: int) -> bool:
+        """One fault, the same command again, and the comparison; False where the command ended before the fault."""
         self.operations(scenario, how)
         what = f'{scenario.name}: {how} at operation {at}'
         folder = self._copy(scenario.start)
         first, _, hit = self.worker.call(scenario.command[0], *scenario.command[1:], folder=folder, how=how, at=at)
         if not hit:
             self.counts['not reached'] += 1
-            return
+            return False
         self.counts['kills' if how == 'kill' else 'injected errors'] += 1
         if first is not None:
             if first.is_traceback:
@@ -185,10 +185,11 @@ class Matrix:
         second, _, _ = self.worker.call(scenario.command[0], *scenario.command[1:], folder=folder)
         if second is None or second.code or second.is_traceback:
             self._problem('runs that did not go on', f'{what}: then {second}')
-            return
+            return True
         if self._state(scenario, folder, second) != self._expected[scenario.name]:
             self._problem('silent wrong answers', f'{what}: another result')
         self.counts['equal after a rerun'] += 1
+        return True
 
     def _state_of(self, start: str) -> Any:
         if start not in self._expected:
@@ -212,8 +213,10 @@ class Matrix:
             self._one(rng, rng.choice(among), how)
 
     def _one(self, rng: random.Random, scenario: Scenario, how: str) -> None:
-        if operations := self.operations(scenario, how):
-            self.disturb(scenario, how, rng.randint(1, operations))
+        # The number of operations differs a little between runs, so that a late one may not be reached.
+        last = self.operations(scenario, how)
+        while last and not self.disturb(scenario, how, at := rng.randint(1, last)):
+            last = at - 1
 
     def close(self) -> None:
         self.worker.close()
