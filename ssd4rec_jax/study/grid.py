@@ -25,7 +25,8 @@ class Row:
     """A row of a study's tables: one configuration, trained with several seeds.
 
     name: its own; series: the rows of one line in a figure share it. preset: the settings to begin with. network: a
-    peer, whose published settings come next; '' is SSD4Rec. counted: a ranking of ssd4rec_jax.rank.baselines, which
+    peer, whose published settings come next, of another preset than the published one those of the network alone; ''
+    is SSD4Rec. counted: a ranking of ssd4rec_jax.rank.baselines, which
     needs no training; '' for a network. own: overrides that come after those of the command line; where_known: the
     same, for networks that have such a setting. x: the value of the setting that the study varies; None where it varies
     none.
@@ -137,7 +138,10 @@ def _config(
 ) -> RunConfig:
     config = preset(row.preset)
     if row.network:
-        config = apply_overrides(config, [override(*setting) for setting in published(row.network).items()])
+        settings = published(row.network)
+        if row.preset != 'published':  # which says how to train
+            settings = {key: value for key, value in settings.items() if key.startswith('model.')}
+        config = apply_overrides(config, [override(*setting) for setting in settings.items()])
     if not row.counted:
         config = apply_overrides(config, found(row.name))
     config = with_settings(config)
@@ -160,7 +164,8 @@ def _rows(where: str, written: Any) -> list[Row]:
                 )
             label = name if row[kind] == _EVERY else row.get('name', name)
             peer = ('', name) if kind == 'counted' else (name, '')
-            found.append(Row(label, label, network=peer[0], counted=peer[1], own=own))
+            preset = row.get('preset', 'published')
+            found.append(Row(label, label, preset=preset, network=peer[0], counted=peer[1], own=own))
         return found
     if not _NAME.fullmatch(row.get('name', '')):
         raise ConfigError(f'{where}: name={row.get("name", "")!r} must consist of letters, digits and . + = _ -')

@@ -8,6 +8,7 @@ from ssd4rec_jax.study.grid import cells, known, read_study
 
 STUDIES = (
     'overall', 'beta', 'mask_ratio', 'max_length', 'efficiency', 'layers', 'backward_order', 'components', 'packing',
+    'recipe',
 )
 
 
@@ -44,6 +45,19 @@ def test_what_makes_a_row_comes_after_what_is_said_for_all():
     assert presets['ssd4rec-best'] == fixed_config('amazon-beauty', 'best')[0]
     assert presets['ssd4rec-small'].model.hidden_size == 32
     assert [cell.seed for cell in own if cell.row.counted == 'popularity'] == [None]
+
+
+def test_a_peer_in_the_training_of_a_preset_keeps_its_published_network():
+    _, own = grid('recipe', seeds=1)
+    configs = {cell.row.name: cell.config for cell in own if not cell.row.counted}
+    best = fixed_config('amazon-beauty', 'best')[0]
+    assert {name for name in configs if not name.startswith('ssd4rec')} == {
+        cell.row.name for cell in own if cell.row.is_peer and not cell.row.counted
+    }
+    for name, config in configs.items():
+        assert (config.train, config.data) == (best.train, best.data), name
+    assert flat(configs['sasrec'])['model.dropout_prob'] == 0.2  # sasrec's own default is 0.5
+    assert flat(configs['sasrec'])['model.max_length'] == 1024
 
 
 @pytest.mark.parametrize('text, message', [
