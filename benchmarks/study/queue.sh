@@ -8,9 +8,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-ALL="amazon-beauty/recipe ml-100k/recipe ml-100k/overall amazon-beauty/overall
-     amazon-beauty/components ml-100k/components amazon-beauty/packing amazon-beauty/beta amazon-beauty/mask_ratio amazon-beauty/max_length amazon-beauty/layers
-     amazon-beauty/backward_order ml-100k/efficiency ml-100k/packing amazon-beauty/efficiency"
+ALL="amazon-beauty/recipe ml-100k/recipe ml-100k/overall amazon-beauty/overall amazon-beauty/components
+     ml-100k/components amazon-beauty/packing amazon-beauty/beta amazon-beauty/mask_ratio amazon-beauty/max_length
+     amazon-beauty/layers amazon-beauty/backward_order ml-100k/efficiency ml-100k/packing amazon-beauty/efficiency"
 failed=0
 for entry in ${*:-$ALL}; do
     dataset=${entry%/*} study=${entry#*/}
