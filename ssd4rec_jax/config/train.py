@@ -87,9 +87,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
         loss_settings(self.loss)  # Refuses a name that is not registered.
-        if not 0 <= self.last_alone <= 1:
-            raise ConfigError(f'train.last_alone={self.last_alone} must be in [0, 1]')
-        for name in ('warmup_share', 'ema_decay'):
+        for name in ('warmup_share', 'ema_decay', 'last_alone'):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be in [0, 1)')
         for name, known in (

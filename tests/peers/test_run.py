@@ -16,7 +16,7 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 
 @pytest.mark.parametrize('name, loss, objective', [
     ('gru4rec', 'sampled', 'one_pass'),
-    ('bert4rec', 'full', 'cloze'),
+    pytest.param('bert4rec', 'sampled', 'cloze', marks=pytest.mark.slow),
     pytest.param('caser', 'full', 'prefix', marks=pytest.mark.slow),
     pytest.param('lrurec', 'full', 'one_pass', marks=pytest.mark.slow),
     pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
