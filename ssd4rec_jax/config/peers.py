@@ -121,7 +121,9 @@ class CaserConfig(PeerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_layers != 1:
-            raise ConfigError(f'model.num_layers={self.num_layers} must be 1: the convolutions of caser lie side by side')
+            raise ConfigError(
+                f'model.num_layers={self.num_layers} must be 1: the convolutions of caser lie side by side'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

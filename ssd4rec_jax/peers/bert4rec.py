@@ -1,10 +1,10 @@
 """BERT4Rec: a Transformer that reads each item with all others of its history, and predicts hidden ones.
 
-Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder representations from Transformer" (CIKM 2019),
-figure 1b and eq. 1 to 7: SASRec's layers without the causal mask, and for each item to be predicted one more dense layer
-with gelu, and items with biases. Training hides items of whole histories (train.objective=cloze), and a ranking asks for
-the item at a mask token behind the history. As in RecBole, a LayerNorm follows the sum of item and place, and another
-one the dense layer. The network reads the newest max_length items, the mask token among them.
+Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder representations from Transformer" (CIKM
+2019), figure 1b and eq. 1 to 7: SASRec's layers without the causal mask, one more dense layer with gelu at each item to
+be predicted, and items with biases. Training hides items of whole histories (train.objective=cloze), and a ranking asks
+for the item at a mask token behind the history. As in RecBole's form, a LayerNorm follows the sum of item and place,
+and another one the dense layer. The network reads the newest max_length items, the mask token among them.
 """
 import jax
 import jax.numpy as jnp

@@ -1,10 +1,10 @@
 """Caser: convolutions over the newest items, read as an image whose rows are their vectors.
 
 Tang and Wang, "Personalized top-N sequential recommendation via convolutional sequence embedding" (WSDM 2018), figure 3
-and eq. 3 to 10, in the form that later papers compare with (RecBole's): one target, cross-entropy over the catalogue, and
-a second dense layer to the item space, where the paper has second vectors of the items. Images of short histories begin
-with zeros, as the authors' do. The vector of the user, which the second layer of both reads too, is left out: networks
-here know items alone, so that they answer for users who were not there in training. So is their L2 penalty.
+and eq. 3 to 10, in the form that later papers compare with (RecBole's): one target, cross-entropy over the catalogue,
+and a second dense layer to the item space, where the paper has second vectors of the items. The image of a short
+history begins with zeros, as the authors' does. The vector of the user beside z is left out, because networks here know items
+alone and answer for users that training has never seen. So is the L2 penalty.
 """
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ XAVIER = nnx.initializers.xavier_normal()
 
 
 class Caser(CausalNetwork):
-    """Parameters: item_embedding [items + 1, D]; horizontal kernels [height, D, horizontal_filters] of each height from 1
-    to window, oldest item first, and their biases; vertical kernels [window, vertical_filters] and biases; two dense
-    layers [vertical_filters D + window horizontal_filters, D] and [D, D]."""
+    """Parameters: item_embedding [items + 1, D]; horizontal kernels [height, D, horizontal_filters] of each height from
+    1 to window, oldest item first; vertical kernels [window, vertical_filters]; the biases of both; two dense layers
+    [vertical_filters D + window horizontal_filters, D] and [D, D]."""
 
     config: CaserConfig
 

@@ -34,7 +34,7 @@ class SASRec(LayeredNetwork):
         self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs, causal: bool = True,
         table_init: Callable[..., jax.Array] = init_table,
     ):
-        """causal: whether no item reads those behind it. table_init: makes the item table for a network built on this."""
+        """causal: whether no item reads those behind it. table_init: the initial item table. Both are for BERT4Rec."""
         make = Factory(config, rngs)
         super().__init__(config, make, make.param(table_init, num_items + 1, config.hidden_size))
         self.positions = make.param(LINEAR_INIT, config.max_length, config.hidden_size)

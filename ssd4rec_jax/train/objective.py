@@ -1,4 +1,4 @@
-"""What a training step minimises: a loss, over each prefix by itself, all prefixes of a user in one pass, or hidden items."""
+"""What a training step minimises: a loss of each prefix by itself, of all prefixes in one pass, or of hidden items."""
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.train import TrainConfig

@@ -49,7 +49,7 @@ def test_windows_hold_what_users_train_on_from_the_newest_item_back(length):
 
 def test_a_network_that_predicts_no_hidden_items_is_refused():
     log = tiny_dataset()
-    with pytest.raises(ConfigError, match='cloze: the network sasrec does not predict hidden items; set train.objective'):
+    with pytest.raises(ConfigError, match='cloze: the network sasrec does not predict hidden items; set'):
         training_examples('cloze', PEERS['sasrec'](), log, 0)
     index = training_examples('cloze', SETTINGS, log, 0, hidden=0.25)
     assert objective_note('cloze', SETTINGS, index, 0).startswith('objective: cloze, hidden items')
