@@ -21,11 +21,12 @@ def attend(
     """
     tokens = query.shape[1]
     block = min(window, tokens)
+    count = -(-tokens // block)
 
     def blocks(x):
         """[rows, blocks, block, ...]"""
-        x = jnp.pad(x, [(0, 0), (0, -tokens % block)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, count * block - tokens)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(x.shape[0], count, block, *x.shape[2:])
 
     beside = (1, 0) if causal else (1, 1)  # blocks before and behind
 
@@ -51,4 +52,4 @@ def attend(
         kept = jnp.moveaxis(~dropped, -1, 2)
         weights = jnp.where(kept, weights / jnp.asarray(1 - dropout_prob, weights.dtype), 0)
     found = jnp.einsum('rbhqk,rbkhd->rbqhd', weights, with_neighbours(value))
-    return found.reshape(found.shape[0], -1, *found.shape[3:])[:, :tokens]
+    return found.reshape(found.shape[0], count * block, *found.shape[3:])[:, :tokens]

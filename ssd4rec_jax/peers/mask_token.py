@@ -13,15 +13,15 @@ def with_mask_token(items: jax.Array, layout: Layout, draws: Draws | None) -> tu
     items: int32 [rows, tokens]; the new rows have [rows, tokens + segments]. The layout has no features. The draws of a
     mask token are made from those of the item before it.
     """
-    rows, tokens = items.shape
-    slots = jnp.arange(layout.lengths.shape[1], dtype=jnp.int32)
+    (rows, tokens), segments = items.shape, layout.lengths.shape[1]
+    slots = jnp.arange(segments, dtype=jnp.int32)
     row = jnp.arange(rows)[:, None]
     moved = jnp.arange(tokens) + layout.slot  # Each token moves past the mask tokens of the histories before its own.
     real = layout.lengths > 0
-    added = jnp.where(real, layout.ends + slots + 1, tokens + len(slots))  # An empty slot writes nowhere.
+    added = jnp.where(real, layout.ends + slots + 1, tokens + segments)  # An empty slot writes nowhere.
 
     def widened(x, at_masks):
-        wide = jnp.zeros((rows, tokens + len(slots)), x.dtype).at[row, moved].set(x)
+        wide = jnp.zeros((rows, tokens + segments), x.dtype).at[row, moved].set(x)
         return wide.at[row, added].set(at_masks, mode='drop')
 
     batch = PackedBatch(
