@@ -106,7 +106,7 @@ class BERT4RecConfig(SASRecConfig):
 class CaserConfig(PeerConfig):
     """The settings of Caser.
 
-    num_layers: 1, for its convolutions lie side by side.
+    num_layers: the number of dense layers between what the filters give and the item space; the paper has one.
     window: the number L of newest items that a readout looks back on.
     horizontal_filters: the number of horizontal filters of each height from 1 to window.
     vertical_filters: the number of vertical filters.
@@ -117,13 +117,6 @@ class CaserConfig(PeerConfig):
     window: int = 10
     horizontal_filters: int = 8
     vertical_filters: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_layers != 1:
-            raise ConfigError(
-                f'model.num_layers={self.num_layers} must be 1: the convolutions of caser lie side by side'
-            )
 
 
 @dataclasses.dataclass(frozen=True)

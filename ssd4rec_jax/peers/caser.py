@@ -23,8 +23,8 @@ XAVIER = nnx.initializers.xavier_normal()
 
 class Caser(CausalNetwork):
     """Parameters: item_embedding [items + 1, D]; horizontal kernels [height, D, horizontal_filters] of each height from
-    1 to window, oldest item first; vertical kernels [window, vertical_filters]; the biases of both; two dense layers
-    [vertical_filters D + window horizontal_filters, D] and [D, D]."""
+    1 to window, oldest item first; vertical kernels [window, vertical_filters]; the biases of both; dense layers
+    [vertical_filters D + window horizontal_filters, D] and num_layers times [D, D]."""
 
     config: CaserConfig
 
@@ -37,8 +37,9 @@ class Caser(CausalNetwork):
         self.horizontal_biases = nnx.List([make.param(conv_init, filters, fan_in=h * width) for h in heights])
         self.vertical = make.param(conv_init, window, config.vertical_filters, fan_in=window)
         self.vertical_bias = make.param(conv_init, config.vertical_filters, fan_in=window)
-        self.dense_1 = make.linear(config.vertical_filters * width + window * filters, width, kernel_init=XAVIER)
-        self.dense_2 = make.linear(width, width, kernel_init=XAVIER)
+        found = config.vertical_filters * width + window * filters
+        widths = [found] + [width] * config.num_layers
+        self.dense = nnx.List([make.linear(n, width, kernel_init=XAVIER) for n in widths])
 
     def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """What all filters find in the image that ends at each item, vertical ones first."""
@@ -50,9 +51,11 @@ class Caser(CausalNetwork):
         return jnp.concatenate(found, axis=-1)
 
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
-        """Both dense layers with their activations."""
-        z = jax.nn.relu(per_token(self.dense_1, dropout(states, self.config.dropout_prob, draws, 'filters')))
-        return jax.nn.relu(per_token(self.dense_2, z))
+        """The dense layers, each followed by relu."""
+        h = dropout(states, self.config.dropout_prob, draws, 'filters')
+        for layer in self.dense:
+            h = jax.nn.relu(per_token(layer, h))
+        return h
 
     def _horizontal(self, image, layout):
         """The largest value of each horizontal filter in its places within the image, [rows, tokens, heights filters].
