@@ -35,7 +35,7 @@ class Caser(CausalNetwork):
         heights = range(1, window + 1)
         self.horizontal = nnx.List([make.param(conv_init, h, width, filters, fan_in=h * width) for h in heights])
         self.horizontal_biases = nnx.List([make.param(conv_init, filters, fan_in=h * width) for h in heights])
-        self.vertical = make.param(conv_init, window, config.vertical_filters, fan_in=window)
+        self.vertical = make.param(conv_init, window, config.vertical_filters)
         self.vertical_bias = make.param(conv_init, config.vertical_filters, fan_in=window)
         found = config.vertical_filters * width + window * filters
         widths = [found] + [width] * config.num_layers
