@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +26,27 @@ print(ssd4rec_jax.__file__, ssd4rec_jax.__version__, *found['user'])
 '''
 
 
+PACKAGES = 'ssd4rec_jax', 'pallas_kernels'
+OTHERS = {'pallas_kernels/pyproject.toml'}  # of the project whose wheel holds the kernels alone
+
+
+def tree() -> set[str]:
+    """The files of the packages, as a commit would hold them."""
+    command = 'git', 'ls-files', '--cached', '--others', '--exclude-standard', '--', *PACKAGES
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip('no clone: git does not list its files')
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()} - OTHERS
+
+
+def test_every_file_that_is_not_python_is_named_as_package_data():
+    """The checkout has all files; a wheel has only those that pyproject.toml names."""
+    named = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['package-data']
+    found = {path.relative_to(ROOT).as_posix() for package, patterns in named.items() for pattern in patterns
+             for path in (ROOT / package).glob(pattern)}
+    assert found == {name for name in tree() if not name.endswith('.py')}
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
@@ -40,6 +63,8 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
         shutil.copy(ROOT / name, source)
     run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob('ssd4rec_jax-*.whl')
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(tuple(f'{p}/' for p in PACKAGES))} \
+        == tree()
     shutil.rmtree(source)
     # The dependencies come from this environment, by a path; its own install of the project is not on it.
     venv.create(tmp_path / 'venv', with_pip=True)
