@@ -24,14 +24,11 @@ from ssd4rec_jax.data.examples import test_examples as the_test_examples
 from ssd4rec_jax.data.extend import extended
 from ssd4rec_jax.data.interactions import Interactions
 from ssd4rec_jax.data.sequences import build_sequences
-from ssd4rec_jax.export import program
-from ssd4rec_jax.export.formats import FORMATS
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.plain import plain_readout
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, device_mesh
 from ssd4rec_jax.rank.new_items import feature_vectors, neighbour_vectors
 from ssd4rec_jax.rank.ranker import Ranker
-from ssd4rec_jax.run.saved_run import load_run
 from tests.packed import pack
 from tests.seen import AGES
 from tests.tiny import Notes
@@ -382,7 +379,7 @@ def test_the_example_in_the_docstring():
     assert doctest.testmod(ssd4rec_jax.recommender).attempted > 2
 
 
-# ---- Shortcuts.
+# ---- Live.
 
 
 def test_live_sessions_answer_as_the_recommender_does(fitted):
@@ -393,19 +390,6 @@ def test_live_sessions_answer_as_the_recommender_does(fitted):
     found = live.recommend(sessions, k=5, exclude_seen=True)
     assert rows_of(found) == rows_of(expected)
     np.testing.assert_allclose(found['score'], expected['score'], rtol=1e-5)
-
-
-@pytest.mark.parametrize('format', ['jax', 'torch'])
-def test_an_export_is_that_of_the_saved_model(fitted, tmp_path, monkeypatch, format):
-    pytest.importorskip('flatbuffers')
-    monkeypatch.setattr(program, 'PLATFORMS', ['cpu'])
-    fitted.save(tmp_path / 'model')
-    said = fitted.export(tmp_path / 'ours', format=format)
-    assert said == FORMATS[format](tmp_path / 'theirs', load_run(tmp_path / 'model')).replace('theirs', 'ours')
-    ours, theirs = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ('ours', 'theirs'))
-    assert ours == theirs and f'"format": "{format}"' in ours['export.json'].decode()
-    with pytest.raises(UserError, match="format='onnx' must be one of jax, vectors, torch"):
-        fitted.export(tmp_path / 'other', format='onnx')
 
 
 # ---- Times.

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.bench.catalogue import generated
+from experiments.bench.catalogue import USERS, generated
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.run.model_folder import save_model
 
-ITEMS, USERS, LENGTH, K = 5_000_000, 2_048, 32, 10
+ITEMS, K = 5_000_000, 10
 RUNS = (1, 4), (2, 2)  # processes, and simulated CPU devices of each; all devices share the table
 
 
@@ -42,7 +42,7 @@ def measure_everybody(config: RunConfig) -> list[dict[str, Any]]:
             first = found if first.is_empty() else first
             difference = (found['score'] - first['score']).abs().max()
             measured.append({
-                'items': ITEMS, 'users': USERS, 'length': LENGTH, 'k': K, **figures,
+                'items': ITEMS, 'users': USERS, 'k': K, **figures,
                 'same_items': float((found['item'] == first['item']).mean() or 0.0),
                 'largest_difference': float(np.divide(difference, first['score'].abs().max())),
             })
@@ -50,7 +50,7 @@ def measure_everybody(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def _save(config: RunConfig, path: Path) -> None:
-    dataset = generated(ITEMS, USERS, LENGTH)
+    dataset = generated(ITEMS)
     _, params = init_network(config.model, ITEMS, config.train.seed)
     save_model(path, config, dataset, params, step=1, best_epoch=1)
 

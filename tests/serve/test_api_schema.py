@@ -1,8 +1,9 @@
 """The OpenAPI description: answers are held to it, and requests are made from it, right and wrong ones."""
 import pytest
 
-schemathesis = pytest.importorskip('schemathesis')
+pytest.importorskip('schemathesis')
 
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
