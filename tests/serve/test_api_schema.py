@@ -1,4 +1,6 @@
 """The OpenAPI description: answers are held to it, and requests are made from it, right and wrong ones."""
+import dataclasses
+
 import pytest
 
 pytest.importorskip('schemathesis')
@@ -10,18 +12,20 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ssd4rec_jax.serve.app import make_app
-from tests.serve.conftest import served
+from tests.serve.conftest import LIMITS, served
 
 OPERATIONS = [
     ('POST', '/recommend'), ('POST', '/events'), ('GET', '/health'), ('GET', '/ready'), ('GET', '/metrics'),
     ('GET', '/about'), ('GET', '/items'), ('GET', '/users'), ('GET', '/history'),
 ]
+SECONDS = 300.0  # The first requests compile.
 IDS = [f'item é{n}' for n in range(4)]
 
 
 @pytest.fixture(scope='module')
 def api(small, tmp_path_factory):
-    running = served(small, tmp_path_factory.mktemp('events'), titles={IDS[0]: 'The first'})
+    patient = dataclasses.replace(LIMITS, request_seconds=SECONDS)
+    running = served(small, tmp_path_factory.mktemp('events'), limits=patient, titles={IDS[0]: 'The first'})
     yield schemathesis.openapi.from_asgi('/openapi.json', make_app(running))
     running.stop()
 
@@ -38,7 +42,7 @@ def test_every_operation_is_here(api):
     ('GET', '/history', {'query': {'user': '100'}}), ('GET', '/ready', {}), ('GET', '/metrics', {}),
 ])
 def test_answers_are_as_described(api, method, path, request_parts):
-    assert api[path][method].Case(**request_parts).call_and_validate().status_code == 200
+    assert api[path][method].Case(**request_parts).call_and_validate(timeout=SECONDS).status_code == 200
 
 
 @pytest.mark.slow
@@ -48,4 +52,4 @@ def test_answers_are_as_described(api, method, path, request_parts):
 def test_no_request_makes_the_service_fail(api, method, path, data, mode):
     case = data.draw(api[path][method].as_strategy(mode))
     # The description cannot say which ids the model knows.
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+    case.call_and_validate(timeout=SECONDS, excluded_checks=[positive_data_acceptance])
