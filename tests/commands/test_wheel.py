@@ -1,11 +1,13 @@
-"""The wheel, installed outside the clone, does all of it: train, recommend, export, and the Python API."""
+"""The wheel, installed outside the clone, does all of it: train, recommend, export, serve, and the Python API."""
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
 import tomllib
+import urllib.request
 import venv
 import zipfile
 from pathlib import Path
@@ -54,6 +56,25 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def served(script: Path, home: Path) -> dict:
+    """What `ssd4rec serve` answers to the history that the export was asked for."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    command = [script, 'serve', '--model=run', f'--port={address.rpartition(":")[2]}']
+    with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None and 'ready' in process.stderr.readline()
+            asked = urllib.request.Request(
+                f'http://{address}/recommend', b'{"histories": [["i1", "i4"]], "k": 3}',
+                {'content-type': 'application/json'},
+            )
+            with urllib.request.urlopen(asked) as answer:
+                return json.load(answer)
+        finally:
+            process.terminate()
+
+
 @pytest.mark.slow
 def test_the_wheel_works_outside_the_clone(tmp_path):
     source, home = tmp_path / 'source', tmp_path / 'home'
@@ -84,5 +105,6 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
     run(script, 'export', '--workdir=run', '--output=out', cwd=home)
     first, *_ = run(script, 'recommend', '--workdir=run', '--history=i1,i4', cwd=home).splitlines()
     assert json.loads(run(python, 'out/load.py', '["i1", "i4"]', cwd=home))[0][0] == first.split('\t')[2]
+    assert served(script, home)['answers'][0]['items'][0]['item'] == first.split('\t')[2]
     file, version, *users = run(python, '-c', API, cwd=home).split()
     assert file.startswith(str(packages)) and wheel.name.startswith(f'ssd4rec_jax-{version}') and users == ['u1', 'u1']
