@@ -49,9 +49,12 @@ def test_every_file_that_is_not_python_is_named_as_package_data():
     assert found == {name for name in tree() if not name.endswith('.py')}
 
 
+def users_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'XLA_FLAGS')}
+
+
 def run(*command: str | Path, cwd: Path) -> str:
-    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=users_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -62,7 +65,9 @@ def served(script: Path, home: Path) -> dict:
         free.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{free.getsockname()[1]}'
     command = [script, 'serve', '--model=run', f'--port={address.rpartition(":")[2]}']
-    with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=home, env=users_environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stderr is not None and 'ready' in process.stderr.readline()
             asked = urllib.request.Request(
