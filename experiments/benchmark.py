@@ -9,6 +9,7 @@ long                        train steps on histories of 1k to 64k items
 softmax                     the full-softmax loss, whole and in chunks of the catalogue
 kuairand27k                 time and peak memory of preparing a log of that form, measured once
 catalogue                   whole runs with 50,000 and 5,000,000 items, one after another
+everybody                   recommend --users=all with 5,000,000 items, by one process and by two, on shared tables
 weak_scaling                the bytes that 1, 2, 4 and 8 simulated devices send in a step
 recommend                   everybody's best items at once, and one user at a time
 live                        an event of a history of 10 to 100,000 and the answer after it, beside reading it anew
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.catalogue import measure_catalogues
+from experiments.bench.everybody import measure_everybody
 from experiments.bench.large_log import measure_preparation
 from experiments.bench.live import measure_live
 from experiments.bench.loader import measure_loader
@@ -57,6 +59,7 @@ CONFIGS = {
     'softmax': ('kuairand', []),
     'kuairand27k': ('kuairand-27k', []),
     'catalogue': ('kuairand', []),
+    'everybody': ('kuairand', []),
     'weak_scaling': ('kuairand', []),
     'recommend': ('amazon-beauty', []),
     'live': ('amazon-beauty', ['model.hidden_size=64']),
@@ -203,6 +206,20 @@ def _catalogue_table(runs: list[dict]) -> Table:
     return table
 
 
+def _everybody_table(runs: list[dict]) -> Table:
+    table = Table(
+        'processes', 'devices of each', 'time', 'CPU time', 'peak memory of each process', 'same items',
+        title='recommend --users=all',
+    )
+    for figures in runs:
+        table.add_row(
+            str(figures['processes']), str(figures['devices_of_each']), f'{figures["seconds"]:.0f} s',
+            f'{figures["cpu_seconds"]:.0f} s', ', '.join(map(_mib, figures['peak_bytes'])),
+            f'{figures["same_items"]:.2%}',
+        )
+    return table
+
+
 def _weak_scaling_table(steps: list[dict]) -> Table:
     table = Table(
         'loss', 'items', 'devices', 'along model', 'sent by each', 'of which', 'state on each', title='a step'
@@ -288,6 +305,7 @@ _ALONE: dict[str, tuple[str, Callable[[RunConfig], Any], Callable[[Any], Table]]
     'softmax': ('softmax', lambda _: measure_softmax(_REPEATS.value), _softmax_table),
     'kuairand27k': ('preparation', lambda _: measure_preparation(), _preparation_table),
     'catalogue': ('catalogue', measure_catalogues, _catalogue_table),
+    'everybody': ('everybody', measure_everybody, _everybody_table),
     'weak_scaling': ('weak_scaling', measure_weak_scaling, _weak_scaling_table),
     'long': ('long', lambda config: measure_long(config, _REPEATS.value), _long_table),
     'live': ('live', lambda config: measure_live(config, _REPEATS.value), _live_table),

@@ -25,6 +25,8 @@ from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars
 from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import CheckpointError, UserError
+from ssd4rec_jax.export.formats import FORMATS
+from ssd4rec_jax.live import LiveModel
 from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
@@ -55,6 +57,15 @@ class Recommender:
     >>> rec = Recommender(settings={'model.hidden_size': 16, 'train.max_epochs': 2}).fit(log)
     >>> rec.recommend(users=['u1', 'u2'], k=3).columns
     ['user', 'rank', 'item', 'score', 'reason']
+
+    Histories that grow while it answers, and a folder that answers without this package:
+
+    >>> live = rec.live()
+    >>> sessions = live.begin([['i3', 'i4']])
+    >>> live.append(sessions, ['i5'])
+    >>> len(live.recommend(sessions, k=3))
+    3
+    >>> rec.export('exported')  # doctest: +SKIP
 
     preset: 'auto', which sizes the network for the log and this machine, 'published', or the name of a data set.
     settings: dotted settings that override the preset's, {'model.num_layers': 1}. config: a whole RunConfig instead.
@@ -359,7 +370,23 @@ class Recommender:
         """
         return in_library(self._answers.similar(item, k), self._library)
 
+    def live(self) -> LiveModel:
+        """Sessions of the model: histories that grow by one event at a time (see ssd4rec_jax.live.LiveModel).
+
+        They answer as the recommender does now; a later `update` or `add_items` does not change them.
+        """
+        return LiveModel(self._saved)
+
     # ---- folders
+
+    def export(self, path: str | Path, *, format: str = 'jax') -> str:
+        """Write the model for programs that do without this package, as `ssd4rec export` does; returns what, in words.
+
+        format: 'jax', a folder whose load.py answers; 'vectors', the same and an index for vector search; 'torch', the
+        weights under the authors' PyTorch names (docs/export.md). The folder appears whole, and replaces only another
+        export. UserError where the model has no such form, or where a package of the extra `export` is missing.
+        """
+        return FORMATS[one_of(format, 'format', FORMATS)](folder_path(path, 'path'), self._saved)
 
     def save(self, path: str | Path, *, histories: bool = True) -> None:
         """Write a folder with all that `load` needs, to be copied anywhere; histories=False leaves out who did what."""

@@ -379,6 +379,19 @@ def test_the_example_in_the_docstring():
     assert doctest.testmod(ssd4rec_jax.recommender).attempted > 2
 
 
+# ---- Live.
+
+
+def test_live_sessions_answer_as_the_recommender_does(fitted):
+    live, history = fitted.live(), [f'i{t}' for t in (3, 4, 4, 5)]
+    sessions = live.begin([history[:2], []])
+    live.extend(sessions, [history[2:], history])
+    expected = fitted.recommend(histories=[history, history], k=5, exclude_seen=True)
+    found = live.recommend(sessions, k=5, exclude_seen=True)
+    assert rows_of(found) == rows_of(expected)
+    np.testing.assert_allclose(found['score'], expected['score'], rtol=1e-5)
+
+
 # ---- Times.
 
 TIMED = SMALL | {

@@ -17,15 +17,12 @@ from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.workdir_flag import required_workdir
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.export.program import export_program
-from ssd4rec_jax.export.released import export_released
-from ssd4rec_jax.export.vectors import export_vectors
+from ssd4rec_jax.export.formats import FORMATS
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.show.output import write_stdout
 
-_FORMATS = {'jax': export_program, 'vectors': export_vectors, 'torch': export_released}
-_FORMAT = flags.DEFINE_enum('format', 'jax', list(_FORMATS), 'For which programs.')
+_FORMAT = flags.DEFINE_enum('format', 'jax', list(FORMATS), 'For which programs.')
 
 
 def main() -> int:
@@ -33,7 +30,7 @@ def main() -> int:
     if not OUTPUT.value:
         raise ConfigError('give --output, the folder to write')
     enable_compilation_cache()
-    said = _FORMATS[_FORMAT.value](Path(OUTPUT.value), load_run(workdir))
+    said = FORMATS[_FORMAT.value](Path(OUTPUT.value), load_run(workdir))
     write_stdout(f'{OUTPUT.value}: {said}\n')
     return 0
 

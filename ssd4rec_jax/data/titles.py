@@ -1,6 +1,7 @@
 """Titles of items: from MovieLens' files where a data folder has them, or from a table of one's own."""
 import csv
 import io
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ def _split_by(separator: str) -> Callable[[str], Iterator[list[str]]]:
 _FILES: dict[str, tuple[str, Callable[[str], Iterator[list[str]]]]] = {
     'u.item': ('latin-1', _split_by('|')),
     'movies.dat': ('latin-1', _split_by('::')),
-    'movies.csv': ('utf-8', lambda text: csv.reader(io.StringIO(text))),
+    # The one file with a header.
+    'movies.csv': ('utf-8', lambda text: itertools.islice(csv.reader(io.StringIO(text)), 1, None)),
 }
 
 

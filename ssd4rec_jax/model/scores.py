@@ -5,12 +5,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from ssd4rec_jax.model.seen import Bias, Seen
 
 # The largest number of elements of a [targets, items + 1] array: 512 MB in float32. Up to this size the loss computes
 # the scores once; above it, the loss computes them twice, one part of the catalogue at a time.
 MAX_SCORES = 2**27
+
+
+def scores_at_once(mesh: Mesh) -> int:
+    """How many scores a device of the mesh may hold: MAX_SCORES, which the CPU devices of a process share."""
+    if mesh.devices.flat[0].platform != 'cpu':
+        return MAX_SCORES
+    return MAX_SCORES * len({device.process_index for device in mesh.devices.flat}) // mesh.size
 
 
 def scores(readout: jax.Array, table: jax.Array) -> jax.Array:

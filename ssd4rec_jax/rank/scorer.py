@@ -16,7 +16,7 @@ from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.model.networks import item_vectors
-from ssd4rec_jax.model.scores import map_scores
+from ssd4rec_jax.model.scores import MAX_SCORES, map_scores, scores_at_once
 from ssd4rec_jax.model.seen import Seen, seen_by_histories
 from ssd4rec_jax.parallel.mesh import (
     AXES,
@@ -161,12 +161,12 @@ class Scorer:
 
     def _step(self, f, params, table, followers, batch, args, per_item):
         rows, whole, items = PartitionSpec(AXES), PartitionSpec(), PartitionSpec(MODEL_AXIS)
-        body = functools.partial(_score, self.network, self.network.shard(self.mesh), f)
+        body = functools.partial(_score, self.network, self.network.shard(self.mesh), f, scores_at_once(self.mesh))
         mapped = over_devices(body, self.mesh, (specs(params), whole, whole, rows, rows, items), rows)
         return mapped(params, table, followers, batch, args, per_item)
 
 
-def _score(network: Network, shard: TableShard, f, params, table, followers, batch, args, per_item):
+def _score(network: Network, shard: TableShard, f, max_scores: int, params, table, followers, batch, args, per_item):
     """The computation of one device, which scores its items for the readouts of all devices along `model`.
 
     Without f it returns the readouts of this device, in float32.
@@ -193,19 +193,20 @@ def _score(network: Network, shard: TableShard, f, params, table, followers, bat
         seen = seen_by_histories(batch.items, layout).one_list(slots[1]).of_all_devices(shard, slots[0] * slots[1])
     if followers is not None:
         newest = of_all_devices(newest_items(batch.items, layout))
-    results = of_scores(f, model, rows, shard, readouts, rest, seen, newest, followers, per_item)
+    results = of_scores(f, model, rows, shard, readouts, rest, seen, newest, followers, per_item, max_scores)
     return tuple(shard.own(a).reshape(*slots, *a.shape[1:]) for a in results)
 
 
 def of_scores(
     f: Callable[..., Any], model: Any, rows: jax.Array, shard: TableShard, readouts: jax.Array,
     args: Sequence[jax.Array], seen: Seen | None, newest: jax.Array | None, followers: Followers | None,
-    per_item: tuple[jax.Array, ...] = (),
+    per_item: tuple[jax.Array, ...] = (), max_scores: int = MAX_SCORES,
 ) -> Any:
     """f(scores, *args, shard=, per_item=) of the scores [n, held] that readouts [n, D] give this device's items.
 
     f: as in Scorer. rows: this device's part of the item table. seen: what the histories hold, where the network has a
     seen-item term or there are followers. newest: int32 [n, NEWEST], their newest items, where there are followers.
+    max_scores: how many scores are in memory at once.
     """
     f = functools.partial(f, shard=shard, **({'per_item': per_item} if per_item else {}))
     if followers is not None:
@@ -216,7 +217,7 @@ def of_scores(
     if hasattr(model, 'seen'):
         assert seen is not None
         bias = model.seen.bias, seen
-    return map_scores(f, readouts, item_vectors(model, rows), *args, seen=bias)
+    return map_scores(f, readouts, item_vectors(model, rows), *args, seen=bias, max_scores=max_scores)
 
 
 def _with_followers(f, followers, shard: TableShard, seen: Seen, scores, number, newest, *args):

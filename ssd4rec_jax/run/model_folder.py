@@ -36,6 +36,7 @@ from ssd4rec_jax.data.vocabulary import TextIds, stored_ids
 from ssd4rec_jax.errors import CheckpointError
 from ssd4rec_jax.files import first_line
 from ssd4rec_jax.model.network import Network, abstract_network
+from ssd4rec_jax.parallel.host_buffer import host_zeros
 from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
 from ssd4rec_jax.run.manifest import MANIFEST, Damaged, verify
 from ssd4rec_jax.run.whole_folder import whole_folder
@@ -180,14 +181,13 @@ def _read_params(path: Path, config: RunConfig, num_items: int, mesh: Mesh) -> t
                 if starts is None or not index:
                     return stored.get_tensor(name)
                 start, stop, _ = index[0].indices(leaf.shape[0])
-                pieces = [
-                    stored.get_slice(part)[max(start - first, 0):min(stop, last) - first]
-                    for part, (first, last) in zip(parts, itertools.pairwise(starts.tolist()), strict=True)
-                    if first < stop and start < last
-                ]
-                found = np.concatenate(pieces) if pieces else np.zeros((0, *leaf.shape[1:]), leaf.dtype)
-                # The rows beyond the table's end fill up the last device's part.
-                return np.pad(found, [(0, stop - start - len(found))] + [(0, 0)] * (found.ndim - 1))
+                # Rows beyond the table's end fill up the last device's part.
+                found = host_zeros((stop - start, *leaf.shape[1:]), leaf.dtype)
+                for part, (first, last) in zip(parts, itertools.pairwise(starts.tolist()), strict=True):
+                    low, high = max(start, first), min(stop, last)
+                    if low < high:
+                        found[low - start:high - start] = stored.get_slice(part)[low - first:high - first]
+                return found
 
             return jax.make_array_from_callback(leaf.shape, place, part_of)
 

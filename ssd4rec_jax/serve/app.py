@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,7 @@ from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.serve.bodies import BUSY, EventsBody, RecommendBody, Refused, parsed
 from ssd4rec_jax.serve.metrics import CONTENT_TYPE
 from ssd4rec_jax.serve.page import described, try_page
+from ssd4rec_jax.serve.replies import About, Alive, Failure, History, Items, Kept, Ready, Recommendations, Users
 from ssd4rec_jax.serve.service import Service
 
 _NOT_READY = 'the model is not ready yet: try again in a second'
@@ -27,34 +29,39 @@ def make_app(service: Service, *, page: bool = True) -> FastAPI:
     """The application of a service. page: with the page to try it, which shows ids and histories of users."""
     app = FastAPI(
         title='ssd4rec serve', description='Recommendations of a trained model, and new events of users.',
-        docs_url=None, redoc_url=None,
+        docs_url=None, redoc_url=None, responses={'default': {'model': Failure}},
     )
 
-    def post(path: str, kind: type[BaseModel], answer: Callable[[Any], Awaitable[dict]], about: str) -> None:
+    def post(
+        path: str, kind: type[BaseModel], reply: type[BaseModel], answer: Callable[[Any], Awaitable[dict]], about: str
+    ) -> None:
+        # A body's parts are described within it, and found there by their place in the whole description.
+        parts = f'#/paths/~1{path[1:]}/post/requestBody/content/application~1json/schema/$defs/{{model}}'
+
         async def handle(request: Request) -> Response:
             return await _answered(service, path, request, kind, answer)
 
         app.add_api_route(
-            path, handle, methods=['POST'], summary=about, description=kind.__doc__, operation_id=path[1:],
-            openapi_extra={'requestBody': {'required': True, 'content': {'application/json': {
-                'schema': kind.model_json_schema(ref_template='#/components/schemas/{model}')
-            }}}},
+            path, handle, methods=['POST'], response_model=reply, summary=about, description=kind.__doc__,
+            operation_id=path[1:], openapi_extra={'requestBody': {'required': True, 'content': {
+                'application/json': {'schema': kind.model_json_schema(ref_template=parts)},
+            }}},
         )
 
-    post('/recommend', RecommendBody, service.recommend, 'The best next items of users or histories')
-    post('/events', EventsBody, service.append, 'New events of users')
+    post('/recommend', RecommendBody, Recommendations, service.recommend, 'The best next items of users or histories')
+    post('/events', EventsBody, Kept, service.append, 'New events of users')
 
-    @app.get('/health', summary='Whether the process lives')
+    @app.get('/health', response_model=Alive, summary='Whether the process lives')
     async def health() -> Response:
         return _json(200, {'status': 'alive'})
 
-    @app.get('/ready', summary='Whether requests are answered')
+    @app.get('/ready', response_model=Ready, summary='Whether requests are answered')
     async def ready() -> Response:
         if not service.ready:
             raise Refused(503, _NOT_READY, BUSY)
         return _json(200, {'status': 'ready', 'step': service.serving.model.answers.saved.step})
 
-    @app.get('/metrics', summary='Figures for Prometheus')
+    @app.get('/metrics', response_class=PlainTextResponse, summary='Figures for Prometheus')
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
@@ -91,19 +98,19 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def try_it() -> Response:
         return shown
 
-    @app.get('/about', summary='How much the model knows')
+    @app.get('/about', response_model=About, summary='How much the model knows')
     async def about() -> Response:
         return _json(200, service.about())
 
-    @app.get('/items', summary='Items whose title or id holds a text')
+    @app.get('/items', response_model=Items, summary='Items whose title or id holds a text')
     async def items(search: str = text, limit: int = most) -> Response:
         return _json(200, service.find_items(search, limit))
 
-    @app.get('/users', summary='Users whose id holds a text, or a sample')
+    @app.get('/users', response_model=Users, summary='Users whose id holds a text, or a sample')
     async def users(search: str = text, limit: int = most) -> Response:
         return _json(200, service.find_users(search, limit))
 
-    @app.get('/history', summary='The newest events of a user')
+    @app.get('/history', response_model=History, summary='The newest events of a user')
     async def history(user: str = Query(min_length=1, description='The id.')) -> Response:
         return _json(200, service.history(user))
 

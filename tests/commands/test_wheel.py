@@ -1,11 +1,15 @@
-"""The wheel, installed outside the clone, does all of it: train, recommend, export, and the Python API."""
+"""The wheel, installed outside the clone, does all of it: train, recommend, export, serve, and the Python API."""
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -24,11 +28,58 @@ print(ssd4rec_jax.__file__, ssd4rec_jax.__version__, *found['user'])
 '''
 
 
+PACKAGES = 'ssd4rec_jax', 'pallas_kernels'
+OTHERS = {'pallas_kernels/pyproject.toml'}  # of the project whose wheel holds the kernels alone
+
+
+def tree() -> set[str]:
+    """The files of the packages, as a commit would hold them."""
+    command = 'git', 'ls-files', '--cached', '--others', '--exclude-standard', '--', *PACKAGES
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip('no clone: git does not list its files')
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()} - OTHERS
+
+
+def test_every_file_that_is_not_python_is_named_as_package_data():
+    """The checkout has all files; a wheel has only those that pyproject.toml names."""
+    named = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['package-data']
+    found = {path.relative_to(ROOT).as_posix() for package, patterns in named.items() for pattern in patterns
+             for path in (ROOT / package).glob(pattern)}
+    assert found == {name for name in tree() if not name.endswith('.py')}
+
+
+def users_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'XLA_FLAGS')}
+
+
 def run(*command: str | Path, cwd: Path) -> str:
-    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=users_environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def served(script: Path, home: Path) -> dict:
+    """What `ssd4rec serve` answers to the history that the export was asked for."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    command = [script, 'serve', '--model=run', f'--port={address.rpartition(":")[2]}']
+    with subprocess.Popen(
+        command, cwd=home, env=users_environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None and 'ready' in process.stderr.readline()
+            asked = urllib.request.Request(
+                f'http://{address}/recommend', b'{"histories": [["i1", "i4"]], "k": 3}',
+                {'content-type': 'application/json'},
+            )
+            with urllib.request.urlopen(asked) as answer:
+                return json.load(answer)
+        finally:
+            process.terminate()
 
 
 @pytest.mark.slow
@@ -40,6 +91,8 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
         shutil.copy(ROOT / name, source)
     run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob('ssd4rec_jax-*.whl')
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(tuple(f'{p}/' for p in PACKAGES))} \
+        == tree()
     shutil.rmtree(source)
     # The dependencies come from this environment, by a path; its own install of the project is not on it.
     venv.create(tmp_path / 'venv', with_pip=True)
@@ -59,5 +112,6 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
     run(script, 'export', '--workdir=run', '--output=out', cwd=home)
     first, *_ = run(script, 'recommend', '--workdir=run', '--history=i1,i4', cwd=home).splitlines()
     assert json.loads(run(python, 'out/load.py', '["i1", "i4"]', cwd=home))[0][0] == first.split('\t')[2]
+    assert served(script, home)['answers'][0]['items'][0]['item'] == first.split('\t')[2]
     file, version, *users = run(python, '-c', API, cwd=home).split()
     assert file.startswith(str(packages)) and wheel.name.startswith(f'ssd4rec_jax-{version}') and users == ['u1', 'u1']

@@ -1,5 +1,6 @@
 """Evaluation and recommendation compared with rankings in NumPy, made from one unpacked history at a time."""
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from ssd4rec_jax.errors import TrainingError
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.model.plain import plain_hidden
+from ssd4rec_jax.model.scores import MAX_SCORES, scores_at_once
 from ssd4rec_jax.parallel.mesh import AXES, MODEL_AXIS, device_mesh, over_devices
 from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.rank.ranker import Ranker
@@ -21,6 +23,15 @@ from tests.packed import pack
 from tests.tiny import MODEL, history, tiny_dataset
 
 ITEMS, USERS = 30, 60
+
+
+@pytest.mark.parametrize('platform, processes, devices, share', [
+    ('cpu', 1, 1, 1), ('cpu', 1, 4, 4), ('cpu', 2, 4, 2), ('tpu', 2, 8, 1), ('gpu', 1, 4, 1),
+])
+def test_the_cpu_devices_of_a_process_share_the_memory_for_scores(platform, processes, devices, share):
+    each = [SimpleNamespace(platform=platform, process_index=n % processes) for n in range(devices)]
+    mesh = SimpleNamespace(devices=np.array(each).reshape(1, devices), size=devices)
+    assert scores_at_once(mesh) == MAX_SCORES // share
 
 
 @pytest.fixture(scope='module')
