@@ -102,6 +102,22 @@ class Mamba4RecConfig(PeerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class SIGMAConfig(Mamba4RecConfig):
+    """The settings of SIGMA.
+
+    num_kept: the number of newest items of a history that keep their places where the older ones are reversed.
+    """
+
+    name: str = 'sigma'
+    num_kept: int = 5
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Which items change places depends on where the prefix ends."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
 class TiM4RecConfig(PeerConfig):
     """The settings of TiM4Rec.
 
@@ -155,4 +171,5 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 PEERS: dict[str, type] = {
     'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
     'tim4rec': TiM4RecConfig,
+    'sigma': SIGMAConfig,
 }

@@ -10,6 +10,10 @@ were renamed and transposed to our names and layouts; nothing else was changed.
                  padded on the left, as its loader does
     mamba4rec_*  mamba4rec.py of github.com/chengkai-liu/Mamba4Rec on mamba_ssm's Mamba. Its selective_scan_ref and its
                  path without causal_conv1d stand for its CUDA kernels, and float64 for its casts to float32
+    sigma        gated_mamba.py of github.com/Applied-Machine-Learning-Lab/SIMGA (commit 018d73a of 15 December 2024), on the
+                 same Mamba. Each history ran by itself, without padding, and its length - num_kept stood for the number
+                 45 of places that are reversed; a line was left out whose result nothing reads and whose shapes do not
+                 fit
     tim4rec      tim4rec.py and ssd.py of github.com/AlwaysFHao/TiM4Rec, length 7; mamba_ssm's ssd_selective_scan,
                  selective_scan_ref and rms_norm_ref stand for its Triton kernels. The time of the newest item stands in
                  padding
@@ -30,7 +34,7 @@ from ssd4rec_jax.model.scores import scores
 from tests.packed import pack
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
-FILES = ['gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'tim4rec']
+FILES = ['gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'tim4rec', 'sigma']
 
 
 def by_name(params: dict) -> dict[str, np.ndarray]:
