@@ -27,11 +27,11 @@ class Factory:
         settings: dict[str, Any] = dict(kernel_init=LINEAR_INIT, dot_general=dot_general) | more
         return nnx.Linear(inputs, outputs, dtype=self.dtype, param_dtype=self.param_dtype, rngs=self.rngs, **settings)
 
-    def norm(self, width: int, epsilon: float) -> nnx.LayerNorm:
+    def norm(self, width: int, epsilon: float, **more: Any) -> nnx.LayerNorm:
         """A LayerNorm over the last axis, with the two-pass variance as in torch."""
         return nnx.LayerNorm(
             width, epsilon=epsilon, use_fast_variance=False, dtype=self.dtype, param_dtype=self.param_dtype,
-            rngs=self.rngs,
+            rngs=self.rngs, **more,
         )
 
     def param(self, init: Callable[..., jax.Array], *shape: int, **more: Any) -> nnx.Param:

@@ -37,12 +37,14 @@ class FeedForward(nnx.Module):
 class Layer(Protocol):
     """What LayeredNetwork needs of a layer."""
 
-    ffn: FeedForward
+    @property
+    def ffn(self) -> Callable[[jax.Array, Draws | None, str], jax.Array]:
+        """What the layer does to each item by itself: (what mix gives, draws, what they are named by) -> [..., D]."""
 
     def mix(
         self, u: jax.Array, carried: Any, layout: Layout, draws: Draws | None, name: str
     ) -> tuple[jax.Array, Any]:
-        """The layer without its feed-forward part, [rows, tokens, D], and what the next layer is given beside it.
+        """The layer up to its feed-forward part, [rows, tokens, width], and what the next layer is given beside it.
 
         name: what the random draws are named by.
         """

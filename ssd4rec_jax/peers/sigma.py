@@ -1,9 +1,9 @@
 """SIGMA: Mamba over each history and over the history with its older items reversed, gated, beside a recurrent unit.
 
 Liu et al., "SIGMA: selective gated Mamba for sequential recommendation" (AAAI 2025): its partially flipped Mamba, dense
-selective gate and feature-extract GRU, in the order of its released code (github.com/Applied-Machine-Learning-Lab/SIMGA,
-gated_mamba.py). As there, the gate of the reversed history also reads the other gate, and the three weights of the sum
-are not normalised.
+selective gate and feature-extract GRU, in the order of its released code (gated_mamba.py of
+github.com/Applied-Machine-Learning-Lab/SIMGA). As there, the gate of the reversed history also reads the other gate,
+and the three weights of the sum are not normalised.
 
 The released code reverses the first 45 of 50 places, of which padding fills those that a shorter history leaves. Here
 all but the newest `num_kept` items of each history change places, which is the same for a history of 50.
@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ssd4rec_jax.config.peers import SIGMAConfig
 from ssd4rec_jax.model.draws import Draws, dropout
@@ -67,7 +66,8 @@ class SIGMALayer(MambaLayer):
             reverse + per_token(self.dense_reversed, reverse), gate, draws, f'{name}.gate_reversed'
         )
         parts = (
-            self._short(u, layout), self.mamba(reverse, layout) * (1 + gate_reversed), self.mamba(u, layout) * (1 + gate)
+            self._short(u, layout), self.mamba(reverse, layout) * (1 + gate_reversed),
+            self.mamba(u, layout) * (1 + gate),
         )
         weights = self.weights[...].astype(u.dtype)
         return per_token(self.projection, sum(w * part for w, part in zip(weights, parts, strict=True)))
