@@ -9,7 +9,7 @@ from flax import nnx
 
 from ssd4rec_jax.config.peers import Mamba4RecConfig
 from ssd4rec_jax.model.draws import Draws, dropout
-from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.networks import register_network
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
@@ -48,8 +48,19 @@ class MambaLayer(nnx.Module):
         self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
     ) -> tuple[jax.Array, None]:
         """As in Layer."""
-        mixed = dropout(self.mamba(u, layout), self.config.dropout_prob, draws, f'{name}.mixer')
-        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u), None
+        return self._after_mixer(self.mamba(u, layout), u, draws, name), None
+
+    def mix_at_ends(
+        self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
+    ) -> jax.Array:
+        """As in LayeredNetwork."""
+        return self._after_mixer(
+            self.mamba(u, layout, at_ends=True), take_tokens(u, layout.ends), draws and draws.at(layout.ends), name
+        )
+
+    def _after_mixer(self, mixed, u, draws, name):
+        mixed = dropout(mixed, self.config.dropout_prob, draws, f'{name}.mixer')
+        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u)
 
 
 register_network('mamba4rec', Mamba4RecConfig, Mamba4Rec)
