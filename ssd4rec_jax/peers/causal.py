@@ -67,14 +67,17 @@ class CausalNetwork(nnx.Module):
         """
         raise NotImplementedError
 
+    def end_states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """`states` at the last item of each history alone, [rows, segments, width]; a subclass may compute less."""
+        return take_tokens(self.states(items, layout, draws), layout.ends)
+
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
         """The readouts [rows, n, D] of some items from their states [rows, n, width]."""
         raise NotImplementedError
 
     def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The readout of each history, [rows, segments, D]; arbitrary in empty slots."""
-        ends = take_tokens(self.states(items, layout, draws), layout.ends)
-        return self.finish(ends, None if draws is None else draws.at(layout.ends))
+        return self.finish(self.end_states(items, layout, draws), draws and draws.at(layout.ends))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The `readout` of the prefix that ends at each item, [rows, tokens, D].

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ssd4rec_jax.config.peers import SIGMAConfig
 from ssd4rec_jax.model.draws import Draws, dropout
-from ssd4rec_jax.model.layout import Layout, mirror_within_segment
+from ssd4rec_jax.model.layout import Layout, mirror_within_segment, take_tokens
 from ssd4rec_jax.model.networks import register_network
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import token_after, token_before
@@ -48,7 +48,7 @@ class SIGMALayer(MambaLayer):
     def __init__(self, config: SIGMAConfig, make: Factory):
         super().__init__(config, make)
         width = config.hidden_size
-        self.dense, self.dense_reversed, self.gate_silu, self.gate_sigmoid, self.projection = (
+        self.dense, self.dense_reverse, self.gate_silu, self.gate_sigmoid, self.projection = (
             make.linear(width, width) for _ in range(5)
         )
         bias_init = functools.partial(conv_init, fan_in=3 * width)
@@ -57,20 +57,22 @@ class SIGMALayer(MambaLayer):
         self.gru_recurrent = make.param(conv_init, width, 3 * width)
         self.weights = make.param(_init_weights, 3)
 
-    def mixed(self, u: jax.Array, layout: Layout, draws: Draws | None, name: str) -> jax.Array:
+    def mixed(
+        self, u: jax.Array, layout: Layout, draws: Draws | None, name: str, *, at_ends: bool = False
+    ) -> jax.Array:
         """As in MambaLayer."""
         reverse = mirror_within_segment(u, mirror_of_older(layout, self.config.num_kept))
-        whole = u + per_token(self.dense, u)
-        gate = self._gate(whole, whole, draws, f'{name}.gate')
-        gate_reversed = self._gate(
-            reverse + per_token(self.dense_reversed, reverse), gate, draws, f'{name}.gate_reversed'
-        )
-        parts = (
-            self._short(u, layout), self.mamba(reverse, layout) * (1 + gate_reversed),
-            self.mamba(u, layout) * (1 + gate),
-        )
+        forward, backward = (self.mamba(x, layout, at_ends=at_ends) for x in (u, reverse))
+        short = self._short(u, layout)
+        if at_ends:
+            u, reverse, short = (take_tokens(x, layout.ends) for x in (u, reverse, short))
+            draws = draws and draws.at(layout.ends)
+        v, v_reverse = u + per_token(self.dense, u), reverse + per_token(self.dense_reverse, reverse)
+        gate = self._gate(v, v, draws, f'{name}.gate')
+        gate_reverse = self._gate(v_reverse, gate, draws, f'{name}.gate_reverse')
         weights = self.weights[...].astype(u.dtype)
-        return per_token(self.projection, sum(w * part for w, part in zip(weights, parts, strict=True)))
+        mixed = weights[0] * short + weights[1] * (1 + gate_reverse) * backward + weights[2] * (1 + gate) * forward
+        return per_token(self.projection, mixed)
 
     def _gate(self, by_silu, by_sigmoid, draws, name):
         gate = per_token(self.gate_silu, silu(by_silu)) + per_token(self.gate_sigmoid, jax.nn.sigmoid(by_sigmoid))
