@@ -75,6 +75,51 @@ class SASRecConfig(PeerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class BERT4RecConfig(SASRecConfig):
+    """The settings of BERT4Rec.
+
+    num_heads, inner_size, attention_dropout_prob: as in SASRec.
+    max_length: as in SASRec; the mask token behind a history takes one of the places.
+    """
+
+    name: str = 'bert4rec'
+    dropout_prob: float = 0.2
+    attention_dropout_prob: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < 2:
+            raise ConfigError(f'model.max_length={self.max_length} must be at least 2: an item and the mask token')
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Each item is read with those behind it."""
+        return False
+
+    @property
+    def offers_cloze(self) -> bool:
+        """Whether the network has cloze_readouts, which train.objective=cloze reads."""
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class CaserConfig(PeerConfig):
+    """The settings of Caser.
+
+    num_layers: the number of dense layers between what the filters give and the item space; the paper has one.
+    window: the number L of newest items that a readout looks back on.
+    horizontal_filters: the number of horizontal filters of each height from 1 to window.
+    vertical_filters: the number of vertical filters.
+    """
+
+    name: str = 'caser'
+    dropout_prob: float = 0.4
+    window: int = 10
+    horizontal_filters: int = 8
+    vertical_filters: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class HSTUConfig(PeerConfig):
     """The settings of HSTU.
 
@@ -196,6 +241,6 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 # The settings of each peer, by its name.
 PEERS: dict[str, type] = {
     'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
-    'tim4rec': TiM4RecConfig,
+    'tim4rec': TiM4RecConfig, 'caser': CaserConfig, 'bert4rec': BERT4RecConfig,
     'sigma': SIGMAConfig, 'hstu': HSTUConfig,
 }

@@ -4,7 +4,7 @@ import dataclasses
 from ssd4rec_jax.config.plugs import loss_settings
 from ssd4rec_jax.errors import ConfigError
 
-OBJECTIVES = ('auto', 'prefix', 'one_pass', 'fastest')
+OBJECTIVES = ('auto', 'prefix', 'one_pass', 'fastest', 'cloze')
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
 TABLE_OPTIMIZERS = ('auto', 'adam', 'adagrad')
@@ -19,7 +19,8 @@ class TrainConfig:
     """The settings of the training loop; the defaults are the published ones.
 
     objective: 'prefix', 'one_pass', 'fastest', which takes one_pass where it is exact and else prefix, or 'auto', which
-      takes prefix (see ssd4rec_jax.train.objective).
+      takes prefix, and 'cloze' for networks that predict hidden items (see ssd4rec_jax.train.objective).
+    last_alone: with 'cloze', the share of histories of which the last item alone is hidden.
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), 'gbce'
       (see ssd4rec_jax.train.gbce), 'uniform' (see ssd4rec_jax.train.uniform_softmax), the name of a registered loss, or
       'auto', which samples above a million items. With a sampled loss the item table is updated by row-wise Adagrad
@@ -30,7 +31,8 @@ class TrainConfig:
       at table_learning_rate, or 'auto', which updates it like all other parameters.
     table_learning_rate: the learning rate of an item table that has an optimiser of its own; it follows the schedule.
     seen_learning_rate: the learning rate of Adam for the bias of model.seen_bias, which has few numbers and far to go.
-    targets_per_step: the number of prediction targets that a step holds on average.
+    targets_per_step: the number of prediction targets that a step holds on average; with 'cloze' the number of items,
+      hidden or not.
     max_epochs: the largest number of epochs.
     learning_rate: the learning rate, or its peak where the schedule changes it.
     optimizer: 'adam', or 'adamw' for Adam with weight_decay.
@@ -51,6 +53,7 @@ class TrainConfig:
     """
 
     objective: str = 'auto'
+    last_alone: float = 0.5
     loss: str = 'auto'
     num_negatives: int = 8192
     table_optimizer: str = 'auto'
@@ -85,7 +88,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be positive')
         loss_settings(self.loss)  # Refuses a name that is not registered.
-        for name in ('warmup_share', 'ema_decay'):
+        for name in ('warmup_share', 'ema_decay', 'last_alone'):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f'train.{name}={getattr(self, name)} must be in [0, 1)')
         for name, known in (

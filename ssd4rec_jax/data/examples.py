@@ -18,6 +18,7 @@ class ExampleIndex:
     start, stop: int64 [examples].
     target: int32, internal id of the item to predict, [examples] after each history. With every_prefix it is
       [len(items)] after each item: every prefix of a history has its own.
+    hidden: with every_prefix, the share of a history's items but the last that are targets, in the mean.
     cut: histories that max_history shortened.
     missed: bool [examples], targets that count as not found whatever they score; None where there is none.
     features: {name: one value for each of `items`} that the network reads.
@@ -29,6 +30,7 @@ class ExampleIndex:
     target: np.ndarray
     cut: int
     every_prefix: bool = False
+    hidden: float = 1.0
     missed: np.ndarray | None = None
     features: Mapping[str, Feature | Gaps] = dataclasses.field(default_factory=dict)
 
@@ -42,8 +44,9 @@ class ExampleIndex:
 
     @property
     def num_targets(self) -> np.ndarray:
-        """int64 [examples], items to predict of each."""
-        return self.lengths if self.every_prefix else np.ones(len(self), np.int64)
+        """int64 [examples], items to predict of each, rounded where chance decides."""
+        others = self.hidden * (self.lengths - 1) if self.every_prefix else np.zeros(len(self))
+        return 1 + np.rint(others).astype(np.int64)
 
     def of(self, chosen: np.ndarray) -> 'ExampleIndex':
         """The examples where `chosen`, bool [examples], is True."""
@@ -84,6 +87,26 @@ def train_histories(dataset: SequenceDataset) -> ExampleIndex:
     return ExampleIndex(
         items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
         every_prefix=True, features=dataset.values_read,
+    )
+
+
+def train_windows(dataset: SequenceDataset, length: int, *, hidden: float = 1.0) -> ExampleIndex:
+    """What each user trains on, cut from the newest item back into windows of `length` items, 0 for a single one.
+
+    Each window is an example that holds its own targets: those of its items that a step hides. hidden: as in
+    ExampleIndex. A window of one item, which would leave nothing to read, is left out.
+    """
+    start, stop = dataset.offsets[:-1], dataset.held_out.train_stop
+    length = length or int((stop - start).max())
+    counts = -(-(stop - start) // length)
+    newer = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    stop = np.repeat(stop, counts) - newer * length
+    start = np.maximum(np.repeat(start, counts), stop - length)
+    kept = stop - start > 1
+    items = np.asarray(dataset.items)
+    return ExampleIndex(
+        items=items, start=start[kept], stop=stop[kept], target=items, cut=0, every_prefix=True, hidden=hidden,
+        features=dataset.values_read,
     )
 
 

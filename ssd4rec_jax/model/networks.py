@@ -8,6 +8,9 @@ A network is any flax.nnx module with
     prefix_readouts(items, layout, draws)    optional: [rows, tokens, D], the readout of every prefix in one pass;
                                              the field or property `prefixes_share_a_pass` of the network's settings
                                              then says whether this is exact
+    cloze_readouts(items, layout, draws)     optional: [rows, tokens, D], the readout of each item from all others of
+                                             its history, of which those to predict are item 0; the field or property
+                                             `offers_cloze` of the network's settings then says that it is there
     no_history(users), prefix_step(items, gaps, number, state)
                                              optional, beside prefix_readouts: the readout of a history that grows by
                                              one item, from the state that the items before it left

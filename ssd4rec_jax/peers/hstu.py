@@ -59,7 +59,7 @@ class HSTU(LayeredNetwork):
         # Integers that grow too large begin again at the other end, and their differences stay exact.
         time = jnp.cumsum(jnp.round(TICKS * gaps).astype(jnp.int32), axis=1)
         blocks = Blocks(layout, self.config.max_length)
-        passed = blocks.own(time)[..., None] - blocks.with_before(time)[..., None, :]
+        passed = blocks.own(time)[..., None] - blocks.with_beside(time)[..., None, :]
         return jnp.minimum((jnp.log(jnp.maximum(passed, 1)) / BUCKET_WIDTH).astype(jnp.int32), BUCKETS)
 
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:

@@ -5,6 +5,8 @@ later papers compare with (RecBole's): cross-entropy over the catalogue, BERT's 
 LayerNorm, gelu. Places are counted from the oldest item that is read. Of a history that is longer than max_length, the
 newest max_length items are read.
 """
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,12 +30,16 @@ class SASRec(LayeredNetwork):
 
     config: SASRecConfig
 
-    def __init__(self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: SASRecConfig, num_items: int, *, rngs: nnx.Rngs, causal: bool = True,
+        table_init: Callable[..., jax.Array] = init_table,
+    ):
+        """causal: whether no item reads those behind it. table_init: the initial item table. Both are for BERT4Rec."""
         make = Factory(config, rngs)
-        super().__init__(config, make, make.param(init_table, num_items + 1, config.hidden_size))
+        super().__init__(config, make, make.param(table_init, num_items + 1, config.hidden_size))
         self.positions = make.param(LINEAR_INIT, config.max_length, config.hidden_size)
         self.norm = make.norm(config.hidden_size, EPSILON)
-        self.layers = nnx.List([TransformerLayer(config, make) for _ in range(config.num_layers)])
+        self.layers = nnx.List([TransformerLayer(config, make, causal) for _ in range(config.num_layers)])
 
     def inputs(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """Item vector plus the vector of its place, [rows, tokens, D]."""
@@ -46,8 +52,8 @@ class SASRec(LayeredNetwork):
 class TransformerLayer(nnx.Module):
     """h = LayerNorm(dropout(attention(u)) + u), then the feed-forward part."""
 
-    def __init__(self, config: SASRecConfig, make: Factory):
-        self.config = config
+    def __init__(self, config: SASRecConfig, make: Factory, causal: bool):
+        self.config, self.causal = config, causal
         width = config.hidden_size
         self.query, self.key, self.value, self.out = (make.linear(width, width) for _ in range(4))
         self.norm = make.norm(width, EPSILON)
@@ -63,7 +69,10 @@ class TransformerLayer(nnx.Module):
         query, key, value = (
             per_token(linear, u).reshape(*u.shape[:2], c.num_heads, -1) for linear in (self.query, self.key, self.value)
         )
-        read = attend(query, key, value, layout, c.max_length, c.attention_dropout_prob, draws, f'{name}.weights')
+        read = attend(
+            query, key, value, layout, c.max_length, c.attention_dropout_prob, draws, f'{name}.weights',
+            causal=self.causal,
+        )
         mixed = dropout(per_token(self.out, read.reshape(u.shape)), c.dropout_prob, draws, f'{name}.out')
         return per_token(self.norm, mixed + u), None
 

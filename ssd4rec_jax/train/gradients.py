@@ -16,6 +16,7 @@ from ssd4rec_jax.model.networks import mean_loss
 from ssd4rec_jax.model.seen import seen_by_histories, seen_by_prefixes
 from ssd4rec_jax.parallel.mesh import AXES, DATA_AXIS, ITEM_EMBEDDING, MODEL_AXIS, over_devices, specs
 from ssd4rec_jax.parallel.table_shard import TableShard, item_numbers
+from ssd4rec_jax.train.cloze import hidden_items
 from ssd4rec_jax.train.objective import Objective
 from ssd4rec_jax.train.sampled_softmax import draw_negatives
 
@@ -43,6 +44,7 @@ def loss_and_gradients(
     Returns (loss, number of targets, gradients like params), each summed over all devices.
     """
     varying = _own(params, axes)
+    batch = _asked(objective, batch, seed, epoch)
     if shard.shards == 1:
         loss, grads = _over_rows(_loss_of(objective, shard, seed, epoch), _Weights(varying, None), batch, axes)
         grads = grads.params
@@ -73,6 +75,7 @@ def sampled_loss_and_gradients(
     summed over all devices.
     """
     varying = _own(params, AXES)
+    batch = _asked(objective, batch, seed, epoch)
     negatives = draw_negatives(seed, step, objective.negatives, shard.rows)
     ids, items, targets, negatives = item_numbers(shard, batch.items, batch.targets, negatives)
     rows = shard.fetch(varying[ITEM_EMBEDDING], ids).astype(jnp.float32)
@@ -108,11 +111,22 @@ class _Weights(NamedTuple):
     scored: jax.Array | None
 
 
+def _asked(objective: Objective, batch: PackedBatch, seed, epoch) -> PackedBatch:
+    """The batch with the targets that this step asks for: all of them, and in a cloze those of hidden items."""
+    if objective.last_alone is None:
+        return batch
+    layout = Layout.of(batch)
+    hidden = hidden_items(layout, Draws.of(seed, epoch, layout), objective.mask_ratio, objective.last_alone)
+    return batch._replace(targets=jnp.where(hidden, batch.targets, 0))
+
+
 def _readout(objective: Objective, params: dict, batch: PackedBatch, seed, epoch):
     """(the bound network, its readouts of the batch with items masked, what a loss gets of a seen-item term)."""
     model = objective.network.bind(params)
     layout = Layout.of(batch)
     draws = Draws.of(seed, epoch, layout)
+    if objective.last_alone is not None:
+        return model, model.cloze_readouts(jnp.where(batch.targets > 0, 0, batch.items), layout, draws), {}
     read = model.prefix_readouts if objective.every_prefix else model.readout
     seen = {}
     if hasattr(model, 'seen'):

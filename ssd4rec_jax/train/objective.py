@@ -1,9 +1,9 @@
-"""What a training step minimises: a loss, over each prefix by itself or over all prefixes of a user in one pass."""
+"""What a training step minimises: a loss of each prefix by itself, of all prefixes in one pass, or of hidden items."""
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import ExampleIndex, train_examples, train_histories
+from ssd4rec_jax.data.examples import ExampleIndex, train_examples, train_histories, train_windows
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.train.losses import FULL_SOFTMAX, Loss
@@ -13,9 +13,10 @@ class Objective(NamedTuple):
     """What a step minimises.
 
     mask_ratio: the probability that an input item is masked.
-    every_prefix: whether the batch has one target per token, so that every prefix is read.
+    every_prefix: whether the batch has one target per token: the next item, or itself in a cloze.
     loss: the loss of the readouts, over the whole catalogue or over a sample of it.
     negatives: the number of items that a step draws uniformly for a loss that samples.
+    last_alone: the share of histories of which a cloze hides the last item alone; None where there is no cloze.
     """
 
     network: Network
@@ -23,9 +24,17 @@ class Objective(NamedTuple):
     every_prefix: bool = False
     loss: Loss = FULL_SOFTMAX
     negatives: int = 0
+    last_alone: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The value of train.objective that stands for it."""
+        return 'cloze' if self.last_alone is not None else 'one_pass' if self.every_prefix else 'prefix'
 
 
-def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_history: int) -> ExampleIndex:
+def training_examples(
+    asked: str, model: Any, dataset: SequenceDataset, max_history: int, *, hidden: float = 1.0
+) -> ExampleIndex:
     """The training examples in the form that train.objective asks for; the index's every_prefix says which form it is.
 
     'prefix': each prefix of a user's history is an example, as in the released code. 'one_pass': each user is an
@@ -33,8 +42,18 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
     of the loss is the same, but its gradient is noisier, because a user's prefixes share the input mask and come in the
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
     (docs/decisions/model-and-savings.md). 'fastest' means one_pass where that is exact, and prefix elsewhere.
+    'cloze': each user's whole history is an example, in windows where the network reads no more of it, and its hidden
+    items are the targets. hidden: the share of all but the last of a history that is hidden, in the mean.
     """
-    prefixes = train_examples(dataset, max_history=history_limit(model, max_history)[1])
+    limit = history_limit(model, max_history)[1]
+    prefixes = train_examples(dataset, max_history=limit)
+    if asked == 'cloze':
+        if not getattr(model, 'offers_cloze', False):
+            raise ConfigError(
+                f'train.objective=cloze: the network {model.name} does not predict hidden items; set '
+                'train.objective=prefix'
+            )
+        return train_windows(dataset, limit, hidden=hidden)
     if asked == 'one_pass':
         check_one_pass(model, prefixes.cut, max_history)
     elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
@@ -44,6 +63,8 @@ def training_examples(asked: str, model: Any, dataset: SequenceDataset, max_hist
 
 def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: int) -> str:
     """A sentence that says which form runs and, where train.objective is 'auto', whether the other was possible."""
+    if asked == 'cloze':
+        return 'objective: cloze, hidden items of whole histories, the last one always among them'
     if examples.every_prefix:
         return 'objective: one_pass, all prefixes of a user read from one pass'
     note = 'objective: prefix, every prefix of a history by itself'

@@ -33,7 +33,7 @@ def make_result(
     return {
         'dataset': dataset.name,
         'protocol': dataset.held_out.protocol,
-        'objective': 'one_pass' if program.objective.every_prefix else 'prefix',
+        'objective': program.objective.name,
         'loss': train.loss_name(dataset.num_items),
         'ssd_implementation': ssd_implementation,
         **metrics,

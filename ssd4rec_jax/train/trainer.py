@@ -82,7 +82,10 @@ class Trainer:
         mesh = device_mesh(self.devices, self.model_shards)
         agree({'the data (fingerprint)': dataset.fingerprint, '--model_shards': self.model_shards, **flat(config)})
         limited_by, max_history = history_limit(config.model, config.data.max_history)
-        every = training_examples(config.train.objective, config.model, dataset, max_history)
+        every = training_examples(
+            config.train.objective, config.model, dataset, max_history,
+            hidden=config.data.mask_ratio * (1 - config.train.last_alone),
+        )
         self.examples = examples_of(every, self.warm.users, dataset) if self.warm else every
         note(objective_note(config.train.objective, config.model, self.examples, max_history))
         note(loss_note(config.train, dataset.num_items))

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from ssd4rec_jax.answers import Answers
+from ssd4rec_jax.config.peers import PEERS
 from ssd4rec_jax.config.plugs import NETWORK_SETTINGS
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.export import encoder, program
@@ -203,6 +204,16 @@ def test_a_network_of_one_s_own_is_exported(on_cpu_alone, tmp_path, monkeypatch)
     monkeypatch.setitem(NETWORK_SETTINGS, 'mean', MeanSettings)
     monkeypatch.setitem(networks._MODULES, MeanSettings, Mean)
     saved = saved_run(settings=MeanSettings())
+    export_program(tmp_path / 'to', saved)
+    assert_alike(
+        loaded(tmp_path / 'to').Model(tmp_path / 'to').recommend(histories(saved)), answers(saved, histories(saved))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['bert4rec', 'caser'])
+def test_peers_are_exported(on_cpu_alone, tmp_path, name):
+    saved = saved_run(settings=PEERS[name](hidden_size=8, num_layers=1))
     export_program(tmp_path / 'to', saved)
     assert_alike(
         loaded(tmp_path / 'to').Model(tmp_path / 'to').recommend(histories(saved)), answers(saved, histories(saved))

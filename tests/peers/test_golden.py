@@ -4,6 +4,10 @@ How the files were made: random weights, three histories of 7, 1 and 4 items of 
 of all items after each history, the summed cross-entropy of one target each, and its gradients. Weights and gradients
 were renamed and transposed to our names and layouts; nothing else was changed.
 
+    bert4rec     RecBole's bert4rec.py and TransformerEncoder, max_length 7, with the mask token behind each history and
+                 another one in it; row 0 of its table, padding, equals that of the mask token, and has its gradient too
+    caser        RecBole's caser.py, images of 5 items, padded on the left with zeros, as those of the authors' loader
+                 (github.com/graytowne/caser_pytorch); users have vectors of zeros, and the penalty is left out
     gru4rec      RecBole's recbole/model/sequential_recommender/gru4rec.py, two layers
     sasrec       RecBole's sasrec.py and TransformerEncoder, max_length 7
     hstu         research/modeling/sequential/hstu.py of github.com/facebookresearch/generative-recommenders, with
@@ -38,7 +42,10 @@ from ssd4rec_jax.model.scores import scores
 from tests.packed import pack
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
-FILES = ['gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'tim4rec', 'sigma', 'hstu']
+FILES = [
+    'bert4rec', 'caser', 'gru4rec', 'hstu', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'sasrec', 'sigma',
+    'tim4rec',
+]
 
 
 def by_name(params: dict) -> dict[str, np.ndarray]:

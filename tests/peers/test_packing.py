@@ -19,7 +19,9 @@ ITEMS = 30
 HISTORIES = [np.random.default_rng(n).integers(1, ITEMS + 1, n).tolist() for n in (6, 1, 9, 3, 5)]
 
 
-SMALL = {'tim4rec': dict(headdim=4, max_length=9), 'hstu': dict(num_heads=2, max_length=9)}
+SMALL = {
+    'caser': dict(window=4), 'hstu': dict(num_heads=2, max_length=9), 'tim4rec': dict(headdim=4, max_length=9),
+}
 
 
 def gaps(example: int, length: int) -> np.ndarray:
@@ -44,7 +46,7 @@ def test_a_readout_depends_on_its_own_history_alone_and_prefixes_share_a_pass(na
     readouts, of_prefixes = read(whole)
     assert np.isfinite(readouts).all()
     if of_prefixes is None:
-        of_prefixes = np.full((1, 32, 8), np.nan)
+        of_prefixes = np.full((1, 32, readouts.shape[-1]), np.nan)
         of_prefixes[0, Layout.of(whole).ends[0, :5]] = readouts[0, :5]
     prefixes = [(n, end) for n, history in enumerate(HISTORIES) for end in range(1, len(history) + 1)][::-1]
     rows = [prefixes[at:at + 8] for at in range(0, len(prefixes), 8)]  # in another order than above
@@ -67,7 +69,7 @@ def test_where_prefixes_share_no_pass_none_is_read():
         network.bind(params).prefix_readouts(batch.items, Layout.of(batch))
 
 
-@pytest.mark.parametrize('name', ['sasrec', 'tim4rec', 'hstu'])
+@pytest.mark.parametrize('name', ['bert4rec', 'hstu', 'sasrec', 'tim4rec'])
 def test_the_newest_items_of_a_longer_history_are_read(name):
     settings = PEERS[name](hidden_size=8, num_layers=1, **SMALL.get(name, {}) | dict(max_length=4))
     network, params = init_network(settings, ITEMS, 0)
@@ -77,15 +79,18 @@ def test_the_newest_items_of_a_longer_history_are_read(name):
         read = jax.jit(lambda batch: network.bind(params).readout(batch.items, Layout.of(batch)))
         return np.asarray(read(batch))[0, :len(histories)]
 
-    cut = read([history[-4:] for history in HISTORIES])
+    places = 3 if name == 'bert4rec' else 4  # beside the mask token
+    cut = read([history[-places:] for history in HISTORIES])
     np.testing.assert_allclose(read(HISTORIES), cut, rtol=0, atol=1e-5)
-    assert np.abs(cut[0] - read([HISTORIES[0][-3:]])[0]).max() > 1e-3
+    assert np.abs(cut[0] - read([HISTORIES[0][1 - places:]])[0]).max() > 1e-3
 
 
 # By hand, for D = 64 and a catalogue of 12,101 items, as Beauty's: 12,102 x 64 = 774,528 numbers in the table.
 FEED_FORWARD = 64 * 256 + 256 + 256 * 64 + 64 + 2 * 64
 MAMBA = 64 * 256 + 4 * 128 + 128 + 128 * (4 + 64) + 4 * 128 + 128 + 128 * 32 + 128 + 128 * 64
 COUNTS = {
+    'bert4rec': 774_528 + 12_102 + 50 * 64 + 128 + 2 * (4 * (64 * 64 + 64) + 128 + FEED_FORWARD) + 64 * 64 + 64 + 128,
+    'caser': 774_528 + 55 * 64 * 8 + 10 * 8 + 10 * 4 + 4 + (4 * 64 + 10 * 8) * 64 + 64 + 64 * 64 + 64,
     'gru4rec': 774_528 + 3 * 128 * (64 + 128) + 128 * 64 + 64,
     'sasrec': 774_528 + 50 * 64 + 128 + 2 * (4 * (64 * 64 + 64) + 128 + FEED_FORWARD),
     'hstu': 774_528 + 200 * 64 + 2 * (64 * 256 + 200 + 129 + 64 * 64 + 64),
@@ -117,7 +122,8 @@ def test_published_settings_are_settings(name):
     )
     network = name.split('_')[0]
     assert type(config.model) is PEERS[network] and config.model.name == network
-    assert config.data.mask_ratio == 0 and config.train.loss == LOSSES.get(name, 'full')
+    assert config.data.mask_ratio == (0.2 if name == 'bert4rec' else 0)
+    assert config.train.loss == LOSSES.get(name, 'full')
 
 
 def test_a_network_that_nobody_published_is_refused():
@@ -125,15 +131,16 @@ def test_a_network_that_nobody_published_is_refused():
         published('sasrek')
 
 
-@pytest.mark.parametrize('change, said', [
-    (dict(num_heads=3), 'model.num_heads=3 does not divide model.hidden_size=64'),
-    (dict(max_length=0), 'model.max_length=0 must be at least 1'),
-    (dict(attention_dropout_prob=1.0), r'model.attention_dropout_prob=1.0 must be in \[0, 1\)'),
-    (dict(dtype='half'), "model.dtype='half' must be one of auto"),
+@pytest.mark.parametrize('name, change, said', [
+    ('bert4rec', dict(max_length=1), 'model.max_length=1 must be at least 2: an item and the mask token'),
+    ('sasrec', dict(num_heads=3), 'model.num_heads=3 does not divide model.hidden_size=64'),
+    ('sasrec', dict(max_length=0), 'model.max_length=0 must be at least 1'),
+    ('sasrec', dict(attention_dropout_prob=1.0), r'model.attention_dropout_prob=1.0 must be in \[0, 1\)'),
+    ('sasrec', dict(dtype='half'), "model.dtype='half' must be one of auto"),
 ])
-def test_settings_that_make_no_network_are_refused(change, said):
+def test_settings_that_make_no_network_are_refused(name, change, said):
     with pytest.raises(ConfigError, match=said):
-        PEERS['sasrec'](**change)
+        PEERS[name](**change)
 
 
 def test_prefixes_share_no_pass_where_the_network_cuts_histories():
