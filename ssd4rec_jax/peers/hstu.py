@@ -32,8 +32,8 @@ from ssd4rec_jax.peers.layered import LayeredNetwork
 EPSILON = 1e-6
 OUTPUTS = 11  # The places that the released code adds to max_length; sums of values are divided by all of them.
 TICKS = 100
-BUCKETS = 128
-BUCKET_WIDTH = 0.301  # in natural logarithms of ticks
+# As released: the number of buckets of time, the width of each as a natural logarithm, and one more for all above.
+BUCKETS, BUCKET_WIDTH = 128, 0.301
 
 
 class HSTU(LayeredNetwork):
@@ -56,7 +56,8 @@ class HSTU(LayeredNetwork):
     def carried(self, layout: Layout, draws: Draws | None) -> jax.Array:
         """The bucket of the time between each pair of items, int32 [rows, blocks, size, 2 size], as in Blocks."""
         gaps = jnp.where(layout.position > 0, 2 * 10**layout.gaps(reverse=False) - 1, 0)
-        # Integers that grow too large begin again at the other end, and their differences stay exact.
+        # Sums that grow too large for int32 begin again at its other end. Differences within a history stay exact:
+        # 10,000 of the largest gaps have less than 2^31 ticks.
         time = jnp.cumsum(jnp.round(TICKS * gaps).astype(jnp.int32), axis=1)
         blocks = Blocks(layout, self.config.max_length)
         passed = blocks.own(time)[..., None] - blocks.with_beside(time)[..., None, :]
