@@ -75,9 +75,7 @@ class TrainProgram:
         self.network = self.network if network is None else network
         negatives = config.train.num_negatives if loss.samples else 0
         last_alone = config.train.last_alone if config.train.objective == 'cloze' else None
-        self.objective = Objective(
-            self.network, config.data.mask_ratio, every_prefix, loss, negatives, last_alone
-        )
+        self.objective = Objective(self.network, config.data.mask_ratio, every_prefix, loss, negatives, last_alone)
         self.step = make_train_step(self.objective, self.optimizer, mesh, config.train.ema_decay)
         small = SmallArrays(self.like, mesh)
         self._small = small if mesh.devices.flat[0].platform in PACKED_ON else None
