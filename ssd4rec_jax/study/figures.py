@@ -175,10 +175,15 @@ def _is_length(summary: dict[str, Any]) -> bool:
 
 
 def _at_values(axes: Any, summary: dict[str, Any]) -> None:
+    """Mark each value of the setting, and write those that have room for it."""
     places = _places(summary)
-    axes.set_xticks(
-        list(places.values()), ['all' if _is_length(summary) and value == 0 else f'{value}' for value in places]
-    )
+    room = 0.065 * (max(places.values()) - min(places.values()))
+    labels, last = [], -float('inf')
+    for value, place in places.items():
+        written = abs(place - last) >= room
+        last = place if written else last
+        labels.append('' if not written else 'all' if _is_length(summary) and value == 0 else f'{value}')
+    axes.set_xticks(list(places.values()), labels)
     axes.set_xlabel(summary['x'])
 
 

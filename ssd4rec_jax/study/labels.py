@@ -1,5 +1,5 @@
 """Names beside the points of a figure, where they cover neither each other nor a point."""
-import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +30,8 @@ class _Box(NamedTuple):
     top: float
 
     @classmethod
-    def around(cls, x: float, y: float, width: float, height: float) -> '_Box':
-        return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    def around(cls, middle: np.ndarray, shape: np.ndarray) -> '_Box':
+        return cls(*(middle - shape / 2), *(middle + shape / 2))
 
     def shared(self, other: '_Box') -> float:
         """The area that both cover."""
@@ -53,29 +53,44 @@ def label(axes: Any, points: list[Point], *, size: float) -> None:
         _Box(x - _MARK * unit, low - _MARK * unit, x + _MARK * unit, high + _MARK * unit)
         for (x, _), (_, low), (_, high) in at
     ]
-    for point, ((x, y), *_) in zip(points, at, strict=True):
+
+    def covered(place: _Place) -> float:
+        """The area of other things that it covers, and of itself that lies outside, in whole pixels."""
+        name = place.boxes[0]
+        outside = name.shared(name) - name.shared(frame)
+        return round(outside + sum(box.shared(other) for box in place.boxes for other in taken))
+
+    for point, (centre, *_) in zip(points, at, strict=True):
         text = axes.annotate(
             point.name, (point.x, point.y), (0, 0), textcoords='offset points', ha='center', va='center', fontsize=size
         )
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer)
-        width, height = extent.width + 2 * _ROOM * unit, extent.height + 2 * _ROOM * unit
-        best, least = None, math.inf
-        for distance in _DISTANCES:
-            for direction in _DIRECTIONS:
-                end = direction * distance * unit  # where a line meets the name
-                middle = end + direction * (width / 2, height / 2)
-                name = _Box.around(*(middle + (x, y)), width, height)
-                boxes = [name]
-                if distance >= _LINE_FROM:
-                    boxes += [_Box.around(*(share * end + (x, y)), unit, unit) for share in np.linspace(0.4, 0.9, 12)]
-                covered = width * height - name.shared(frame)
-                covered += sum(box.shared(other) for box in boxes for other in taken)
-                if covered < least - 0.01:  # less than rounding is no difference
-                    best, least = (middle / unit, end / unit, boxes), covered
-        middle, end, boxes = best
-        text.set_position(middle)
-        if len(boxes) > 1:
+        places = _places(centre, np.array([extent.width, extent.height]) + 2 * _ROOM * unit, unit)
+        best = min(places, key=covered)  # the first and nearest of those that are free
+        text.set_position((best.middle - centre) / unit)
+        if len(best.boxes) > 1:
             line = {'arrowstyle': '-', 'linewidth': 0.5, 'color': '0.5', 'shrinkA': 0, 'shrinkB': _MARK}
-            axes.annotate('', (point.x, point.y), end, textcoords='offset points', arrowprops=line).set_in_layout(False)
-        taken += boxes
+            axes.annotate(
+                '', (point.x, point.y), (best.end - centre) / unit, textcoords='offset points', arrowprops=line
+            ).set_in_layout(False)
+        taken += best.boxes
+
+
+class _Place(NamedTuple):
+    """Where a name may stand, in pixels: its middle, where a line from the point meets it, and what both cover."""
+
+    middle: np.ndarray
+    end: np.ndarray
+    boxes: list[_Box]
+
+
+def _places(centre: np.ndarray, shape: np.ndarray, unit: float) -> Iterator[_Place]:
+    """The places of a name of this width and height around a point, the nearest first. unit: a typographic point."""
+    for distance in _DISTANCES:
+        for direction in _DIRECTIONS:
+            end = centre + direction * distance * unit
+            middle = end + direction * shape / 2
+            way = np.linspace(0.4, 0.9, 12) if distance >= _LINE_FROM else []
+            line = [_Box.around(centre + share * (end - centre), np.array([unit, unit])) for share in way]
+            yield _Place(middle, end, [_Box.around(middle, shape), *line])
