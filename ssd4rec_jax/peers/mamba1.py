@@ -57,7 +57,8 @@ class Mamba1(nnx.Module):
         else:
             y = selective_scan(x, dt, A, B, C, layout.position == 0)
         z = _columns(self.in_proj, read(u), slice(inner, None))
-        y += self.D_skip[...] * read(x).astype(A.dtype)
+        # Flattened, as in per_token.
+        y += (self.D_skip[...] * read(x).astype(A.dtype).reshape(-1, inner)).reshape(y.shape)
         return per_token(self.out_proj, y.astype(z.dtype) * silu(z))
 
 
@@ -106,18 +107,48 @@ def selective_readout(
     after = sum_to_end(dt, slot, reverse=False)
     score = B * of_history(C, slot)
 
-    @jax.checkpoint  # One [rows, tokens, E] at a time is computed, and computed again in the backward pass.
-    def term(A, score, after):
-        return score[..., None] * jnp.exp(after * A)
-
-    def add(weight, n):
-        return weight + term(*n, after), None
-
-    weight = jax.lax.scan(add, jnp.zeros_like(after), (A.T, jnp.moveaxis(score, -1, 0)))[0]
+    weight = _weights(A.T, after.reshape(-1, after.shape[-1]), score.reshape(-1, score.shape[-1])).reshape(x.shape)
     rows, segments = C.shape[:2]
     flat = slot + (segments + 1) * jnp.arange(rows, dtype=slot.dtype)[:, None]
     sums = segment_sums((weight * dt * x).reshape(-1, x.shape[-1]), flat.reshape(-1), rows * (segments + 1))
     return sums.reshape(rows, segments + 1, -1)[:, :segments]
+
+
+@jax.custom_vjp
+def _weights(A, after, score):
+    """sum_n score_n exp(after A_n), [tokens, E]. A: [N, E]. after: [tokens, E]. score: [tokens, N].
+
+    One [tokens, E] after another is computed, and computed again in the backward pass.
+    """
+    def add(total, n):
+        A, score = n
+        return total + score[:, None] * jnp.exp(after * A), None
+
+    return jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))[0]
+
+
+def _weights_bwd(residuals, g):
+    A, after, score = residuals
+
+    def add(of_after, n):
+        A, score = n
+        decayed = g * jnp.exp(after * A)
+        of_exponent = decayed * score[:, None]
+        return of_after + of_exponent * A, (_summed(after * of_exponent), _summed(decayed.T))
+
+    of_after, (dA, of_score) = jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))
+    return dA, of_after, of_score.T
+
+
+_weights.defvjp(lambda *args: (_weights(*args), args), _weights_bwd)
+
+
+def _summed(x):
+    """The sum of x [n, m] over n, as a product with ones.
+
+    For a plain sum XLA's CPU backend (JAX 0.10) calls a library that takes many times as long where there is one row.
+    """
+    return jnp.ones(len(x), x.dtype) @ x
 
 
 @jax.custom_vjp
@@ -152,6 +183,12 @@ def _scan_bwd(residuals, g):
     """The backward pass: within each chunk the states again, then the gradients g_h of the states from the right."""
     A, *tokens, starts = residuals
 
+    def over_channels(x):
+        return _summed(x.reshape(-1, x.shape[-1]).T).reshape(x.shape[:-1])
+
+    def over_states(x):
+        return sum(x[:, n] for n in range(x.shape[1]))
+
     def step(carry, token):
         carried, dA = carry
         dt, dtx, B, C, first, g, before, h = token
@@ -160,8 +197,8 @@ def _scan_bwd(residuals, g):
         carried = jnp.where(first, 0, jnp.exp(dt[:, None] * A) * g_h)
         of_exponent = carried * jnp.where(first, 0, before)
         return (carried, dA + jnp.sum(of_exponent * dt[:, None], axis=0)), (
-            jnp.sum(of_exponent * A, axis=1), jnp.sum(g_h * B[..., None], axis=1),
-            jnp.sum(g_h * dtx[:, None], axis=2), jnp.sum(h * g[:, None], axis=2),
+            over_states(of_exponent * A), over_states(g_h * B[..., None]),
+            over_channels(g_h * dtx[:, None]), over_channels(h * g[:, None]),
         )
 
     def chunk(carry, tokens):
