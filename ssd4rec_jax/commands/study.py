@@ -25,7 +25,7 @@ from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.study_flags import MINUTES, SPACE, STUDY
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError
-from ssd4rec_jax.files import replace_file, write_json
+from ssd4rec_jax.files import locked, replace_file, write_json
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.presets import preset_config
 from ssd4rec_jax.study.figures import draw
@@ -75,12 +75,8 @@ def main() -> int:
         asked, folder, prepared_dataset, minutes=MINUTES.value,
         stop_requested=signals.requested, told=console.print, finished=lambda: _summary(study, grid, folder),
     )
-    summary = _summary(study, grid, folder)
+    summary = _summary(study, grid, folder, with_figures=True)
     console.print(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')
-    try:
-        draw(summary, folder.figures)
-    except UserError as error:  # The figures are drawn when the command is given again.
-        console.print(f'no figures: {error}')
     if signals.requested():
         console.print('stopped: the same command goes on with the study')
         return signals.exit_code
@@ -114,15 +110,21 @@ def _grid(study: Study) -> list[Cell]:
     return grid
 
 
-def _summary(study: Study, grid: list[Cell], folder: StudyFolder) -> dict[str, Any]:
-    """Write study.json and the tables, and return the summary."""
+def _summary(study: Study, grid: list[Cell], folder: StudyFolder, *, with_figures: bool = False) -> dict[str, Any]:
+    """Write study.json, the tables and, if asked for, the figures, and return the summary."""
     # Where the log and the folder lie on this machine is nobody else's matter.
     words = [re.sub('^(--?(?:data_dir|output|runs|tuned)=).*', r'\1DIR', word) for word in sys.argv[1:]]
-    summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.summary, summary)
-    for name, text in (('tables.md', markdown(summary)), ('tables.tex', latex(summary))):
-        replace_file(folder.path / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
+    with locked(folder.path):  # What is written last has seen the most cells.
+        summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
+        write_json(folder.summary, summary)
+        for name, text in (('tables.md', markdown(summary)), ('tables.tex', latex(summary))):
+            replace_file(folder.path / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
+        try:
+            if with_figures:
+                draw(summary, folder.figures)
+        except UserError as error:  # They are drawn when the command is given again.
+            print(f'no figures: {error}')
     return summary
 
 

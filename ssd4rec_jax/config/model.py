@@ -96,8 +96,7 @@ class ModelConfig:
             raise ConfigError(f'model.dropout_prob={self.dropout_prob} must be in [0, 1)')
         if not 0 <= self.follower_weight < math.inf:
             raise ConfigError(f'model.follower_weight={self.follower_weight} must not be negative, and finite')
-        if not self.temperature > 0:
-            raise ConfigError(f'model.temperature={self.temperature} must be positive')
+        check_temperature(self.temperature)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f'model.{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
@@ -145,6 +144,12 @@ class ModelConfig:
     def in_proj_width(self) -> int:
         """The number of columns of the input projection: those of z, x, B, C and dt."""
         return self.d_inner + self.conv_width + self.num_heads
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ConfigError where scores cannot be divided by it."""
+    if not temperature > 0:
+        raise ConfigError(f'model.temperature={temperature} must be positive')
 
 
 def check_headdim(headdim: int, d_inner: int) -> None:

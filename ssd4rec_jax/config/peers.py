@@ -1,7 +1,7 @@
 """Settings of the networks that SSD4Rec is compared with (ssd4rec_jax.peers); their defaults are the published ones."""
 import dataclasses
 
-from ssd4rec_jax.config.model import DTYPES, TIME_GAP, check_headdim
+from ssd4rec_jax.config.model import DTYPES, TIME_GAP, check_headdim, check_temperature
 from ssd4rec_jax.errors import ConfigError
 
 
@@ -120,6 +120,32 @@ class CaserConfig(PeerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class HSTUConfig(PeerConfig):
+    """The settings of HSTU.
+
+    num_heads: the number of attention heads; it divides hidden_size.
+    temperature: what the cosine of a readout and an item's vector is divided by.
+    max_length: the number of newest items of a history that are read; each of these places has a learned vector.
+    """
+
+    name: str = 'hstu'
+    num_layers: int = 2
+    num_heads: int = 1
+    temperature: float = 0.05
+    max_length: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.hidden_size, self.num_heads)
+        check_temperature(self.temperature)
+
+    @property
+    def features(self) -> str:
+        """The event features that the network reads."""
+        return TIME_GAP
+
+
+@dataclasses.dataclass(frozen=True)
 class LRURecConfig(PeerConfig):
     """The settings of LRURec.
 
@@ -144,6 +170,22 @@ class Mamba4RecConfig(PeerConfig):
     d_state: int = 32
     d_conv: int = 4
     expand: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SIGMAConfig(Mamba4RecConfig):
+    """The settings of SIGMA.
+
+    num_kept: the number of newest items of a history that keep their places where the older ones are reversed.
+    """
+
+    name: str = 'sigma'
+    num_kept: int = 5
+
+    @property
+    def prefixes_share_a_pass(self) -> bool:
+        """Which items change places depends on where the prefix ends."""
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,4 +242,5 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 PEERS: dict[str, type] = {
     'gru4rec': GRU4RecConfig, 'sasrec': SASRecConfig, 'lrurec': LRURecConfig, 'mamba4rec': Mamba4RecConfig,
     'tim4rec': TiM4RecConfig, 'caser': CaserConfig, 'bert4rec': BERT4RecConfig,
+    'sigma': SIGMAConfig, 'hstu': HSTUConfig,
 }

@@ -13,7 +13,7 @@ from ssd4rec_jax.config.peers import PEERS
 from ssd4rec_jax.errors import ConfigError
 
 NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig, **PEERS}
-LOSS_SETTINGS: dict[str, type] = {'full': FullSoftmax, 'sampled': NoSettings, 'gbce': GBCE}
+LOSS_SETTINGS: dict[str, type] = {'full': FullSoftmax, 'sampled': NoSettings, 'gbce': GBCE, 'uniform': NoSettings}
 
 
 def network_settings(name: str) -> type:

@@ -22,9 +22,10 @@ class TrainConfig:
       takes prefix, and 'cloze' for networks that predict hidden items (see ssd4rec_jax.train.objective).
     last_alone: with 'cloze', the share of histories of which the last item alone is hidden.
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), 'gbce'
-      (see ssd4rec_jax.train.gbce), the name of a registered loss, or 'auto', which samples above a million items. With
-      a sampled loss the item table is updated by row-wise Adagrad (see ssd4rec_jax.train.row_updates), and
-      learning_rate, optimizer, weight_decay and clip_norm apply to all other parameters only.
+      (see ssd4rec_jax.train.gbce), 'uniform' (see ssd4rec_jax.train.uniform_softmax), the name of a registered loss, or
+      'auto', which samples above a million items. With a sampled loss the item table is updated by row-wise Adagrad
+      (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay and clip_norm apply to all other
+      parameters only.
     num_negatives: the number of items that each step draws uniformly for a sampled loss.
     table_optimizer: with a loss over the whole catalogue, what updates the item table: 'adam' or 'adagrad' (row by row)
       at table_learning_rate, or 'auto', which updates it like all other parameters.

@@ -88,7 +88,7 @@ class Encoder(nnx.Module):
 
     def item_vectors(self, rows: jax.Array) -> jax.Array:
         """What readouts are multiplied with to score the items of these rows of the item table: [n, D]."""
-        return rows if self.config.scores == 'dot' else _of_length_one(rows)
+        return rows if self.config.scores == 'dot' else of_length_one(rows)
 
     def project(self, embedding: jax.Array) -> ProjectedItems:
         """The first layer's input for every item and its projection; valid where no dropout precedes that layer."""
@@ -111,7 +111,7 @@ class Encoder(nnx.Module):
         """The readouts [..., D] whose dot products with item_vectors are the scores."""
         if self.config.scores == 'dot':
             return hidden
-        return _of_length_one(hidden) / jnp.asarray(self.config.temperature, hidden.dtype)
+        return of_length_one(hidden) / jnp.asarray(self.config.temperature, hidden.dtype)
 
     def _check_that_prefixes_share_a_pass(self) -> None:
         if not self.config.prefixes_share_a_pass:
@@ -192,7 +192,7 @@ def parameter_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.promote_types(compute_dtype(config.dtype), jnp.float32)
 
 
-def _of_length_one(x: jax.Array) -> jax.Array:
+def of_length_one(x: jax.Array) -> jax.Array:
     """x [..., D] divided by its Euclidean norm, which is computed in float32 or wider; zeros stay zeros."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * jax.lax.rsqrt(jnp.sum(wide**2, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)

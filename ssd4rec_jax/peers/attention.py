@@ -7,49 +7,65 @@ from ssd4rec_jax.model.draws import Draws, mix
 from ssd4rec_jax.model.layout import Layout
 
 
+class Blocks:
+    """Rows cut into blocks, whose tokens read their own block and those beside it: the whole of their history, where no
+    history is longer than a block.
+
+    size: the number of tokens of a block; the last block of a row is filled up with zeros.
+    distance: int [size, 2 or 3 size], how many tokens the one that is read lies before the one that reads.
+    allowed: bool [rows, blocks, 1, size, 2 or 3 size], which tokens may be read: those of the same history and, with
+      causal, none behind the one that reads, and so never the block behind its own.
+    """
+
+    def __init__(self, layout: Layout, window: int, *, causal: bool = True):
+        """window: the size, unless rows are shorter."""
+        self.tokens = layout.segment_ids.shape[1]
+        self.size = min(window, self.tokens)
+        self.count = -(-self.tokens // self.size)
+        self.beside = (1, 0) if causal else (1, 1)  # blocks before and behind
+        read = np.arange((1 + sum(self.beside)) * self.size) - self.size
+        self.distance = np.arange(self.size)[:, None] - read
+        allowed = self.own(layout.segment_ids)[..., None] == self.with_beside(layout.segment_ids)[..., None, :]
+        self.allowed = (allowed & (self.distance >= 0) if causal else allowed)[:, :, None]
+
+    def own(self, x: jax.Array) -> jax.Array:
+        """[rows, blocks, size, ...] from x [rows, tokens, ...]."""
+        x = jnp.pad(x, [(0, 0), (0, self.count * self.size - self.tokens)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(x.shape[0], self.count, self.size, *x.shape[2:])
+
+    def with_beside(self, x: jax.Array) -> jax.Array:
+        """[rows, blocks, 2 or 3 size, ...], each block with those beside it, which are zeros beyond the row."""
+        padded = jnp.pad(self.own(x), [(0, 0), self.beside] + [(0, 0)] * (x.ndim - 1))
+        return jnp.concatenate([padded[:, k:k + self.count] for k in range(1 + sum(self.beside))], axis=2)
+
+    def products(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """[rows, blocks, heads, size, 2 or 3 size], float32 or wider, of two arrays [rows, tokens, heads, width]."""
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        return jnp.einsum('rbqhd,rbkhd->rbhqk', self.own(query), self.with_beside(key), preferred_element_type=wide)
+
+    def sums(self, weights: jax.Array, value: jax.Array) -> jax.Array:
+        """What each token reads of value [rows, tokens, heads, width], in its shape, by weights as `products` gives."""
+        found = jnp.einsum('rbhqk,rbkhd->rbqhd', weights.astype(value.dtype), self.with_beside(value))
+        return found.reshape(found.shape[0], self.count * self.size, *found.shape[3:])[:, :self.tokens]
+
+
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, layout: Layout, window: int, dropout_prob: float,
     draws: Draws | None, stream: str, *, causal: bool = True,
 ) -> jax.Array:
     """Softmax attention of each token to those of its history: [rows, tokens, heads, width].
 
-    query, key, value: [rows, tokens, heads, width]. window: a row is cut into blocks of this length, whose tokens
-    attend to their own and to the blocks beside it. That is exact where no history is longer.
-    causal: whether a token attends only to itself and to those before it, and so never to the block behind its own.
+    query, key, value: [rows, tokens, heads, width]. window, causal: as in Blocks, exact where no history is longer.
     dropout_prob, draws, stream: the dropout of the attention weights, for which jax.nn.dot_product_attention has no
     place. What stands in padding is arbitrary.
     """
-    tokens = query.shape[1]
-    block = min(window, tokens)
-    count = -(-tokens // block)
-
-    def blocks(x):
-        """[rows, blocks, block, ...]"""
-        x = jnp.pad(x, [(0, 0), (0, count * block - tokens)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], count, block, *x.shape[2:])
-
-    beside = (1, 0) if causal else (1, 1)  # blocks before and behind
-
-    def with_neighbours(x):
-        """[rows, blocks, 2 or 3 block, ...], each block between those beside it, which are zeros beyond the row."""
-        x = blocks(x)
-        padded = jnp.pad(x, [(0, 0), beside] + [(0, 0)] * (x.ndim - 2))
-        return jnp.concatenate([padded[:, k:k + x.shape[1]] for k in range(1 + sum(beside))], axis=2)
-
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    allowed = blocks(layout.segment_ids)[..., None] == with_neighbours(layout.segment_ids)[..., None, :]
-    if causal:
-        allowed &= np.arange(block)[:, None] >= np.arange(2 * block) - block
-    allowed = allowed[:, :, None]  # [rows, blocks, 1, block, 2 or 3 block]
-    logits = jnp.einsum(
-        'rbqhd,rbkhd->rbhqk', blocks(query), with_neighbours(key), preferred_element_type=wide
-    ) * query.shape[-1]**-0.5
-    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(wide).min)).astype(value.dtype)
+    blocks = Blocks(layout, window, causal=causal)
+    logits = blocks.products(query, key) * query.shape[-1]**-0.5
+    weights = jax.nn.softmax(jnp.where(blocks.allowed, logits, jnp.finfo(logits.dtype).min)).astype(value.dtype)
     if draws is not None and dropout_prob > 0:
         # A draw belongs to a pair of tokens, wherever the packer has put them.
-        pairs = mix(blocks(draws.token_keys))[..., None] + with_neighbours(draws.token_keys)[..., None, :]
+        pairs = mix(blocks.own(draws.token_keys))[..., None] + blocks.with_beside(draws.token_keys)[..., None, :]
         dropped = Draws(pairs).below(dropout_prob, stream, query.shape[2])
         kept = jnp.moveaxis(~dropped, -1, 2)
         weights = jnp.where(kept, weights / jnp.asarray(1 - dropout_prob, weights.dtype), 0)
-    found = jnp.einsum('rbhqk,rbkhd->rbqhd', weights, with_neighbours(value))
-    return found.reshape(found.shape[0], count * block, *found.shape[3:])[:, :tokens]
+    return blocks.sums(weights, value)

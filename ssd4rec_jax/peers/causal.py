@@ -27,11 +27,11 @@ class Factory:
         settings: dict[str, Any] = dict(kernel_init=LINEAR_INIT, dot_general=dot_general) | more
         return nnx.Linear(inputs, outputs, dtype=self.dtype, param_dtype=self.param_dtype, rngs=self.rngs, **settings)
 
-    def norm(self, width: int, epsilon: float) -> nnx.LayerNorm:
+    def norm(self, width: int, epsilon: float, **more: Any) -> nnx.LayerNorm:
         """A LayerNorm over the last axis, with the two-pass variance as in torch."""
         return nnx.LayerNorm(
             width, epsilon=epsilon, use_fast_variance=False, dtype=self.dtype, param_dtype=self.param_dtype,
-            rngs=self.rngs,
+            rngs=self.rngs, **more,
         )
 
     def param(self, init: Callable[..., jax.Array], *shape: int, **more: Any) -> nnx.Param:
@@ -67,14 +67,17 @@ class CausalNetwork(nnx.Module):
         """
         raise NotImplementedError
 
+    def end_states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """`states` at the last item of each history alone, [rows, segments, width]; a subclass may compute less."""
+        return take_tokens(self.states(items, layout, draws), layout.ends)
+
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
         """The readouts [rows, n, D] of some items from their states [rows, n, width]."""
         raise NotImplementedError
 
     def readout(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The readout of each history, [rows, segments, D]; arbitrary in empty slots."""
-        ends = take_tokens(self.states(items, layout, draws), layout.ends)
-        return self.finish(ends, None if draws is None else draws.at(layout.ends))
+        return self.finish(self.end_states(items, layout, draws), draws and draws.at(layout.ends))
 
     def prefix_readouts(self, items: jax.Array, layout: Layout, draws: Draws | None = None) -> jax.Array:
         """The `readout` of the prefix that ends at each item, [rows, tokens, D].

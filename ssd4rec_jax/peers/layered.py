@@ -7,7 +7,7 @@ from flax import nnx
 
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
-from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.peers.causal import CausalNetwork, Factory
 from ssd4rec_jax.peers.newest import newest
@@ -37,12 +37,14 @@ class FeedForward(nnx.Module):
 class Layer(Protocol):
     """What LayeredNetwork needs of a layer."""
 
-    ffn: FeedForward
+    @property
+    def ffn(self) -> Callable[[jax.Array, Draws | None, str], jax.Array]:
+        """What the layer does to each item by itself: (what mix gives, draws, what they are named by) -> [..., D]."""
 
     def mix(
         self, u: jax.Array, carried: Any, layout: Layout, draws: Draws | None, name: str
     ) -> tuple[jax.Array, Any]:
-        """The layer without its feed-forward part, [rows, tokens, D], and what the next layer is given beside it.
+        """The layer up to its feed-forward part, [rows, tokens, width], and what the next layer is given beside it.
 
         name: what the random draws are named by.
         """
@@ -50,6 +52,9 @@ class Layer(Protocol):
 
 class LayeredNetwork(CausalNetwork):
     """A network of layers, each `mix` and then `ffn`; the last ffn is computed only at the items that are read.
+
+    So is all of the last layer where it has a method mix_at_ends, which takes what `mix` takes and returns what `mix`
+    gives at the last item of each history, [rows, segments, D].
 
     A subclass gives `inputs` and the list `layers`. Where the settings have a max_length, that many of the newest items
     of each history are read.
@@ -67,14 +72,26 @@ class LayeredNetwork(CausalNetwork):
 
     def states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """What enters the last feed-forward part."""
+        last, *entering = self._last_layer(items, layout, draws)
+        return last.mix(*entering)[0]
+
+    def end_states(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
+        """The same at the last item of each history alone, [rows, segments, D]."""
+        last, *entering = self._last_layer(items, layout, draws)
+        if hasattr(last, 'mix_at_ends'):
+            return last.mix_at_ends(*entering)
+        return take_tokens(last.mix(*entering)[0], layout.ends)
+
+    def _last_layer(self, items, layout, draws):
+        """The last layer, and what its `mix` is given."""
         if max_length := getattr(self.config, 'max_length', 0):
             layout = newest(layout, max_length)
         h, carried = self.inputs(items, layout, draws), self.carried(layout, draws)
-        for number, layer in enumerate(self.layers):
-            if number:
-                h = self.layers[number - 1].ffn(h, draws, f'layer{number - 1}.ffn')
+        *others, last = self.layers
+        for number, layer in enumerate(others):
             h, carried = layer.mix(h, carried, layout, draws, f'layer{number}')
-        return h
+            h = layer.ffn(h, draws, f'layer{number}.ffn')
+        return last, h, carried, layout, draws, f'layer{len(others)}'
 
     def finish(self, states: jax.Array, draws: Draws | None) -> jax.Array:
         """The last feed-forward part."""

@@ -5,7 +5,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ssd4rec_jax.model.layout import Layout
+from pallas_kernels.ssd.decay import sum_to_end
+from pallas_kernels.sums import segment_sums
+from ssd4rec_jax.model.dense import matmul
+from ssd4rec_jax.model.layout import Layout, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.silu import silu
@@ -33,15 +36,36 @@ class Mamba1(nnx.Module):
         self.D_skip = make.param(nnx.initializers.ones, inner)
         self.out_proj = make.linear(inner, hidden_size, use_bias=False)
 
-    def __call__(self, u: jax.Array, layout: Layout) -> jax.Array:
-        """The block's output at every token, [rows, tokens, D], in the dtype of u [rows, tokens, D]."""
-        x, z = jnp.split(per_token(self.in_proj, u), 2, axis=-1)
+    def __call__(self, u: jax.Array, layout: Layout, *, at_ends: bool = False) -> jax.Array:
+        """The block's output at every token, [rows, tokens, D], in the dtype of u [rows, tokens, D].
+
+        at_ends: at each history's last token alone instead, [rows, segments, D], arbitrary in empty slots.
+        """
+        inner, written = self.D_skip.shape[0], self.dt_rank + self.d_state
+
+        def read(a):
+            return take_tokens(a, layout.ends) if at_ends else a
+
+        x = _columns(self.in_proj, u, slice(inner))
         x = short_conv(x, self.conv_kernel[...].astype(x.dtype), self.conv_bias[...].astype(x.dtype), layout)
-        dt, B, C = jnp.split(per_token(self.x_proj, x), [self.dt_rank, self.dt_rank + self.d_state], axis=-1)
+        dt, B = jnp.split(_columns(self.x_proj, x, slice(written)), [self.dt_rank], axis=-1)
+        C = _columns(self.x_proj, read(x), slice(written, None))
         A = -jnp.exp(self.A_log[...])
         dt = jax.nn.softplus(per_token(self.dt_proj, dt).astype(A.dtype))
-        y = selective_scan(x, dt, A, B, C, layout.position == 0) + self.D_skip[...] * x.astype(A.dtype)
+        if at_ends:
+            y = selective_readout(x, dt, A, B, C, layout.slot)
+        else:
+            y = selective_scan(x, dt, A, B, C, layout.position == 0)
+        z = _columns(self.in_proj, read(u), slice(inner, None))
+        # Flattened, as in per_token.
+        y += (self.D_skip[...] * read(x).astype(A.dtype).reshape(-1, inner)).reshape(y.shape)
         return per_token(self.out_proj, y.astype(z.dtype) * silu(z))
+
+
+def _columns(linear, x, columns):
+    """Some columns of the product of x [..., in] with a linear layer that has no bias."""
+    y = matmul(x.reshape(-1, x.shape[-1]), linear.kernel[:, columns].astype(x.dtype))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _init_A_log(key, shape, dtype):
@@ -69,6 +93,64 @@ def selective_scan(
     return jnp.swapaxes(y.reshape(-1, *y.shape[2:])[:tokens], 0, 1)
 
 
+def selective_readout(
+    x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, slot: jax.Array
+) -> jax.Array:
+    """What selective_scan gives at the last token of each history: a sum over its tokens, without any state.
+
+        y = sum_j (sum_n C_n B_jn exp(s_j A_n)) dt_j x_j, where s_j sums dt over the tokens after j
+
+    x, dt: [rows, tokens, E]. A: [E, N]. B: [rows, tokens, N]. C: [rows, segments, N], of the last tokens. slot: int32
+    [rows, tokens], as in Layout. Returns [rows, segments, E] in the dtype of A, zero in empty slots.
+    """
+    x, dt, B, C = (a.astype(A.dtype) for a in (x, dt, B, C))
+    after = sum_to_end(dt, slot, reverse=False)
+    score = B * of_history(C, slot)
+
+    weight = _weights(A.T, after.reshape(-1, after.shape[-1]), score.reshape(-1, score.shape[-1])).reshape(x.shape)
+    rows, segments = C.shape[:2]
+    flat = slot + (segments + 1) * jnp.arange(rows, dtype=slot.dtype)[:, None]
+    sums = segment_sums((weight * dt * x).reshape(-1, x.shape[-1]), flat.reshape(-1), rows * (segments + 1))
+    return sums.reshape(rows, segments + 1, -1)[:, :segments]
+
+
+@jax.custom_vjp
+def _weights(A, after, score):
+    """sum_n score_n exp(after A_n), [tokens, E]. A: [N, E]. after: [tokens, E]. score: [tokens, N].
+
+    One [tokens, E] after another is computed, and computed again in the backward pass.
+    """
+    def add(total, n):
+        A, score = n
+        return total + score[:, None] * jnp.exp(after * A), None
+
+    return jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))[0]
+
+
+def _weights_bwd(residuals, g):
+    A, after, score = residuals
+
+    def add(of_after, n):
+        A, score = n
+        decayed = g * jnp.exp(after * A)
+        of_exponent = decayed * score[:, None]
+        return of_after + of_exponent * A, (_summed(after * of_exponent), _summed(decayed.T))
+
+    of_after, (dA, of_score) = jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))
+    return dA, of_after, of_score.T
+
+
+_weights.defvjp(lambda *args: (_weights(*args), args), _weights_bwd)
+
+
+def _summed(x):
+    """The sum of x [n, m] over n, as a product with ones.
+
+    For a plain sum XLA's CPU backend (JAX 0.10) calls a library that takes many times as long where there is one row.
+    """
+    return jnp.ones(len(x), x.dtype) @ x
+
+
 @jax.custom_vjp
 def _scan(A, dt, dtx, B, C, first):
     """y of all chunks [chunks, CHUNK, rows, E]. A: [N, E]: with E last, sums over N run along whole vectors."""
@@ -78,7 +160,7 @@ def _scan(A, dt, dtx, B, C, first):
 def _scan_fwd(A, dt, dtx, B, C, first):
     def chunk(h, tokens):
         dt, dtx, B, C, first = tokens
-        states = _states(h, jnp.exp(dt[..., None, :] * A), dtx, B, first)
+        states = _states(h, A, dt, dtx, B, first)
         return states[-1], (h, jnp.sum(states * C[..., None], axis=-2))
 
     h = jnp.zeros_like(dt[0, 0, :, None] * B[0, 0, ..., None] * A)
@@ -86,41 +168,44 @@ def _scan_fwd(A, dt, dtx, B, C, first):
     return y, (A, dt, dtx, B, C, first, starts)
 
 
-def _states(h, decay, dtx, B, first):
-    """h after each token of a chunk, [CHUNK, rows, N, E], from h [rows, N, E] before it and decay, of that shape."""
+def _states(h, A, dt, dtx, B, first):
+    """h after each token of a chunk, [CHUNK, rows, N, E], from h [rows, N, E] before it."""
     def step(h, token):
         decay, entering, first = token
         # A select and not a product with 0, because the state of the history before may be NaN.
         h = jnp.where(first[:, None, None], 0, decay * h) + entering
         return h, h
 
-    return jax.lax.scan(step, h, (decay, dtx[..., None, :] * B[..., None], first))[1]
+    return jax.lax.scan(step, h, (jnp.exp(dt[..., None, :] * A), dtx[..., None, :] * B[..., None], first))[1]
 
 
 def _scan_bwd(residuals, g):
     """The backward pass: within each chunk the states again, then the gradients g_h of the states from the right."""
     A, *tokens, starts = residuals
 
-    def chunk(carry, tokens):
+    def over_channels(x):
+        return _summed(x.reshape(-1, x.shape[-1]).T).reshape(x.shape[:-1])
+
+    def over_states(x):
+        return sum(x[:, n] for n in range(x.shape[1]))
+
+    def step(carry, token):
         carried, dA = carry
-        dt, dtx, B, C, first, start, g = tokens
-        decay = jnp.exp(dt[..., None, :] * A)
-        states = _states(start, decay, dtx, B, first)
-        before = jnp.where(first[..., None, None], 0, jnp.concatenate([start[None], states[:-1]]))
-
-        def step(carried, token):
-            decay, read, first = token
-            g_h = carried + read
-            return jnp.where(first[:, None, None], 0, decay * g_h), g_h
-
-        read = g[..., None, :] * C[..., None]
-        carried, g_h = jax.lax.scan(step, carried, (decay, read, first), reverse=True)
-        of_exponent = g_h * before * decay
-        of_tokens = (
-            jnp.sum(of_exponent * A, axis=-2), jnp.sum(g_h * B[..., None], axis=-2),
-            jnp.einsum('qrne,qre->qrn', g_h, dtx), jnp.einsum('qrne,qre->qrn', states, g),
+        dt, dtx, B, C, first, g, before, h = token
+        first = first[:, None, None]
+        g_h = carried + g[:, None] * C[..., None]
+        carried = jnp.where(first, 0, jnp.exp(dt[:, None] * A) * g_h)
+        of_exponent = carried * jnp.where(first, 0, before)
+        return (carried, dA + jnp.sum(of_exponent * dt[:, None], axis=0)), (
+            over_states(of_exponent * A), over_states(g_h * B[..., None]),
+            over_channels(g_h * dtx[:, None]), over_channels(h * g[:, None]),
         )
-        return (carried, dA + jnp.einsum('qrne,qre->ne', of_exponent, dt)), of_tokens
+
+    def chunk(carry, tokens):
+        dt, dtx, B, C, first, start, g = tokens
+        states = _states(start, A, dt, dtx, B, first)
+        before = jnp.concatenate([start[None], states[:-1]])
+        return jax.lax.scan(step, carry, (dt, dtx, B, C, first, g, before, states), reverse=True)
 
     zeros = jnp.zeros_like(starts[0] * g[0, 0, :, None])
     (_, dA), of_tokens = jax.lax.scan(chunk, (zeros, zeros[0]), (*tokens, starts, g), reverse=True)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from ssd4rec_jax.config.peers import Mamba4RecConfig
 from ssd4rec_jax.model.draws import Draws, dropout
-from ssd4rec_jax.model.layout import Layout
+from ssd4rec_jax.model.layout import Layout, take_tokens
 from ssd4rec_jax.model.networks import register_network
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
@@ -23,11 +23,17 @@ EPSILON = 1e-12
 class Mamba4Rec(LayeredNetwork):
     """Parameters: item_embedding [items + 1, D], a LayerNorm, and those of the layers."""
 
+    config: Mamba4RecConfig
+
     def __init__(self, config: Mamba4RecConfig, num_items: int, *, rngs: nnx.Rngs):
         make = Factory(config, rngs)
         super().__init__(config, make, make.param(init_table, num_items + 1, config.hidden_size))
         self.norm = make.norm(config.hidden_size, EPSILON)
-        self.layers = nnx.List([MambaLayer(config, make) for _ in range(config.num_layers)])
+        self.layers = nnx.List([self.new_layer(make) for _ in range(config.num_layers)])
+
+    def new_layer(self, make: Factory) -> 'MambaLayer':
+        """A layer with parameters of its own."""
+        return MambaLayer(self.config, make)
 
     def inputs(self, items: jax.Array, layout: Layout, draws: Draws | None) -> jax.Array:
         """LayerNorm(dropout(item vector))."""
@@ -48,8 +54,24 @@ class MambaLayer(nnx.Module):
         self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
     ) -> tuple[jax.Array, None]:
         """As in Layer."""
-        mixed = dropout(self.mamba(u, layout), self.config.dropout_prob, draws, f'{name}.mixer')
-        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u), None
+        return self._after_mixer(self.mixed(u, layout, draws, name), u, draws, name), None
+
+    def mix_at_ends(
+        self, u: jax.Array, carried: None, layout: Layout, draws: Draws | None, name: str
+    ) -> jax.Array:
+        """As in LayeredNetwork."""
+        mixed = self.mixed(u, layout, draws, name, at_ends=True)
+        return self._after_mixer(mixed, take_tokens(u, layout.ends), draws and draws.at(layout.ends), name)
+
+    def mixed(
+        self, u: jax.Array, layout: Layout, draws: Draws | None, name: str, *, at_ends: bool = False
+    ) -> jax.Array:
+        """The mixer alone, [rows, tokens, D]; with at_ends that of each history's last token, [rows, segments, D]."""
+        return self.mamba(u, layout, at_ends=at_ends)
+
+    def _after_mixer(self, mixed, u, draws, name):
+        mixed = dropout(mixed, self.config.dropout_prob, draws, f'{name}.mixer')
+        return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u)
 
 
 register_network('mamba4rec', Mamba4RecConfig, Mamba4Rec)

@@ -4,23 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.files import first_line, parse_json
 from ssd4rec_jax.report.chart import Measured, intervals
 from ssd4rec_jax.report.markup import Html, facts, fill, joined, table, tag
 from ssd4rec_jax.report.page import Section, Tile, page, write_page
 from ssd4rec_jax.study.folder import StudyFolder
-from ssd4rec_jax.study.summary import DECIDING, FORMAT
+from ssd4rec_jax.study.summary import AGAIN, DECIDING, read_summary
 from ssd4rec_jax.study.tables import Table, tables
 
 # What the drawings of a study show, by the names of their files.
 _FIGURES = {
     'metrics': 'Test metrics against the setting',
     'cost': 'Training, ranking and memory against the setting',
+    'accuracy': f'Test {DECIDING} against seconds of training',
     'training_seconds': 'Validation against seconds of training',
     'history_length': f'{DECIDING} by length of the history',
     'item_popularity': f'{DECIDING} by popularity of the held-out item',
 }
-_AGAIN = 'run the command of the study again, which writes it'
 
 
 def write_study_report(folder: StudyFolder, output: Path | None = None) -> Path:
@@ -29,11 +28,11 @@ def write_study_report(folder: StudyFolder, output: Path | None = None) -> Path:
     UserError where the folder holds no study or nothing can be written.
     """
     written = output or folder.path / 'report.html'
-    summary, drawings = _summary(folder), _drawings(folder)
+    summary, drawings = read_summary(folder), _drawings(folder)
     try:
         content = study_page(summary, drawings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(f'{folder.summary} is damaged ({error!r}): {_AGAIN}') from error
+        raise ConfigError(f'{folder.summary} is damaged ({error!r}): {AGAIN}') from error
     write_page(written, content)
     return written
 
@@ -59,20 +58,6 @@ def study_page(summary: dict[str, Any], drawings: dict[str, bytes]) -> Html:
         f'Study, {finished} of {cells} cells have run', f'{summary["study"]} on {summary["dataset"] or "no log yet"}',
         f'{summary["about"]} {_lead(summary)}', _tiles(summary), sections, is_live=finished < cells,
     )
-
-
-def _summary(folder: StudyFolder) -> dict[str, Any]:
-    try:
-        summary = parse_json(folder.summary.read_bytes())
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f'--study={folder.path} holds no study.json: name the folder that `ssd4rec study --output` wrote'
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'{folder.summary} cannot be read ({first_line(error)}): {_AGAIN}') from error
-    if summary.get('format') != FORMAT:
-        raise ConfigError(f'{folder.summary} is of another version: {_AGAIN}')
-    return summary
 
 
 def _drawings(folder: StudyFolder) -> dict[str, bytes]:

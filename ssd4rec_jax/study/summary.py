@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.files import first_line, parse_json
 from ssd4rec_jax.study.cell import METRICS, PROTOCOLS
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell, Row, Study
 from ssd4rec_jax.study.statistics import difference, user_values
 
 FORMAT = 1
+AGAIN = 'run the command of the study again, which writes it'
 # The metric that decides which peer is the best, and those of which differences are given.
 DECIDING, COMPARED = 'NDCG@10', ('HR@10', 'NDCG@10', 'MRR@10')
 # What is averaged over the seeds of a row, by the name in a cell's record.
@@ -74,6 +76,21 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
         'best': {seen: {metric: _best(rows, seen, metric) for metric in METRICS} for seen in PROTOCOLS},
         'cells': len(cells), 'finished': len(finished), 'rows': list(rows.values()),
     }
+
+
+def read_summary(folder: StudyFolder) -> dict[str, Any]:
+    """The content of the study.json of a folder; ConfigError where there is none that can be read."""
+    try:
+        summary = parse_json(folder.summary.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'--study={folder.path} holds no study.json: name the folder that `ssd4rec study --output` wrote'
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{folder.summary} cannot be read ({first_line(error)}): {AGAIN}') from error
+    if summary.get('format') != FORMAT:
+        raise ConfigError(f'{folder.summary} is of another version: {AGAIN}')
+    return summary
 
 
 def _row(own: list[Cell], records: dict[str, dict[str, Any] | None]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""The tables of a study as Markdown and LaTeX; what has not run is an empty place."""
+"""The tables of a study as Markdown and LaTeX; what has not run is an empty place, what there is not a dash."""
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.study.summary import DECIDING
 
 _PROTOCOLS = {'in': 'seen items ranked too', 'out': 'seen items left out'}
+_NONE = '–'  # where a row has run and has no such figure
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     'parameters': ('parameters', lambda n: f'{n:,.0f}'),
     'epochs': ('epochs', lambda n: f'{n:.0f}'),
@@ -79,7 +80,7 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
     rows = []
     for row in summary['rows']:
         test = row['test'] and row['test'][seen]
-        places = [Text(row['name']), Text(str(test[DECIDING]['n']) if test else '')]
+        places = [Text(row['name']), Text(_seeds(row) if test else '')]
         places += [
             Text(_spread(test[metric]), best[metric] == row['name']) if test else Text('')
             for metric in summary['metrics']
@@ -87,9 +88,9 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
         if against:
             apart = row['difference'][seen] and row['difference'][seen][DECIDING]
             places += [
-                Text(f'{apart["mean"]:+.4f}'), Text(f'{apart["low"]:+.4f} to {apart["high"]:+.4f}'),
+                Text(f'{apart["mean"]:+z.4f}'), Text(f'{apart["low"]:+z.4f} to {apart["high"]:+z.4f}'),
                 Text(_p(apart['p'])),
-            ] if apart else [Text('')] * 3
+            ] if apart else [Text(_NONE if test else '')] * 3
         rows.append(places)
     compared = f' Differences of {DECIDING} from {against}: bootstrap over users and seeds, paired t-test over users.'
     return Table(f'Ranking, {_PROTOCOLS[seen]}.{compared if against else ""}', columns, rows)
@@ -98,12 +99,17 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
 def _cost(summary: dict[str, Any]) -> Table:
     rows = [
         [Text(row['name']), *(
-            Text(shown(row['cost'][name]) if row['cost'] and name in row['cost'] else '')
+            Text('' if not row['cost'] else shown(row['cost'][name]) if name in row['cost'] else _NONE)
             for name, (_, shown) in _COSTS.items()
         )]
         for row in summary['rows']
     ]
     return Table('Cost, mean over seeds.', ['row', *(title for title, _ in _COSTS.values())], rows)
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    finished = sum(cell['finished'] for cell in row['cells'])
+    return f'{finished} of {len(row["cells"])}' if finished < len(row['cells']) else f'{finished}'
 
 
 def _spread(value: dict[str, Any]) -> str:
@@ -122,6 +128,6 @@ def _line(places: list[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for plain, written in (('\\', '\\textbackslash '), ('±', '$\\pm$'), ('<', '$<$'), ('>', '$>$')):
+    for plain, written in (('\\', '\\textbackslash '), ('±', '$\\pm$'), (_NONE, '--'), ('<', '$<$'), ('>', '$>$')):
         text = text.replace(plain, written)
     return ''.join(f'\\{c}' if c in '_%&#' else c for c in text)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ssd4rec_jax.config.loss import GBCE
-from ssd4rec_jax.model.scores import scores
+from ssd4rec_jax.train.uniform_softmax import target_and_negatives
 
 
 def gbce_losses(
@@ -21,9 +21,7 @@ def gbce_losses(
     beta goes from 1 for settings.t = 0 to the sampling rate, which makes scores probabilities, for t = 1.
     """
     del probability
-    readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout))
+    own, others = target_and_negatives(readout, table, targets, real, negatives)
     beta = expected * (settings.t * (1 - 1 / expected) + 1 / expected)
-    own = jnp.einsum('rsd,rsd->rs', readout, jnp.take(table, targets, axis=0).astype(readout.dtype))
-    others = scores(readout, jnp.take(table, negatives, axis=0))
-    total = beta * jax.nn.log_sigmoid(own.astype(others.dtype)) + jax.nn.log_sigmoid(-others).sum(-1)
+    total = beta * jax.nn.log_sigmoid(own) + jax.nn.log_sigmoid(-others).sum(-1)
     return jnp.where(real, -total / (len(negatives) + 1), 0.0)

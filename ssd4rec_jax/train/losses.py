@@ -28,6 +28,7 @@ from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.gbce import gbce_losses
 from ssd4rec_jax.train.label_smoothing import smoothing_sum
 from ssd4rec_jax.train.sampled_softmax import sampled_losses
+from ssd4rec_jax.train.uniform_softmax import uniform_losses
 
 
 class Loss(NamedTuple):
@@ -59,6 +60,7 @@ def _sampled(*arrays, settings, seen=None):
 _LOSSES = {
     'full': Loss(_full), 'sampled': Loss(_sampled, samples=True),
     'gbce': Loss(gbce_losses, samples=True, adds_seen=False),
+    'uniform': Loss(uniform_losses, samples=True, adds_seen=False),
 }
 
 

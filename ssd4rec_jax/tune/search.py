@@ -36,7 +36,7 @@ def optuna() -> Any:
         import optuna
     except ImportError as error:
         raise UserError("a search needs Optuna: pip install 'ssd4rec-jax[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # It warns of each trial that was stopped, with a traceback.
     return optuna
 
 
@@ -66,13 +66,17 @@ def search(
         except UserError as error:  # These settings diverge, or need more memory than there is.
             told(f'trial {trial.number}: {error}')
             raise module.TrialPruned() from error
+        if result is None and stop_requested():
+            study.stop()
+            raise _Stopped
         if result is None:
-            if stop_requested():
-                study.stop()
             raise module.TrialPruned()
         return result['valid'][STOPPING_METRIC]
 
     def tell(study: Any, trial: Any) -> None:
+        if trial.state is module.trial.TrialState.FAIL:
+            told(f'trial {trial.number}: stopped, and does not count')
+            return
         value = 'pruned' if trial.value is None else f'{trial.value:.4f}'
         found = _found(study, base, space)
         if found:
@@ -82,10 +86,14 @@ def search(
     ended = (module.trial.TrialState.COMPLETE, module.trial.TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=ended)) < trials:
         study.optimize(
-            objective, timeout=None if minutes is None else 60 * minutes,
+            objective, timeout=None if minutes is None else 60 * minutes, catch=_Stopped,
             callbacks=[tell, module.study.MaxTrialsCallback(trials, ended)],
         )
     return _found(study, base, space)
+
+
+class _Stopped(Exception):
+    """The search was stopped within a trial, which is then neither finished nor pruned."""
 
 
 class _Watcher(Reporter):

@@ -211,7 +211,7 @@ def test_a_network_of_one_s_own_is_exported(on_cpu_alone, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['bert4rec', 'caser'])
+@pytest.mark.parametrize('name', ['bert4rec', 'caser', 'sigma'])
 def test_peers_are_exported(on_cpu_alone, tmp_path, name):
     saved = saved_run(settings=PEERS[name](hidden_size=8, num_layers=1))
     export_program(tmp_path / 'to', saved)

@@ -10,10 +10,18 @@ were renamed and transposed to our names and layouts; nothing else was changed.
                  (github.com/graytowne/caser_pytorch); users have vectors of zeros, and the penalty is left out
     gru4rec      RecBole's recbole/model/sequential_recommender/gru4rec.py, two layers
     sasrec       RecBole's sasrec.py and TransformerEncoder, max_length 7
+    hstu         research/modeling/sequential/hstu.py of github.com/facebookresearch/generative-recommenders, with
+                 fbgemm's three operations on ragged arrays written out, max_length 7 and 11 outputs. Scores are cosines
+                 over .05. Times are in ticks, and a query's time is that of its own item. Places and distances beyond
+                 max_length, whose gradients are 0, were left out
     lrurec       model/lru.py of github.com/yueqirex/LRURec, with torch.cfloat replaced by torch.cdouble; histories are
                  padded on the left, as its loader does
     mamba4rec_*  mamba4rec.py of github.com/chengkai-liu/Mamba4Rec on mamba_ssm's Mamba. Its selective_scan_ref and its
                  path without causal_conv1d stand for its CUDA kernels, and float64 for its casts to float32
+    sigma        gated_mamba.py of github.com/Applied-Machine-Learning-Lab/SIMGA (018d73a, 15 December 2024), on the
+                 same Mamba. Each history ran by itself, without padding, and its length - num_kept stood for the number
+                 of places that are reversed, 45; a line was left out whose result nothing reads and whose shapes do not
+                 fit
     tim4rec      tim4rec.py and ssd.py of github.com/AlwaysFHao/TiM4Rec, length 7; mamba_ssm's ssd_selective_scan,
                  selective_scan_ref and rms_norm_ref stand for its Triton kernels. The time of the newest item stands in
                  padding
@@ -34,7 +42,10 @@ from ssd4rec_jax.model.scores import scores
 from tests.packed import pack
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
-FILES = ['bert4rec', 'caser', 'gru4rec', 'sasrec', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'tim4rec']
+FILES = [
+    'bert4rec', 'caser', 'gru4rec', 'hstu', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'sasrec', 'sigma',
+    'tim4rec',
+]
 
 
 def by_name(params: dict) -> dict[str, np.ndarray]:

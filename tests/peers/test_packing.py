@@ -19,7 +19,9 @@ ITEMS = 30
 HISTORIES = [np.random.default_rng(n).integers(1, ITEMS + 1, n).tolist() for n in (6, 1, 9, 3, 5)]
 
 
-SMALL = {'caser': dict(window=4), 'tim4rec': dict(headdim=4, max_length=9)}
+SMALL = {
+    'caser': dict(window=4), 'hstu': dict(num_heads=2, max_length=9), 'tim4rec': dict(headdim=4, max_length=9),
+}
 
 
 def gaps(example: int, length: int) -> np.ndarray:
@@ -67,7 +69,7 @@ def test_where_prefixes_share_no_pass_none_is_read():
         network.bind(params).prefix_readouts(batch.items, Layout.of(batch))
 
 
-@pytest.mark.parametrize('name', ['bert4rec', 'sasrec', 'tim4rec'])
+@pytest.mark.parametrize('name', ['bert4rec', 'hstu', 'sasrec', 'tim4rec'])
 def test_the_newest_items_of_a_longer_history_are_read(name):
     settings = PEERS[name](hidden_size=8, num_layers=1, **SMALL.get(name, {}) | dict(max_length=4))
     network, params = init_network(settings, ITEMS, 0)
@@ -91,9 +93,11 @@ COUNTS = {
     'caser': 774_528 + 55 * 64 * 8 + 10 * 8 + 10 * 4 + 4 + (4 * 64 + 10 * 8) * 64 + 64 + 64 * 64 + 64,
     'gru4rec': 774_528 + 3 * 128 * (64 + 128) + 128 * 64 + 64,
     'sasrec': 774_528 + 50 * 64 + 128 + 2 * (4 * (64 * 64 + 64) + 128 + FEED_FORWARD),
+    'hstu': 774_528 + 200 * 64 + 2 * (64 * 256 + 200 + 129 + 64 * 64 + 64),
     'lrurec': 774_528 + 12_102 + 128
     + 2 * (3 * 128 + (64 * 128 + 128) * 2 + 2 * 128 * 64 + 64 + 128 + FEED_FORWARD),
     'mamba4rec': 774_528 + 128 + MAMBA + 128 + FEED_FORWARD,
+    'sigma': 774_528 + 128 + MAMBA + 128 + FEED_FORWARD + 5 * (64 * 64 + 64) + 3 * 64 * 64 + 64 + 2 * 64 * 192 + 3,
     'tim4rec': 774_528 + 128 + 100 + 2 * (
         3 * (50 * 50 + 50) + 2 * (4 * 4 + 4) + 100 + 64 * 324 + 324 + 5 * 192 + 3 * 4 + 128 + 128 * 64 + 64 + 128
         + FEED_FORWARD
@@ -107,6 +111,9 @@ def test_parameters_are_counted(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
 
 
+LOSSES = {'sasrec_gbce': 'gbce', 'hstu': 'uniform'}
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_published_settings_are_settings(name):
     found = published(name)
@@ -116,7 +123,7 @@ def test_published_settings_are_settings(name):
     network = name.split('_')[0]
     assert type(config.model) is PEERS[network] and config.model.name == network
     assert config.data.mask_ratio == (0.2 if name == 'bert4rec' else 0)
-    assert config.train.loss == ('gbce' if name == 'sasrec_gbce' else 'full')
+    assert config.train.loss == LOSSES.get(name, 'full')
 
 
 def test_a_network_that_nobody_published_is_refused():

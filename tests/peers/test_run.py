@@ -21,6 +21,8 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
     pytest.param('lrurec', 'full', 'one_pass', marks=pytest.mark.slow),
     pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
     pytest.param('mamba4rec', 'full', 'prefix', marks=pytest.mark.slow),
+    pytest.param('hstu', 'uniform', 'fastest', marks=pytest.mark.slow),
+    pytest.param('sigma', 'full', 'prefix', marks=pytest.mark.slow),
     pytest.param('tim4rec', 'full', 'prefix', marks=pytest.mark.slow),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):

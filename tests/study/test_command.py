@@ -2,9 +2,11 @@
 import dataclasses
 import json
 
+import optuna
 import pytest
 
 from ssd4rec_jax.commands import study
+from ssd4rec_jax.config.run import flat, from_dict
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.tune.search import Found
 from ssd4rec_jax.tune.space import as_toml
@@ -78,3 +80,25 @@ def test_settings_are_searched_and_then_taken(given, tmp_path, monkeypatch):
     assert given('--study=mine', *arguments).returncode == 0
     own = ran[-1].config
     assert (own.train.learning_rate, own.train.patience, own.model.hidden_size) == (0.004, 3, 8)
+
+
+@pytest.mark.slow
+def test_a_search_with_optuna_and_a_study_with_what_it_found(given, tmp_path):
+    (tmp_path / 'studies.toml').write_text(FILE + '[[mine.rows]]\nnetwork = "gru4rec"\n')
+    own = (
+        '--study=mine', '--rows=popularity,ours,gru4rec', '--seeds=1', '--set=model.hidden_size=8',
+        '--set=train.max_epochs=1', '--set=train.targets_per_step=64',
+    )
+    assert given('--tune=2', *own).returncode == 0
+    folder = StudyFolder(tmp_path / 'tuned')
+    done = given(f'--tuned={tmp_path}/out/tuned', f'--output={folder.path}', *own)
+    assert done.returncode == 0 and '3 of 4 cells are finished' in done.stdout, done
+    for row in ('ours', 'gru4rec'):
+        kept = json.loads((tmp_path / f'out/tuned/{row}/tuned.json').read_text())
+        search = optuna.load_study(study_name='ssd4rec', storage=f'sqlite:///{tmp_path}/out/tuned/{row}/study.db')
+        assert kept['trials'] == len(search.trials) == 2
+        assert kept['validation_ndcg10'] == max(trial.value for trial in search.trials)
+        assert search.best_params.items() <= kept['config'].items()
+        record = folder.read(f'{row}-2024')
+        assert flat(from_dict(record['config'])) == kept['config']
+        assert record['valid']['NDCG@10'] == pytest.approx(kept['validation_ndcg10'], abs=1e-6)

@@ -172,7 +172,8 @@ def test_the_tables_and_figures(finished):
     assert '±' not in written and '$\\pm$' in written
     files = draw(summary, folder.figures)
     names = {path.name for path in files}
-    assert names == {f'{n}.{k}' for n in ('training_seconds', 'history_length', 'item_popularity') for k in FORMATS}
+    drawn = 'accuracy', 'training_seconds', 'history_length', 'item_popularity'
+    assert names == {f'{n}.{k}' for n in drawn for k in FORMATS}
     assert 'masked_most' in (folder.figures / 'history_length.svg').read_text()
 
 

@@ -63,9 +63,10 @@ def test_a_search_goes_on_and_leaves_the_best(tmp_path):
             stop_requested=stop, told=told.append,
         )
 
-    assert found(1, stop=lambda: True) is None, 'it was stopped in its first trial'
+    assert found(1, stop=lambda: True) is None and told == ['trial 0: stopped, and does not count']
     first = found(2)
     assert first.trials == 2 and first.importance == {}
+    assert [line.partition(':')[0] for line in told] == ['trial 0', 'trial 1', 'trial 2']
     best = found(3)
     assert best.trials == 3 and best.value >= first.value
     assert found(3).config == best.config, 'there is nothing left to do'

@@ -1,0 +1,76 @@
+"""Two processes of one command share a study, and one that is killed leaves its cell to the other."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_dataset
+
+ROOT = Path(__file__).parents[2]
+FILE = '''
+[mine]
+[[mine.rows]]
+counted = "popularity"
+[[mine.rows]]
+name = "long"
+set = {"train.max_epochs" = 150, "train.patience" = 1000}
+[[mine.rows]]
+network = "gru4rec"
+set = {"train.max_epochs" = 1}
+'''
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_one_goes_on_alone(tmp_path):
+    log, dataset, output = tmp_path / 'log.csv', tiny_dataset(), tmp_path / 'out'
+    log.write_text('user,item,timestamp\n' + ''.join(
+        f'{user},{item},{event}\n' for user in range(len(dataset.user_ids))
+        for event, item in enumerate(dataset.items[dataset.offsets[user]:dataset.offsets[user + 1]])
+    ))
+    (tmp_path / 'studies.toml').write_text(FILE)
+
+    def start() -> subprocess.Popen:
+        command = [
+            sys.executable, '-m', 'experiments.study', '--study=mine', f'--studies={tmp_path}/studies.toml',
+            '--seeds=1', '--dataset=interactions', f'--data_dir={log}', f'--output={output}',
+            '--set=model.hidden_size=8', '--set=train.targets_per_step=64',
+        ]
+        env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+
+    def wait_for(there) -> None:
+        for _ in range(1200):
+            if there():
+                return
+            time.sleep(0.1)
+        raise TimeoutError
+
+    first = start()
+    try:
+        wait_for(lambda: list(output.glob('runs/long-2024/checkpoints/*')))
+        second = start()
+        try:
+            told = [next(line for line in second.stdout if 'another process runs it' in line)]
+            first.send_signal(signal.SIGKILL)
+            of_first = first.communicate(timeout=60)[0].splitlines()
+            told += second.communicate(timeout=240)[0].splitlines()
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+    finished = [line.partition(': ')[0] for line in [*of_first, *told] if 'test NDCG@10' in line]
+    assert sorted(finished) == ['[1/3] popularity', '[2/3] long-2024', '[3/3] gru4rec-2024'], (of_first, told)
+    assert told[0].startswith('[2/3] long-2024: another process') and told[-1].startswith('3 of 3 cells are finished')
+    assert second.returncode == 0
+    assert sorted(path.name for path in (output / 'cells').iterdir()) == sorted(
+        f'{name}.{kind}' for name in ('popularity', 'long-2024', 'gru4rec-2024') for kind in ('json', 'npz')
+    ), 'no lock is left'
+    summary = json.loads((output / 'study.json').read_text())
+    assert summary['finished'] == 3 and all(row['test'] for row in summary['rows'])
+    long = json.loads((output / 'cells' / 'long-2024.json').read_text())
+    assert long['epochs'] == 150 and [point['epoch'] for point in long['curve']] == list(range(1, 151))

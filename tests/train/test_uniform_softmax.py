@@ -1,0 +1,40 @@
+"""The softmax over uniform negatives, compared with its formula in NumPy, one target at a time."""
+import functools
+
+import jax
+import numpy as np
+
+from ssd4rec_jax.config.loss import NoSettings
+from ssd4rec_jax.train.uniform_softmax import uniform_losses
+
+
+def test_losses_of_targets_and_nothing_in_empty_slots(x64):
+    """A negative that is the target does not count; where all of them are, the loss is 0."""
+    rng = np.random.default_rng(0)
+    readout, table = rng.normal(size=(2, 3, 4)), rng.normal(size=(9, 4))
+    real = np.array([[1, 1, 0], [1, 0, 0]], bool)
+    readout[~real] = np.nan
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(readout, targets, negatives):
+        found = uniform_losses(
+            readout, table, targets, real, negatives, 0.2, np.ones(9) / 9, settings=NoSettings()
+        )
+        return found.sum(), found
+
+    for targets, negatives in (
+        (np.array([[3, 5, 1], [2, 4, 4]]), np.array([3, 3, 8, 0, 5])), (np.full((2, 3), 7), np.full(5, 7)),
+    ):
+        (_, found), gradient = loss(readout, targets, negatives)
+        for row, slot in np.ndindex(2, 3):
+            if not real[row, slot]:
+                assert found[row, slot] == 0 and (np.asarray(gradient)[row, slot] == 0).all()
+                continue
+            target = targets[row, slot]
+            scores = table @ readout[row, slot]
+            share = np.exp(scores[target])
+            for negative in negatives:
+                share += np.exp(scores[negative]) if negative != target else 0
+            np.testing.assert_allclose(found[row, slot], np.log(share) - scores[target], rtol=1e-9, atol=1e-12)
+            assert np.isfinite(np.asarray(gradient)[row, slot]).all()
