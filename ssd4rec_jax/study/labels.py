@@ -91,6 +91,6 @@ def _places(centre: np.ndarray, shape: np.ndarray, unit: float) -> Iterator[_Pla
         for direction in _DIRECTIONS:
             end = centre + direction * distance * unit
             middle = end + direction * shape / 2
-            way = np.linspace(0.4, 0.9, 12) if distance >= _LINE_FROM else []
+            way = np.linspace(0.4, 0.9, 12 if distance >= _LINE_FROM else 0)
             line = [_Box.around(centre + share * (end - centre), np.array([unit, unit])) for share in way]
             yield _Place(middle, end, [_Box.around(middle, shape), *line])

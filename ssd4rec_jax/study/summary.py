@@ -84,7 +84,7 @@ def read_summary(folder: StudyFolder) -> dict[str, Any]:
         summary = parse_json(folder.summary.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
-            f'--study={folder.path} holds no study.json: name the folder that `ssd4rec study --output` wrote'
+            f'{folder.path} holds no study.json: name the folder that `ssd4rec study --output` wrote'
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f'{folder.summary} cannot be read ({first_line(error)}): {AGAIN}') from error
