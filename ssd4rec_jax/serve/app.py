@@ -52,7 +52,7 @@ def make_app(service: Service, *, page: bool = True) -> FastAPI:
     async def ready() -> Response:
         if not service.ready:
             raise Refused(503, _NOT_READY, BUSY)
-        return _json(200, {'status': 'ready', 'step': service.serving.model.answers.saved.step})
+        return _json(200, {'status': 'ready', **service.state()})
 
     @app.get('/metrics', summary='Figures for Prometheus')
     async def metrics() -> Response:

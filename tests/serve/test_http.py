@@ -71,7 +71,7 @@ def test_health_readiness_and_figures(service):
             await api.get('/openapi.json')
     post(service, '/recommend', {'users': ['<no such user>']})
     health, ready, metrics, (_, schema) = calling(service, ask)
-    assert (health, ready) == ((200, {'status': 'alive'}), (200, {'status': 'ready', 'step': 7}))
+    assert (health, ready) == ((200, {'status': 'alive'}), (200, {'status': 'ready', 'step': 7, 'sessions': 'live'}))
     assert 'ssd4rec_requests_total{route="/recommend",status="404"}' in metrics.text
     assert 'no such user' not in metrics.text
     assert set(schema['paths']['/recommend']['post']['requestBody']['content']['application/json']['schema'][
