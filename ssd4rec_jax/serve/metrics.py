@@ -30,6 +30,9 @@ class Metrics:
         )
         self.events = Counter('ssd4rec_events_total', 'New events that are kept.', registry=registry)
         self.reloads = Counter('ssd4rec_reloads_total', 'Models that were taken in.', ('result',), registry=registry)
+        self.workers = Counter(
+            'ssd4rec_worker_restarts', 'HTTP workers that died and were started again.', registry=registry
+        )
         self._waiting = Gauge('ssd4rec_waiting_histories', 'Histories that wait for the model.', registry=registry)
         self._sessions = Gauge('ssd4rec_sessions', 'Users whose live sessions are held.', registry=registry)
         self._step = Gauge('ssd4rec_model_step', 'The step of training that answers.', registry=registry)

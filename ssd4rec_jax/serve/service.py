@@ -12,7 +12,7 @@ from ssd4rec_jax.config.model import TIME_GAP
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
 from ssd4rec_jax.serve.batches import Batches, QueueFull
-from ssd4rec_jax.serve.bodies import BUSY, EventsBody, RecommendBody, Refused
+from ssd4rec_jax.serve.bodies import EventsBody, OneUser, RecommendBody, Refused, Search
 from ssd4rec_jax.serve.event_log import Event, EventLog
 from ssd4rec_jax.serve.histories import Histories, NewEvents
 from ssd4rec_jax.serve.limits import Limits
@@ -121,7 +121,7 @@ class Service:
         try:
             best = await self._batches.ask(serving, questions)
         except QueueFull:
-            raise Refused(429, 'too many requests wait for the model: try again in a second', BUSY) from None
+            raise Refused(429, 'too many requests wait for the model: try again in a second') from None
         self._work_ahead(serving)
         for question in questions:
             self.metrics.answers.labels('history' if question.of is None else 'session').inc()
@@ -142,36 +142,36 @@ class Service:
         try:
             await self._writer.append(events)
         except QueueFull:
-            raise Refused(429, 'too many requests wait for the disk: try again in a second', BUSY) from None
+            raise Refused(429, 'too many requests wait for the disk: try again in a second') from None
         except UserError as error:
             logging.error('%s', error)
             raise Refused(503, 'the disk does not take events: nothing of this request is kept') from error
         return {'kept': len(events)}
 
     def state(self) -> dict[str, Any]:
-        """What answers. sessions: 'live', or why none are held and each history is read anew."""
+        """The answer to GET /ready. sessions: 'live', or why none are held and each history is read anew."""
         model = self.serving.model
-        return {'step': model.answers.saved.step, 'sessions': model.live.recomputes or 'live'}
+        return {'status': 'ready', 'step': model.answers.saved.step, 'sessions': model.live.recomputes or 'live'}
 
     def about(self) -> dict[str, Any]:
         """The answer to GET /about."""
         model = self.serving.model
         return {'items': model.num_items, 'users': self.serving.histories.num_users, 'step': model.answers.saved.step}
 
-    def find_items(self, part: str, limit: int) -> dict[str, Any]:
+    def find_items(self, asked: Search) -> dict[str, Any]:
         """The answer to GET /items: those whose title or id holds a part."""
         model = self.serving.model
-        return {'items': [model.item(at + 1, title=True) for at in model.search.find(part, limit)]}
+        return {'items': [model.item(at + 1, title=True) for at in model.search.find(asked.search, asked.limit)]}
 
-    def find_users(self, part: str, limit: int) -> dict[str, Any]:
+    def find_users(self, asked: Search) -> dict[str, Any]:
         """The answer to GET /users: those whose id holds a part, or a sample of all."""
-        return {'users': self.serving.histories.find(part, limit)}
+        return {'users': self.serving.histories.find(asked.search, asked.limit)}
 
-    def history(self, user: str) -> dict[str, Any]:
+    def history(self, asked: OneUser) -> dict[str, Any]:
         """The answer to GET /history: what is known of a user, the newest first; an unknown one has nothing."""
-        self._check_length(user, 'user')
+        self._check_length(asked.user, 'user')
         serving = self.serving
-        key = serving.histories.key(user)
+        key = serving.histories.key(asked.user)
         known = serving.histories.of(key)
         items = [] if known is None else known.items.tolist()
         return {
