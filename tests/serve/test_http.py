@@ -123,7 +123,7 @@ class Slow:
 
     def answer(self, questions):
         self.gate.wait()
-        return [Best([question.k], [0.0], True) for question in questions]
+        return [Best([question.k], [0.0], True, question.history) for question in questions]
 
 
 def test_a_full_queue_refuses_and_what_waits_is_answered(service):
@@ -175,7 +175,7 @@ def test_one_bad_question_fails_alone(service):
             self.gate.wait()
             if any(question.k == 13 for question in questions):
                 raise ValueError('13')
-            return [Best([question.k], [0.0], True) for question in questions]
+            return [Best([question.k], [0.0], True, question.history) for question in questions]
 
     gate = threading.Event()
     batches, model = Batches(most=9), Picky(gate)
