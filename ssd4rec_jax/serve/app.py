@@ -18,8 +18,9 @@ _SENTENCES = {
     404: 'there is nothing at this address: GET /docs lists what there is',
     405: 'this address takes another method: GET /docs lists what there is',
 }
+_ALWAYS = {'x-content-type-options': 'nosniff', 'cache-control': 'no-store'}
 _BUSY, _CLOSE = {'retry-after': '1'}, {'connection': 'close'}
-_HEADERS = {429: _BUSY, 503: _BUSY, 408: _CLOSE, 413: _CLOSE}
+_SOMETIMES = {429: _BUSY, 503: _BUSY, 408: _CLOSE, 413: _CLOSE}
 
 
 def make_app(calls: Calls, *, page: bool = True) -> FastAPI:
@@ -138,6 +139,6 @@ async def _body(limits: Limits, request: Request) -> bytes:
 
 def _response(found: Answer, headers: Mapping[str, str] | None = None) -> Response:
     return Response(
-        found.content, found.status, {**_HEADERS.get(found.status, {}), **(headers or {})},
+        found.content, found.status, {**_ALWAYS, **_SOMETIMES.get(found.status, {}), **(headers or {})},
         media_type='application/json',
     )

@@ -12,8 +12,9 @@ class Limits:
     which are held in memory.
 
     header_seconds, body_seconds: for a client to send the head and the body of a request. request_seconds: from a whole
-    request to its answer. idle_seconds: an open connection without a request. shutdown_seconds: for the requests that
-    are in flight when the process is told to end. connections: open at once.
+    request to its answer. reading_seconds: for a client to take an answer that the system cannot hold for it.
+    idle_seconds: an open connection without a request. shutdown_seconds: for the requests that are in flight when the
+    process is told to end. connections: open at once.
     """
 
     body: int = 1 << 20
@@ -28,6 +29,7 @@ class Limits:
     header_seconds: float = 10.0
     body_seconds: float = 10.0
     request_seconds: float = 10.0
+    reading_seconds: float = 10.0
     idle_seconds: float = 15.0
     shutdown_seconds: float = 20.0
     connections: int = 2000

@@ -214,6 +214,13 @@ def test_slow_clients_are_cut_off(small, tmp_path):
         assert b'408' in said(head + b'\r\n', b'{"ev')  # a body that does not come
         assert b'400' in said(b'GET / HTTP/1.1\r\n' + b'x: ' + b'y' * 40_000)
         assert b'400' in said(b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03')
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect(('127.0.0.1', port))
+            with pytest.raises(ConnectionError):  # the answers are not read
+                while True:
+                    client.sendall(b'GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n' * 100)
         with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
             for _ in range(2):  # a fast client keeps its connection
                 client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n')
