@@ -7,12 +7,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ssd4rec_jax.serve.limits import Limits
 
 HEAD_BYTES = 32 << 10
+PIPELINED = 32  # requests of a connection that wait for the answers to those before them
 
 
 def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
     """uvicorn's HTTP protocol, which ends a connection whose request's head does not come whole in time and size.
 
-    It also ends one whose client does not take what is written to it.
+    It also ends one whose client does not take what is written to it, or asks on and on without waiting for answers.
     """
 
     class Guarded(HttpToolsProtocol):
@@ -38,6 +39,8 @@ def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response('The head of the request is too large.')
+            if len(self.pipeline) > PIPELINED:
+                self.transport.abort()
 
         def on_headers_complete(self) -> None:
             self._stop_timer()

@@ -3,6 +3,7 @@ import asyncio
 import dataclasses
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -27,7 +28,7 @@ class Workers:
     ):
         self._calls, self._listener, self._page, self._restarted = calls, listener, page, restarted
         self._stopping = False
-        self._processes: set[asyncio.subprocess.Process] = set()
+        self._processes: set[subprocess.Popen] = set()
         self._kept = [asyncio.create_task(self._keep()) for _ in range(number)]
 
     async def stop(self) -> None:
@@ -46,26 +47,24 @@ class Workers:
             started = loop.time()
             ours, theirs = socket.socketpair()
             with theirs:
-                process = await self._start(theirs)
+                process = self._start(theirs)
             self._processes.add(process)
             end = _End(self._calls)
-            transport, _ = await loop.create_connection(lambda end=end: end.frames, sock=ours)  # type: ignore[misc]
-            if self._stopping:
-                process.terminate()
-            code = await process.wait()
+            await loop.create_connection(lambda end=end: end.frames, sock=ours)  # type: ignore[misc]
+            await end.gone.wait()
+            code = await asyncio.to_thread(process.wait)
             self._processes.discard(process)
-            transport.close()
             if not self._stopping:
                 complain(f'the HTTP worker {process.pid} ended with {code}: another one is started')
                 self._restarted()
                 await asyncio.sleep(max(0.0, started + _LEAST_SECONDS - loop.time()))
 
-    async def _start(self, connection: socket.socket) -> asyncio.subprocess.Process:
+    def _start(self, connection: socket.socket) -> subprocess.Popen:
         files = {'listener': self._listener.fileno(), 'owner': connection.fileno()}
         told = {**files, 'page': self._page, 'limits': dataclasses.asdict(self._calls.limits)}
-        # A session of its own, so that Ctrl-C in a terminal reaches the owner alone.
-        return await asyncio.create_subprocess_exec(
-            sys.executable, '-m', 'ssd4rec_jax.serve.worker', json.dumps(told), pass_fds=tuple(files.values()),
+        # asyncio's own way forks, which JAX warns of. A session of its own keeps a terminal's Ctrl-C for the owner.
+        return subprocess.Popen(
+            [sys.executable, '-m', 'ssd4rec_jax.serve.worker', json.dumps(told)], pass_fds=tuple(files.values()),
             start_new_session=True,
         )
 
@@ -76,7 +75,8 @@ class _End:
     def __init__(self, calls: LocalCalls):
         self._calls = calls
         self._answering: set[asyncio.Task] = set()
-        self.frames = Frames(self._received, lambda: None)
+        self.gone = asyncio.Event()
+        self.frames = Frames(self._received, self.gone.set)
 
     def _received(self, number: int, code: int, content: bytes) -> None:
         task = asyncio.create_task(self._answer(number, _NAMES[code], content))
