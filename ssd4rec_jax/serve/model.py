@@ -70,8 +70,11 @@ class Model:
         """What the network reads of each event beside its item."""
         return tuple(self.answers.dataset.values_read)
 
-    def warm(self) -> None:
-        """Compile every program that a question can need, or read it from the compilation cache, and run it once."""
+    def warm(self, *, sessions: bool) -> None:
+        """Compile every program that a question can need, or read it from the compilation cache, and run it once.
+
+        sessions: also those of sessions, where the model can step.
+        """
         for shape in self._shapes:
             # A shape is chosen for the longest history that it takes, and for as many as it takes.
             lengths = [shape.tokens - shape.segments + 1, *[1] * (shape.segments - 1)]
@@ -81,7 +84,7 @@ class Model:
             ]
             self._usual(questions)
             self._rare(questions[:FEW])
-        if not self.live.recomputes:
+        if sessions and not self.live.recomputes:
             self._warm_sessions()
 
     def _warm_sessions(self) -> None:

@@ -38,6 +38,10 @@ class Serving:
         self.sessions = Sessions(model.live, self.histories, sessions)
         self.longest, self.room = model.longest, model.room
 
+    def warm(self) -> None:
+        """As Model.warm."""
+        self.model.warm(sessions=self.sessions.most > 0)
+
     def answer(self, questions: Sequence[Question]) -> list[Best]:
         """As Model.answer, from sessions that have taken every event."""
         self.sessions.advance(question.of for question in questions if question.of is not None)
@@ -76,7 +80,7 @@ class Service:
 
     def warm(self) -> None:
         """Make every program ready; takes seconds, and `ready` is True afterwards."""
-        self.serving.model.warm()
+        self.serving.warm()
         self.ready = True
 
     def take_in(self, path: Path) -> None:
@@ -88,7 +92,7 @@ class Service:
         with self._reloading:
             try:
                 serving = self._serving(load_run(path))
-                serving.model.warm()
+                serving.warm()
             except UserError as error:
                 self.metrics.reloads.labels('failed').inc()
                 logging.warning('the new model is not taken in, and the old one goes on: %s', error)
@@ -150,8 +154,8 @@ class Service:
 
     def state(self) -> dict[str, Any]:
         """The answer to GET /ready. sessions: 'live', or why none are held and each history is read anew."""
-        model = self.serving.model
-        return {'status': 'ready', 'step': model.answers.saved.step, 'sessions': model.live.recomputes or 'live'}
+        model, held = self.serving.model, 'live' if self.limits.sessions else 'none are to be held'
+        return {'status': 'ready', 'step': model.answers.saved.step, 'sessions': model.live.recomputes or held}
 
     def about(self) -> dict[str, Any]:
         """The answer to GET /about."""
@@ -218,9 +222,7 @@ class Service:
                 raise Refused(404, f'users[{at}]: {user!r} is neither in the log nor in any event')
         return names, found
 
-    def _history(
-        self, model: Model, history: list[int | str], what: str, skip: bool
-    ) -> Read:
+    def _history(self, model: Model, history: list[int | str], what: str, skip: bool) -> Read:
         if unknown := [name for name in model.features if name != TIME_GAP]:
             raise Refused(422, f'the model reads {unknown[0]} of each event, which no history has: ask for users')
         items = np.asarray(self._items(model, history, what, self.limits.history, skip), np.int32)

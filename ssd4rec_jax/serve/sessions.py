@@ -20,9 +20,9 @@ class Sessions:
     """
 
     def __init__(self, live: LiveModel, histories: Histories, most: int):
-        self._live, self._histories, self._most = live, histories, 0 if live.recomputes else most
+        self._live, self._histories, self.most = live, histories, 0 if live.recomputes else most
         self._held: collections.OrderedDict[str, UserSession] = collections.OrderedDict()
-        self._behind: collections.deque[UserSession] = collections.deque(maxlen=max(self._most, 1))
+        self._behind: collections.deque[UserSession] = collections.deque(maxlen=max(self.most, 1))
 
     def __len__(self) -> int:
         return len(self._held)
@@ -36,14 +36,14 @@ class Sessions:
 
     def follow(self, user: str) -> UserSession | None:
         """The session of a user who has just been met, which begins with the history where it is not held."""
-        if not self._most:
+        if not self.most:
             return None
         found = self._held.pop(user, None)
         if found is None:
             (session,) = self._live.begin([[]])
             found = UserSession(user, session)
         self._held[user] = found
-        if len(self._held) > self._most:
+        if len(self._held) > self.most:
             self._held.popitem(last=False)
         if self._missing(found):
             self._behind.append(found)
