@@ -31,57 +31,67 @@ class _Connection(asyncio.Protocol):
             self._missing, data = int(fields[b'content-length']), rest
         self._missing -= len(data)
         if not self._missing:
-            self._seen.answer(self._status, time.perf_counter() - self._sent)
+            self._seen.answer(self._status, time.perf_counter() - self._sent, self._body)
             self._got, self._missing = b'', -1
             self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
             self._seen.lost += 1
-            self.done.set_result(None)
+            self.done.set_result(True)
 
     def _send(self) -> None:
         body = None if self._last or time.perf_counter() >= self._until else next(self._bodies, None)
         if body is None:
-            self.done.set_result(None)
+            self.done.set_result(False)
             self._transport.close()
             return
-        self._sent = time.perf_counter()
+        self._body, self._sent = body, time.perf_counter()
         self._transport.write(b'%scontent-length: %d\r\n\r\n%s' % (self._head, len(body), body))
 
 
 class _Seen:
     """What all connections saw together."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: list[bytes] | None) -> None:
         self.status: collections.Counter = collections.Counter()
         self.seconds: list[float] = []
-        self.lost = 0
+        self.lost, self._answered = 0, answered
 
-    def answer(self, status: int, seconds: float) -> None:
+    def answer(self, status: int, seconds: float, body: bytes) -> None:
         self.status[status] += 1
         if status == 200:
             self.seconds.append(seconds)
+            if self._answered is not None:
+                self._answered.append(body)
 
 
 async def load(
-    host: str, port: int, path: str, bodies: Iterator[bytes], *, connections: int, seconds: float,
+    host: str, port: int, path: str, bodies: Iterator[bytes], *, connections: int, seconds: float, reopen: bool = False,
+    answered: list[bytes] | None = None,
 ) -> dict[str, Any]:
     """Keep connections busy with POST requests for some seconds, or until there are no more bodies.
+
+    reopen: open a connection that ended without an answer again. answered: gets the bodies whose answer had status 200.
 
     Returns connections, requests, status {code: answers}, lost (connections that ended without an answer),
     requests_per_second, and p50_ms, p90_ms, p99_ms, max_ms of the answers with status 200.
     """
-    seen, loop = _Seen(), asyncio.get_running_loop()
+    seen, loop = _Seen(answered), asyncio.get_running_loop()
     head = (
         f'POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n'
     ).encode()
     started = time.perf_counter()
-    opened = [
-        (await loop.create_connection(lambda: _Connection(head, bodies, started + seconds, seen), host, port))[1]
-        for _ in range(connections)
-    ]
-    await asyncio.gather(*(connection.done for connection in opened))
+
+    async def busy() -> None:
+        lost = True
+        while lost:
+            _, connection = await loop.create_connection(
+                lambda: _Connection(head, bodies, started + seconds, seen), host, port
+            )
+            lost = await connection.done and reopen
+
+    await asyncio.gather(*(busy() for _ in range(connections)))
     took = time.perf_counter() - started
     p50, p90, p99, most = np.percentile(seen.seconds or [0], [50, 90, 99, 100]) * 1e3
     return {

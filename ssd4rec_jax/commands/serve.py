@@ -14,6 +14,7 @@ from absl import flags
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
+from ssd4rec_jax.serve.limits import Limits
 
 _MODEL = flags.DEFINE_string('model', None, 'Folder of a saved model or of a training run, or a link to one.')
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at; this machine alone reaches the default.')
@@ -22,6 +23,13 @@ _EVENTS = flags.DEFINE_string('events', None, 'Folder of the log of new events, 
 _TITLES = flags.DEFINE_string(
     'titles', None, "What items are called: MovieLens' u.item or movies.csv, or a csv or Parquet file with the columns "
     'item_id and title.'
+)
+_WORKERS = flags.DEFINE_integer(
+    'workers', 0, 'HTTP processes before the one that owns model, sessions and log; 0 has that one speak HTTP itself.',
+    lower_bound=0, upper_bound=64,
+)
+_SESSIONS = flags.DEFINE_integer(
+    'sessions', Limits.sessions, 'Users with new events whose live sessions are held in memory.', lower_bound=0,
 )
 _PAGE = flags.DEFINE_boolean('page', True, 'Serve the page to try the model, which shows ids and histories of users.')
 
@@ -43,8 +51,11 @@ def main() -> int:
     saved = load_run(model)
     beside = model.absolute()
     log = EventLog(Path(_EVENTS.value) if _EVENTS.value else beside.with_name(f'{beside.name}.events'))
-    service = Service(saved, log, titles=titles_of(Path(_TITLES.value)) if _TITLES.value else None)
-    serve(service, model, _HOST.value, _PORT.value, page=_PAGE.value)
+    service = Service(
+        saved, log, limits=Limits(sessions=_SESSIONS.value),
+        titles=titles_of(Path(_TITLES.value)) if _TITLES.value else None,
+    )
+    serve(service, model, _HOST.value, _PORT.value, page=_PAGE.value, workers=_WORKERS.value)
     return 0
 
 

@@ -14,7 +14,7 @@ from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.live.held_items import HeldItems
 from ssd4rec_jax.live.session import Session
-from ssd4rec_jax.live.stepping import Stepping
+from ssd4rec_jax.live.stepping import EVENTS, SESSIONS, Stepping
 from ssd4rec_jax.rank.followers import NEWEST
 from ssd4rec_jax.run.saved_run import SavedRun
 
@@ -26,10 +26,12 @@ class LiveModel:
     share a pass and data.max_history cuts nothing, an event costs one step and a session keeps a fixed state. Elsewhere
     `recomputes` says why the history is read again for each answer. Scoring costs what the catalogue costs, and reading
     what a session holds grows with its distinct items (see docs/live.md).
+
+    sessions, events: the numbers of sessions, and of events of each, that programs are compiled for.
     """
 
-    def __init__(self, saved: SavedRun):
-        self.saved, self._answers = saved, Answers(saved)
+    def __init__(self, saved: SavedRun, *, sessions: tuple[int, ...] = SESSIONS, events: tuple[int, ...] = EVENTS):
+        self.saved, self._answers, self._sizes = saved, Answers(saved), (sessions, events)
         self.recomputes = _why_not_steps(saved)
         self._reads_gaps = TIME_GAP in features_read(saved.config.model)
         self._gaps = saved.dataset.measured_gaps() if self._reads_gaps else Gaps(None, 0.0, '')
@@ -63,7 +65,7 @@ class LiveModel:
         _, read, features = self._answers.of_users(at)
         gaps = features.get(TIME_GAP) or [np.zeros(len(own), np.float32) for own in read]
         sessions = [self._new() for _ in read]
-        self._take(sessions, read, gaps, [self._last_time(user) for user in at.tolist()])
+        self.take(sessions, read, gaps, [self._last_time(user) for user in at.tolist()])
         return sessions
 
     def append(
@@ -96,9 +98,35 @@ class LiveModel:
         gaps = [
             self._gaps.numbers_of(np.diff(own, prepend=last)) for own, last in zip(moments, before, strict=True)
         ]
-        self._take(sessions, read, gaps, [
+        self.take(sessions, read, gaps, [
             float(own[-1]) if len(own) and not np.isnan(own[-1]) else None for own in moments
         ])
+
+    def take(
+        self, sessions: Sequence[Session], read: Sequence[np.ndarray], gaps: Sequence[np.ndarray],
+        times: Sequence[float | None],
+    ) -> None:
+        """Further events in internal ids, for any of which a session may have none.
+
+        read: for each session int32 [events]. gaps: float32 [events], what the network reads of the time before each
+        (Gaps.numbers). times: when the last of them was, in the unit of the log; None where that is not known.
+        """
+        chosen = [n for n, items in enumerate(read) if len(items)]
+        new: list[tuple[np.ndarray, np.ndarray]] = []
+        if chosen and not self.recomputes:
+            new = self._stepping.extended(
+                [sessions[n] for n in chosen], [read[n] for n in chosen], [gaps[n] for n in chosen]
+            )
+        for place, n in enumerate(chosen):
+            session, items = sessions[n], read[n].tolist()
+            if new:
+                session.state, session.readout = new[place]
+            session.held.add(items, session.length)
+            session.length, session.last_time = session.length + len(items), times[n]
+            for kept, more in ((session.items, items), (session.gaps, gaps[n].tolist())):
+                kept += more
+                if self._kept:
+                    del kept[:-self._kept]
 
     def recommend(
         self, sessions: Sequence[Session], k: int = 10, *, exclude_seen: bool = False, exclude: Iterable[Any] = (),
@@ -122,10 +150,15 @@ class LiveModel:
         """The same in internal ids, for sessions that are not empty: see TopItems, whose arguments these are."""
         if not self.recomputes:
             return self._stepping.top(sessions, k=k, exclude=exclude, allowed=allowed)
-        features = {TIME_GAP: [np.asarray(s.gaps, np.float32) for s in sessions]} if self._reads_gaps else None
-        return self._answers.top(
-            [np.asarray(s.items, np.int32) for s in sessions], k=k, exclude=exclude, allowed=allowed, features=features
-        )
+        histories, features = self._read_again(sessions)
+        return self._answers.top(histories, k=k, exclude=exclude, allowed=allowed, features=features)
+
+    def scores(self, sessions: Sequence[Session]) -> np.ndarray:
+        """float32 [sessions, items], the scores of all items, for sessions that are not empty; see TopItems.scores."""
+        if not self.recomputes:
+            return self._stepping.scores(sessions)
+        histories, features = self._read_again(sessions)
+        return self._answers.top.scores(histories, np.arange(1, self.saved.dataset.num_items + 1), features=features)
 
     def load(self, arrays: dict[str, np.ndarray]) -> Session:
         """The session whose `to_arrays` these are; UserError where they are of a model of another shape."""
@@ -146,33 +179,18 @@ class LiveModel:
     def _stepping(self) -> Stepping:
         saved = self.saved
         return Stepping(
-            saved.network, saved.network.whole(saved.params), saved.followers, saved.mesh.local_devices[0]
+            saved.network, saved.network.whole(saved.params), saved.followers, saved.mesh.local_devices[0],
+            *self._sizes,
         )
 
     def _new(self) -> Session:
         state, readout = (np.zeros(0, np.float32),) * 2 if self.recomputes else self._stepping.empty
         return Session(0, None, HeldItems(), [], [], state, readout)
 
-    def _take(
-        self, sessions: Sequence[Session], read: list[np.ndarray], gaps: list[np.ndarray], times: list[float | None]
-    ) -> None:
-        """Add known items, with the gaps before them and the time of the last, to their sessions."""
-        chosen = [n for n, items in enumerate(read) if len(items)]
-        new: list[tuple[np.ndarray, np.ndarray]] = []
-        if chosen and not self.recomputes:
-            new = self._stepping.extended(
-                [sessions[n] for n in chosen], [read[n] for n in chosen], [gaps[n] for n in chosen]
-            )
-        for place, n in enumerate(chosen):
-            session, items = sessions[n], read[n].tolist()
-            if new:
-                session.state, session.readout = new[place]
-            session.held.add(items, session.length)
-            session.length, session.last_time = session.length + len(items), times[n]
-            for kept, more in ((session.items, items), (session.gaps, gaps[n].tolist())):
-                kept += more
-                if self._kept:
-                    del kept[:-self._kept]
+    def _read_again(self, sessions: Sequence[Session]) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+        """(internal items, features) of sessions that keep their history."""
+        features = {TIME_GAP: [np.asarray(s.gaps, np.float32) for s in sessions]} if self._reads_gaps else {}
+        return [np.asarray(s.items, np.int32) for s in sessions], features
 
     def _last_time(self, user: int) -> float | None:
         """When the last event of the user at a position was, where the log tells."""
@@ -202,6 +220,8 @@ def _why_not_steps(saved: SavedRun) -> str:
         return f'data.max_history={limit} cuts a history, so that each event moves the first one that is read'
     if not hasattr(saved.network.bind(saved.params), 'prefix_step'):
         return f'the network {settings.name} has no prefix_step'
+    if unread := [name for name in features_read(settings) if name != TIME_GAP]:
+        return f'a step does not take {unread[0]}, which the network reads of each event'
     if not settings.prefixes_share_a_pass:
         return 'a backward direction below the last layer makes all that is read depend on the last event'
     return ''

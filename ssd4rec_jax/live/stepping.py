@@ -17,18 +17,25 @@ from ssd4rec_jax.model.seen import Seen
 from ssd4rec_jax.parallel.table_shard import TableShard
 from ssd4rec_jax.rank.excluded import round_up
 from ssd4rec_jax.rank.followers import NEWEST
-from ssd4rec_jax.rank.recommend import TopK
+from ssd4rec_jax.rank.recommend import ScoresOf, TopK
 from ssd4rec_jax.rank.scorer import of_scores
 
 # Programs are compiled for these numbers of sessions, and of events of each; calls are filled up to the next.
 SESSIONS, EVENTS = (1, 4, 16, 64), (1, 8, 64)
+_HELD, _GROWTH = 512, 8  # and for 512, 4096, ... distinct items that the sessions of a call hold
 
 
 class Stepping:
-    """Steps and scores sessions on one device, which holds the whole item table."""
+    """Steps and scores sessions on one device, which holds the whole item table.
 
-    def __init__(self, network: Network, params: dict, followers: Followers | None, device: jax.Device):
-        self.network = network
+    sessions, events: the numbers that programs are compiled for, in ascending order.
+    """
+
+    def __init__(
+        self, network: Network, params: dict, followers: Followers | None, device: jax.Device,
+        sessions: tuple[int, ...] = SESSIONS, events: tuple[int, ...] = EVENTS,
+    ):
+        self.network, self._sessions, self._events = network, sessions, events
         self._params, self._followers = jax.device_put((params, followers), device)
         model = network.bind(self._params)
         empty = model.no_history(1)
@@ -38,7 +45,7 @@ class Stepping:
         # On the host both have the widest dtype of the state, which holds the others without rounding.
         self.empty = np.asarray(flat), np.zeros(readout.shape[1], flat.dtype)
         self._extend = jax.jit(functools.partial(_extend, network, jax.vmap(unravel)))
-        self._score = jax.jit(functools.partial(_score, network, readout.dtype), static_argnames='k')
+        self._score = jax.jit(functools.partial(_score, network, readout.dtype), static_argnames='f')
 
     def extended(
         self, sessions: Sequence[Session], items: Sequence[np.ndarray], gaps: Sequence[np.ndarray]
@@ -51,21 +58,21 @@ class Stepping:
             return []
         order = np.argsort([len(own) for own in items], kind='stable')  # Sessions of like numbers go together.
         found: list[tuple[np.ndarray, np.ndarray]] = [self.empty] * len(sessions)
-        for part in np.split(order, np.arange(SESSIONS[-1], len(order), SESSIONS[-1])):
+        for part in np.split(order, np.arange(self._sessions[-1], len(order), self._sessions[-1])):
             states, readouts = self._extended(*([each[n] for n in part] for each in (sessions, items, gaps)))
             for row, n in enumerate(part):
                 found[n] = states[row].copy(), readouts[row].copy()  # A view would keep the whole part in memory.
         return found
 
     def _extended(self, sessions, items, gaps):
-        rows, most = _size(len(sessions), SESSIONS), max(map(len, items))
+        rows, most = _size(len(sessions), self._sessions), max(map(len, items))
         states, readouts = (
             _rows([getattr(s, name) for s in sessions], rows) for name in ('state', 'readout')
         )
         number = _rows([np.int32(s.length) for s in sessions], rows)
         start = 0
         while start < most:
-            events = _size(min(most - start, EVENTS[-1]), EVENTS)
+            events = _size(min(most - start, self._events[-1]), self._events)
             read, before = (
                 _rows([_filled(own[start:start + events], events) for own in each], rows) for each in (items, gaps)
             )
@@ -78,27 +85,42 @@ class Stepping:
         self, sessions: Sequence[Session], *, k: int, exclude: Sequence[np.ndarray] | None, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As TopItems: (items int32 [sessions, k], scores float32 [sessions, k]); TrainingError likewise."""
-        found = [
-            self._top(sessions[part], k, exclude and exclude[part], allowed)
-            for part in (slice(start, start + SESSIONS[-1]) for start in range(0, len(sessions), SESSIONS[-1]))
-        ]
-        items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return items, scores
-
-    def _top(self, sessions, k, exclude, allowed):
-        rows = _size(len(sessions), SESSIONS)
-        readouts = _rows([s.readout for s in sessions], rows)
-        left_out = [np.zeros(0, np.int32)] * len(sessions) if exclude is None else exclude
-        width = round_up(max(map(len, left_out)))
-        excluded = _rows([_filled(own, width) for own in left_out], rows)
-        newest = _rows([_filled(np.asarray(s.items[:-NEWEST - 1:-1], np.int32), NEWEST) for s in sessions], rows)
-        items, scores, finite = self._score(
-            self._params, self._followers, readouts, self._held(sessions), newest, excluded,
-            () if allowed is None else (allowed,), k=min(round_up(k), self.network.num_items),
+        left_out: Sequence[np.ndarray] = [np.zeros(0, np.int32)] * len(sessions) if exclude is None else exclude
+        width, ranks = round_up(max(map(len, left_out))), TopK(min(round_up(k), self.network.num_items))
+        allowed_items = () if allowed is None else (allowed,)
+        items, scores = self._scored(
+            ranks, sessions, lambda part, rows: (_rows([_filled(own, width) for own in left_out[part]], rows),),
+            allowed_items,
         )
-        if not np.asarray(finite)[:len(sessions)].all():
-            raise TrainingError('the model gives scores that are not finite: it comes from a run that diverged')
-        return np.asarray(items)[:len(sessions), :k], np.asarray(scores)[:len(sessions), :k]
+        return items[:, :k], scores[:, :k]
+
+    def scores(self, sessions: Sequence[Session]) -> np.ndarray:
+        """float32 [sessions, items], the scores of all items; TrainingError where one is not finite."""
+        items = self.network.num_items
+        place = np.append(np.int32(items), np.arange(items, dtype=np.int32))
+        (found,) = self._scored(ScoresOf(items), sessions, lambda part, rows: (), (place,))
+        return found
+
+    def _scored(self, f, sessions, per_session, per_item):
+        """What f gives for the scores of all sessions (see Scorer), without the `finite` that it ends with.
+
+        per_session: further arguments of f for a slice of the sessions, filled up to a number of rows.
+        """
+        most, found = self._sessions[-1], []
+        for start in range(0, len(sessions), most):
+            part = slice(start, start + most)
+            some = sessions[part]
+            rows = _size(len(some), self._sessions)
+            readouts = _rows([s.readout for s in some], rows)
+            newest = _rows([_filled(np.asarray(s.items[:-NEWEST - 1:-1], np.int32), NEWEST) for s in some], rows)
+            *values, finite = self._score(
+                self._params, self._followers, readouts, self._held(some), newest, per_session(part, rows), per_item,
+                f=f,
+            )
+            if not np.asarray(finite)[:len(some)].all():
+                raise TrainingError('the model gives scores that are not finite: it comes from a run that diverged')
+            found.append([np.asarray(value)[:len(some)] for value in values])
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def _held(self, sessions):
         """What the sessions hold, as arrays int32 [4, n] for Seen.of_lists; None where no term reads it."""
@@ -108,8 +130,10 @@ class Stepping:
         for number, session in enumerate(sessions):
             items, last, counts = session.held.table
             tables.append(np.stack([items, np.full_like(items, number), session.length - last, counts]))
-        held = np.concatenate(tables, axis=1)
-        return np.pad(held, [(0, 0), (0, round_up(held.shape[1]) - held.shape[1])])
+        held, size = np.concatenate(tables, axis=1), _HELD
+        while size < held.shape[1]:
+            size *= _GROWTH
+        return np.pad(held, [(0, 0), (0, size - held.shape[1])])
 
 
 def _size(n: int, sizes: tuple[int, ...]) -> int:
@@ -145,10 +169,8 @@ def _extend(network, unravel, params, states, readouts, items, gaps, number, len
     return jax.vmap(lambda own: ravel_pytree(own)[0])(state), readouts
 
 
-def _score(network, dtype, params, followers, readouts, held, newest, excluded, per_item, *, k):
+def _score(network, dtype, params, followers, readouts, held, newest, per_session, per_item, *, f):
     model = network.bind(params)
     seen = None if held is None else Seen.of_lists(*held)
     shard, rows = TableShard(network.num_items + 1), model.item_embedding[...]
-    return of_scores(
-        TopK(k), model, rows, shard, readouts.astype(dtype), (excluded,), seen, newest, followers, per_item
-    )
+    return of_scores(f, model, rows, shard, readouts.astype(dtype), per_session, seen, newest, followers, per_item)

@@ -1,8 +1,6 @@
 """The service as an ASGI application: routes, and what every request and answer has to pass."""
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,35 +9,36 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ssd4rec_jax.errors import TrainingError
-from ssd4rec_jax.serve.bodies import BUSY, EventsBody, RecommendBody, Refused, parsed
+from ssd4rec_jax.serve.bodies import Nothing, OneUser, Refused, Search, parsed
+from ssd4rec_jax.serve.calls import KINDS, Answer, Calls, Refusal, answer, refusal
+from ssd4rec_jax.serve.limits import Limits
 from ssd4rec_jax.serve.metrics import CONTENT_TYPE
 from ssd4rec_jax.serve.page import described, try_page
 from ssd4rec_jax.serve.replies import About, Alive, Failure, History, Items, Kept, Ready, Recommendations, Users
-from ssd4rec_jax.serve.service import Service
 
-_NOT_READY = 'the model is not ready yet: try again in a second'
 _SENTENCES = {
     404: 'there is nothing at this address: GET /docs lists what there is',
     405: 'this address takes another method: GET /docs lists what there is',
 }
+_ALWAYS = {'x-content-type-options': 'nosniff', 'cache-control': 'no-store'}
+_BUSY, _CLOSE = {'retry-after': '1'}, {'connection': 'close'}
+_SOMETIMES = {429: _BUSY, 503: _BUSY, 408: _CLOSE, 413: _CLOSE}
 
 
-def make_app(service: Service, *, page: bool = True) -> FastAPI:
-    """The application of a service. page: with the page to try it, which shows ids and histories of users."""
+def make_app(calls: Calls, *, page: bool = True) -> FastAPI:
+    """The application before a service. page: with the page to try it, which shows ids and histories of users."""
     app = FastAPI(
         title='ssd4rec serve', description='Recommendations of a trained model, and new events of users.',
         docs_url=None, redoc_url=None, responses={'default': {'model': Failure}},
     )
 
-    def post(
-        path: str, kind: type[BaseModel], reply: type[BaseModel], answer: Callable[[Any], Awaitable[dict]], about: str
-    ) -> None:
+    def post(path: str, reply: type[BaseModel], about: str) -> None:
+        kind = KINDS[path]
         # A body's parts are described within it, and found there by their place in the whole description.
         parts = f'#/paths/~1{path[1:]}/post/requestBody/content/application~1json/schema/$defs/{{model}}'
 
         async def handle(request: Request) -> Response:
-            return await _answered(service, path, request, kind, answer)
+            return await _answered(calls, path, request, kind)
 
         app.add_api_route(
             path, handle, methods=['POST'], response_model=reply, summary=about, description=kind.__doc__,
@@ -48,47 +47,43 @@ def make_app(service: Service, *, page: bool = True) -> FastAPI:
             }}},
         )
 
-    post('/recommend', RecommendBody, Recommendations, service.recommend, 'The best next items of users or histories')
-    post('/events', EventsBody, Kept, service.append, 'New events of users')
+    post('/recommend', Recommendations, 'The best next items of users or histories')
+    post('/events', Kept, 'New events of users')
 
     @app.get('/health', response_model=Alive, summary='Whether the process lives')
     async def health() -> Response:
-        return _json(200, {'status': 'alive'})
+        return _response(answer(200, {'status': 'alive'}))
 
     @app.get('/ready', response_model=Ready, summary='Whether requests are answered')
     async def ready() -> Response:
-        if not service.ready:
-            raise Refused(503, _NOT_READY, BUSY)
-        return _json(200, {'status': 'ready', 'step': service.serving.model.answers.saved.step})
+        return _response(await calls.call('/ready', Nothing()))
 
     @app.get('/metrics', response_class=PlainTextResponse, summary='Figures for Prometheus')
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response((await calls.call('/metrics', Nothing())).content, media_type=CONTENT_TYPE)
 
     @app.get('/docs', include_in_schema=False)
     async def docs() -> Response:
         return described(app.openapi())
 
     if page:
-        _add_pages(app, service)
+        _add_pages(app, calls)
 
     @app.exception_handler(HTTPException)
     async def not_served(_: Request, error: HTTPException) -> Response:
-        return _json(error.status_code, {'error': _SENTENCES.get(error.status_code, error.detail)}, error.headers)
+        return _response(
+            refusal(error.status_code, _SENTENCES.get(error.status_code, error.detail)), error.headers
+        )
 
     @app.exception_handler(RequestValidationError)
     async def bad_query(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _json(422, {'error': f'{first["loc"][-1]}: {first["msg"]}'})
-
-    @app.exception_handler(Refused)
-    async def refuse(_: Request, refused: Refused) -> Response:
-        return _json(refused.status, {'error': refused.sentence}, refused.headers)
+        return _response(refusal(422, f'{first["loc"][-1]}: {first["msg"]}'))
 
     return app
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
+def _add_pages(app: FastAPI, calls: Calls) -> None:
     """The page to try the model, and what it asks for."""
     shown = try_page()
     text = Query('', max_length=200, description='A part of what is looked for.')
@@ -100,48 +95,37 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get('/about', response_model=About, summary='How much the model knows')
     async def about() -> Response:
-        return _json(200, service.about())
+        return _response(await calls.call('/about', Nothing()))
 
     @app.get('/items', response_model=Items, summary='Items whose title or id holds a text')
     async def items(search: str = text, limit: int = most) -> Response:
-        return _json(200, service.find_items(search, limit))
+        return _response(await calls.call('/items', Search(search=search, limit=limit)))
 
     @app.get('/users', response_model=Users, summary='Users whose id holds a text, or a sample')
     async def users(search: str = text, limit: int = most) -> Response:
-        return _json(200, service.find_users(search, limit))
+        return _response(await calls.call('/users', Search(search=search, limit=limit)))
 
     @app.get('/history', response_model=History, summary='The newest events of a user')
     async def history(user: str = Query(min_length=1, description='The id.')) -> Response:
-        return _json(200, service.history(user))
+        return _response(await calls.call('/history', OneUser(user=user)))
 
 
-async def _answered(
-    service: Service, route: str, request: Request, kind: type[BaseModel], answer: Callable[[Any], Awaitable[dict]]
-) -> Response:
+async def _answered(calls: Calls, route: str, request: Request, kind: type[BaseModel]) -> Response:
     """The response to a POST: the answer, or one sentence that says why there is none."""
-    started = asyncio.get_running_loop().time()
     try:
-        body = parsed(kind, await _body(service, request))
-        if not service.ready:
-            raise Refused(503, _NOT_READY, BUSY)
-        async with asyncio.timeout(service.limits.request_seconds):
-            response = _json(200, await answer(body))
+        body = parsed(kind, await _body(calls.limits, request))
     except Refused as refused:
-        response = _json(refused.status, {'error': refused.sentence}, refused.headers)
-    except TimeoutError:
-        response = _json(503, {'error': 'the answer took too long: try again in a second'}, BUSY)
-    except TrainingError as error:
-        response = _json(500, {'error': str(error)})
+        found = refusal(refused.status, refused.sentence)
     except ClientDisconnect:
-        response = _json(400, {'error': 'the client has gone'})
-    service.metrics.requests.labels(route, response.status_code).inc()
-    service.metrics.seconds.labels(route).observe(asyncio.get_running_loop().time() - started)
-    return response
+        found = refusal(400, 'the client has gone')
+    else:
+        return _response(await calls.call(route, body))
+    await calls.call('refused', Refusal(route=route, status=found.status))
+    return _response(found)
 
 
-async def _body(service: Service, request: Request) -> bytes:
+async def _body(limits: Limits, request: Request) -> bytes:
     """The body of a POST; Refused where it is no JSON by its type, too large, or too slow to come."""
-    limits = service.limits
     kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
     if kind != 'application/json':
         raise Refused(415, 'send JSON, with the header content-type: application/json')
@@ -151,15 +135,14 @@ async def _body(service: Service, request: Request) -> bytes:
             async for part in request.stream():
                 body += part
                 if len(body) > limits.body:
-                    raise Refused(413, f'the body has more than {limits.body} bytes', {'connection': 'close'})
+                    raise Refused(413, f'the body has more than {limits.body} bytes')
     except TimeoutError:
-        raise Refused(408, f'the body did not come within {limits.body_seconds:g} seconds', {'connection': 'close'}) \
-            from None
+        raise Refused(408, f'the body did not come within {limits.body_seconds:g} seconds') from None
     return bytes(body)
 
 
-def _json(status: int, value: dict, headers: Mapping[str, str] | None = None) -> Response:
+def _response(found: Answer, headers: Mapping[str, str] | None = None) -> Response:
     return Response(
-        json.dumps(value, allow_nan=False, separators=(',', ':')).encode(), status,
-        headers, media_type='application/json',
+        found.content, found.status, {**_ALWAYS, **_SOMETIMES.get(found.status, {}), **(headers or {})},
+        media_type='application/json',
     )

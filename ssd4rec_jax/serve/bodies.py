@@ -3,7 +3,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
-BUSY = {'retry-after': '1'}  # the header that goes with 429 and 503
 _WHOLE = 2**63 - 1
 Id = Annotated[
     Annotated[StrictInt, Field(ge=-_WHOLE, le=_WHOLE)] | Annotated[StrictStr, Field(min_length=1)],
@@ -54,11 +53,28 @@ class EventsBody(_Body):
     events: list[EventBody] = Field(min_length=1)
 
 
+class Nothing(_Body):
+    """A question that needs no more than its address."""
+
+
+class Search(_Body):
+    """What is looked for among items or users, and how many are named."""
+
+    search: str
+    limit: int
+
+
+class OneUser(_Body):
+    """Whose history is asked for."""
+
+    user: str
+
+
 class Refused(Exception):
     """A request that is not answered. status: the HTTP status. sentence: what is wrong and what to do."""
 
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None):
-        self.status, self.sentence, self.headers = status, sentence, headers or {}
+    def __init__(self, status: int, sentence: str):
+        self.status, self.sentence = status, sentence
         super().__init__(sentence)
 
 

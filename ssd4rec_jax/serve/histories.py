@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from ssd4rec_jax.config.model import TIME_GAP
-from ssd4rec_jax.data.gaps import Gaps
 from ssd4rec_jax.data.ids import IdIndex
 from ssd4rec_jax.serve.event_log import Event
 from ssd4rec_jax.serve.model import Model
+from ssd4rec_jax.serve.questions import Read
 from ssd4rec_jax.serve.search import Search
 
 _PER_SECOND = {'s': 1, 'ms': 10**3, 'us': 10**6, 'ns': 10**9}
@@ -69,35 +69,53 @@ class Histories:
         """The text that stands for a user in the log of events, however the id was written."""
         return self._numbers.key(user)
 
-    def of(self, user: str) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        """(internal items int32 [n], {name: float32 [n]} that the network reads); None where nobody knows the user.
+    def events(self, user: str) -> int:
+        """How many events of a user the log holds."""
+        return len(self._new.of(user))
+
+    def length(self, user: str) -> int:
+        """How many items of a user the model's data holds."""
+        number = self._numbers.get(user)
+        return 0 if number is None else len(self._model.answers.history(number))
+
+    def of(self, user: str) -> Read | None:
+        """The whole history; None where nobody knows the user.
 
         user: as `key` gives it. Events that the model's data holds already, of the same item at the same time, count
         once. Events with items that the model does not have are left out.
         """
-        number, events = self._numbers.get(user), self._new.of(user)
-        if number is None and not events:
+        number, answers = self._numbers.get(user), self._model.answers
+        if number is None and not self.events(user):
             return None
-        answers, model = self._model.answers, self._model
-        items = np.zeros(0, np.int32) if number is None else answers.history(number)
-        features = {
-            name: np.zeros(0, np.float32) if number is None else answers.feature(name, number)
-            for name in model.features
-        }
-        if not events:
-            return items, features
         times = self._times(number)
-        there = set(zip(items.tolist(), times.tolist(), strict=True)) if len(times) else set()
-        since = [
-            (item + 1, time) for item, time in ((model.item_numbers.get(e.item), self._in_unit(e.time)) for e in events)
-            if item is not None and (item + 1, time) not in there
-        ]
-        added = np.asarray([item for item, _ in since], np.int32)
-        features = {
-            name: np.concatenate([values, self._added(name, times, [time for _, time in since])])
-            for name, values in features.items()
-        }
-        return np.concatenate([items, added]), features
+        there = Read(
+            np.zeros(0, np.int32) if number is None else answers.history(number),
+            {
+                name: np.zeros(0, np.float32) if number is None else answers.feature(name, number)
+                for name in self._model.features
+            },
+            0, int(times[-1]) if len(times) else None,
+        )
+        return there + self.since(user, there) if self.events(user) else there
+
+    def since(self, user: str, read: Read) -> Read:
+        """What came after the last part that was read of a user."""
+        events, number = self._new.of(user), self._numbers.get(user)
+        stop = len(events)
+        times = self._times(number)
+        history = np.zeros(0, np.int32) if number is None else self._model.answers.history(number)
+        items, moments = [], []
+        for event in events[read.events:stop]:
+            at, moment = self._model.item_numbers.get(event.item), self._in_unit(event.time)
+            same = slice(*(np.searchsorted(times, moment, side) for side in ('left', 'right')))
+            if at is not None and at + 1 not in history[same]:
+                items.append(at + 1)
+                moments.append(moment)
+        return Read(
+            np.asarray(items, np.int32),
+            {name: self._feature(name, read.last, moments) for name in self._model.features},
+            stop, moments[-1] if moments else read.last,
+        )
 
     def _times(self, number: int | None) -> np.ndarray:
         """int64, the times of a user's events in the model's data; empty where there are none or they tell no more
@@ -114,16 +132,21 @@ class Histories:
     def _in_unit(self, seconds: float) -> int:
         return int(seconds * _PER_SECOND.get(self._dataset.time_unit, 1))
 
-    def _added(self, name: str, times: np.ndarray, since: list[int]) -> np.ndarray:
-        """float32, a feature of events that came since: the gaps where they are read, else missing."""
+    def _feature(self, name: str, last: int | None, moments: list[int]) -> np.ndarray:
+        """float32, a feature of events at some moments: the gaps where they are read, else missing.
+
+        last: when the item before them was.
+        """
         dataset = self._dataset
         if name != TIME_GAP:
             missing = np.nan if dataset.features[name].categories is None else 0
-            return np.full(len(since), missing, np.float32)
-        if dataset.gaps is None or not dataset.gaps.typical:
-            return np.zeros(len(since), np.float32)
-        joined = np.concatenate([times, np.asarray(since, np.int64)])
-        return Gaps(joined, dataset.gaps.typical, '').numbers(np.arange(len(times), len(joined)))
+            return np.full(len(moments), missing, np.float32)
+        if dataset.gaps is None or not moments:
+            return np.zeros(len(moments), np.float32)
+        gaps = np.diff(np.asarray(moments, np.int64), prepend=moments[0] if last is None else last).astype(np.float64)
+        if last is None:
+            gaps[0] = np.nan
+        return dataset.gaps.numbers_of(gaps)
 
 
 class UserNumbers:

@@ -24,15 +24,24 @@ class Metrics:
             'ssd4rec_batch_histories', 'Histories in one step of the model.', buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
         )
+        self.answers = Counter(
+            'ssd4rec_answers_total', 'Answers from a live session or from a history that was read anew.', ('read',),
+            registry=registry,
+        )
         self.events = Counter('ssd4rec_events_total', 'New events that are kept.', registry=registry)
         self.reloads = Counter('ssd4rec_reloads_total', 'Models that were taken in.', ('result',), registry=registry)
+        self.workers = Counter(
+            'ssd4rec_worker_restarts', 'HTTP workers that died and were started again.', registry=registry
+        )
         self._waiting = Gauge('ssd4rec_waiting_histories', 'Histories that wait for the model.', registry=registry)
+        self._sessions = Gauge('ssd4rec_sessions', 'Users whose live sessions are held.', registry=registry)
         self._step = Gauge('ssd4rec_model_step', 'The step of training that answers.', registry=registry)
 
-    def watch(self, waiting: Callable[[], int], step: Callable[[], int]) -> None:
+    def watch(self, waiting: Callable[[], int], step: Callable[[], int], sessions: Callable[[], int]) -> None:
         """Where figures come from that are read when they are asked for."""
         self._waiting.set_function(waiting)
         self._step.set_function(step)
+        self._sessions.set_function(sessions)
 
     def text(self) -> bytes:
         """All figures."""

@@ -1,6 +1,7 @@
 """A saved run made ready to answer: few compiled programs, all of them warm, and tables from ids to numbers."""
+import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,21 +9,24 @@ import numpy as np
 from ssd4rec_jax.answers import Answers
 from ssd4rec_jax.data.ids import IdIndex
 from ssd4rec_jax.data.packing import StepShape
+from ssd4rec_jax.live import LiveModel, Session
 from ssd4rec_jax.rank.excluded import round_up
 from ssd4rec_jax.run.saved_run import SavedRun
-from ssd4rec_jax.serve.questions import Best, Question
+from ssd4rec_jax.serve.questions import Best, Question, UserSession
 from ssd4rec_jax.serve.search import Search
 
 FEW, AT_ONCE = 4, 32  # histories in one step, few because an unused slot costs a row of scores
 _TOKENS, _GROWTH = 512, 8  # a step's rows have 512, 4096, ... tokens
 _BEST = 128  # items that the program for the usual questions ranks
+EVENTS = 1, 64  # of a session in one step
 
 
 class Model:
     """Answers questions about a saved run, in any thread but in one at a time.
 
     There are two kinds of programs: one gives the 128 best items, from which those are taken that a question does not
-    leave out; the other, for few of the questions for which that may be too few, gives all scores.
+    leave out; the other, for few of the questions for which that may be too few, gives all scores. Both exist for
+    histories and for sessions.
 
     titles: what items are called, by the text of their ids. longest: items of a history that must be read at least; it
     grows to the longest history of the data, and is then the number of newest items of any history that are read.
@@ -35,6 +39,7 @@ class Model:
         self._shapes = step_shapes(saved.mesh.size, longest)
         self.longest = self._shapes[-1].tokens
         self.answers = Answers(saved, self._shapes)
+        self.live = LiveModel(saved, sessions=(FEW, AT_ONCE), events=EVENTS)
         self.num_items = saved.dataset.num_items
         self.item_numbers = IdIndex(saved.dataset.item_ids)
         self.item_ids: list[int | str] = self.answers.item_ids.to_list()
@@ -65,8 +70,11 @@ class Model:
         """What the network reads of each event beside its item."""
         return tuple(self.answers.dataset.values_read)
 
-    def warm(self) -> None:
-        """Compile every program that a question can need, or read it from the compilation cache, and run it once."""
+    def warm(self, *, sessions: bool) -> None:
+        """Compile every program that a question can need, or read it from the compilation cache, and run it once.
+
+        sessions: also those of sessions, where the model can step.
+        """
         for shape in self._shapes:
             # A shape is chosen for the longest history that it takes, and for as many as it takes.
             lengths = [shape.tokens - shape.segments + 1, *[1] * (shape.segments - 1)]
@@ -76,6 +84,22 @@ class Model:
             ]
             self._usual(questions)
             self._rare(questions[:FEW])
+        if sessions and not self.live.recomputes:
+            self._warm_sessions()
+
+    def _warm_sessions(self) -> None:
+        for slots in FEW, AT_ONCE:
+            sessions = self.live.begin([[]] * slots)
+            for events in EVENTS:
+                taken = [np.ones(events, np.int32)] * slots
+                self.live.take(sessions, taken, [np.zeros(events, np.float32)] * slots, [None] * slots)
+            questions = [Question(np.zeros(0, np.int32), {}, 1, of=UserSession('', session)) for session in sessions]
+            # As many distinct items as rows have tokens, and once more as many as all sessions together may hold.
+            for tokens in (*sorted({shape.tokens for shape in self._shapes}), self.longest * _GROWTH):
+                for session in sessions:
+                    session.held.add(range(1, min(tokens // slots, self.num_items) + 1), 0)
+                self._usual(questions)
+                self._rare(questions[:FEW])
 
     def room(self, length: int) -> int:
         """The tokens of the smallest step that takes a history of this length."""
@@ -83,40 +107,50 @@ class Model:
 
     def answer(self, questions: Sequence[Question]) -> list[Best]:
         """The best items for each question. TrainingError where a score is not finite."""
-        kinds: dict[str, list[int]] = {'popular': [], 'usual': [], 'rare': []}
+        kinds: dict[tuple, list[int]] = collections.defaultdict(list)
         for at, question in enumerate(questions):
             kinds[self._kind(question)].append(at)
-        found: dict[int, Best] = {at: self._popular(questions[at]) for at in kinds['popular']}
-        for kind, of, most in ('usual', self._usual, AT_ONCE), ('rare', self._rare, FEW):
-            for start in range(0, len(kinds[kind]), most):
-                part = kinds[kind][start:start + most]
+        found: dict[int, Best] = {}
+        for (of, most, _), places in kinds.items():
+            for start in range(0, len(places), most):
+                part = places[start:start + most]
                 found |= zip(part, of([questions[at] for at in part]), strict=True)
         return [found[at] for at in range(len(questions))]
 
-    def _kind(self, question: Question) -> str:
-        if not len(question.history):
-            return 'popular'
-        enough = question.k + len(question.left_out) <= _BEST
-        return 'usual' if enough and question.only is None else 'rare'
+    def _kind(self, question: Question) -> tuple[Callable[[list[Question]], list[Best]], int, bool]:
+        """(what answers it, how many of them at once, whether by its session); those of one kind go together."""
+        if not len(question.seen):
+            return self._popular, 1, False
+        stepped = question.of is not None
+        if question.only is None and question.k + len(question.left_out) <= _BEST:
+            return self._usual, AT_ONCE, stepped
+        return self._rare, FEW, stepped
 
     def _usual(self, questions: list[Question]) -> list[Best]:
-        items, scores = self.answers.top(self._histories(questions), k=_BEST, features=self._features(questions))
+        if sessions := _sessions(questions):
+            items, scores = self.live.top(sessions, k=_BEST)
+        else:
+            items, scores = self.answers.top(self._histories(questions), k=_BEST, features=self._features(questions))
         found = []
         for question, row, values in zip(questions, items.tolist(), scores.tolist(), strict=True):
-            kept = [n for n, item in enumerate(row) if item not in question.left_out][:question.k]
-            found.append(Best([row[n] for n in kept], [values[n] for n in kept], True))
+            left_out = question.left_out
+            kept = [n for n, item in enumerate(row) if item not in left_out][:question.k]
+            found.append(Best([row[n] for n in kept], [values[n] for n in kept], True, question.seen))
         return found
 
     def _rare(self, questions: list[Question]) -> list[Best]:
-        every = np.arange(1, self.num_items + 1)
-        rows = self.answers.top.scores(self._histories(questions), every, features=self._features(questions))
+        if sessions := _sessions(questions):
+            rows = self.live.scores(sessions)
+        else:
+            every = np.arange(1, self.num_items + 1)
+            rows = self.answers.top.scores(self._histories(questions), every, features=self._features(questions))
         return [
-            Best(*_best(np.concatenate([[-np.inf], row]), question), True)
+            Best(*_best(np.concatenate([[-np.inf], row]), question), True, question.seen)
             for question, row in zip(questions, rows, strict=True)
         ]
 
-    def _popular(self, question: Question) -> Best:
-        return Best(*_best(self._counts.copy(), question), False)
+    def _popular(self, questions: list[Question]) -> list[Best]:
+        return [Best(*_best(self._counts.copy(), question), False, question.seen) for question in questions]
 
     def _histories(self, questions: list[Question]) -> list[np.ndarray]:
         return [question.history[-self.longest:] for question in questions]
@@ -131,6 +165,11 @@ def step_shapes(rows: int, longest: int) -> list[StepShape]:
     while tokens[-1] < longest:
         tokens.append(tokens[-1] * _GROWTH)
     return [StepShape(rows, n, slots) for n in tokens for slots in (FEW, AT_ONCE)]
+
+
+def _sessions(questions: list[Question]) -> list[Session]:
+    """Those of questions that all have one; empty where none has."""
+    return [question.of.session for question in questions if question.of is not None]
 
 
 def _best(scores: np.ndarray, question: Question) -> tuple[list[int], list[float]]:

@@ -62,6 +62,7 @@ class Ready(Alive):
     """Requests are answered."""
 
     step: int = Field(description='The step of training at which the parameters were taken.')
+    sessions: str = Field(description="'live', or why the histories of users with new events are read anew.")
 
 
 class About(_Reply):

@@ -3,43 +3,63 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import uvicorn
+import uvloop
 
-from ssd4rec_jax.serve.app import make_app
-from ssd4rec_jax.serve.protection import guarded_protocol
+from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.serve.http import answer_until_told, http_server
+from ssd4rec_jax.serve.local_calls import LocalCalls
 from ssd4rec_jax.serve.service import Service
+from ssd4rec_jax.serve.workers import Workers
 from ssd4rec_jax.show.output import complain
 
 WATCH_SECONDS = 2.0
 
 
-def serve(service: Service, model: Path, host: str, port: int, *, page: bool = True) -> None:
+def serve(service: Service, model: Path, host: str, port: int, *, page: bool = True, workers: int = 0) -> None:
     """Answer until SIGTERM or SIGINT, then finish what is in flight.
 
     model: the folder that is watched. SIGHUP, or another folder under the same name or link, has it read again.
-    page: as in make_app.
+    page: as in make_app. workers: processes that speak HTTP before this one; with 0 it does so itself. UserError where
+    host and port cannot be listened at.
     """
-    limits, app = service.limits, make_app(service, page=page)
+    calls = LocalCalls(service)
+    listener = _listening(host, port, calls.limits.connections)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: object) -> AsyncIterator[None]:
+    async def watching() -> AsyncIterator[None]:
         watch = asyncio.create_task(_watch(service, model, f'http://{host}:{port}'))
         yield
         watch.cancel()
         await asyncio.to_thread(service.stop)
 
-    app.router.lifespan_context = lifespan
-    config = uvicorn.Config(
-        app, host=host, port=port, http=guarded_protocol(limits), ws='none', access_log=False, log_level='warning',
-        server_header=False, timeout_keep_alive=int(limits.idle_seconds), limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=int(limits.shutdown_seconds), backlog=limits.connections,
-    )
-    # uvicorn finishes what is in flight and then raises the signal once more, for whoever handled it before.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(config).run()
+    async def behind_workers() -> None:
+        told, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in signal.SIGTERM, signal.SIGINT:
+            loop.add_signal_handler(number, told.set)
+        async with watching():
+            before = Workers(calls, listener, workers, page=page, restarted=service.metrics.workers.inc)
+            await told.wait()
+            listener.close()
+            await before.stop()
+
+    if workers:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(behind_workers())
+    else:
+        answer_until_told(http_server(calls, watching, page=page), listener)
+
+
+def _listening(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens; UserError where that cannot be."""
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise UserError(f'cannot listen at --host={host} --port={port} ({error.strerror}): name others') from error
 
 
 async def _watch(service: Service, model: Path, address: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from ssd4rec_jax.serve.app import make_app
+from ssd4rec_jax.serve.local_calls import LocalCalls
 from ssd4rec_jax.serve.service import Service
 
 
@@ -14,7 +15,7 @@ class Api:
     """Calls in one event loop: `post(path, body)` gives (status, answer)."""
 
     def __init__(self, service: Service):
-        transport = httpx.ASGITransport(make_app(service), raise_app_exceptions=True)
+        transport = httpx.ASGITransport(make_app(LocalCalls(service)), raise_app_exceptions=True)
         self.client = httpx.AsyncClient(transport=transport, base_url='http://service')
 
     async def post(self, path: str, body: Any) -> tuple[int, dict]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from ssd4rec_jax.serve.app import make_app
+from ssd4rec_jax.serve.local_calls import LocalCalls
 from ssd4rec_jax.serve.protection import guarded_protocol
 from ssd4rec_jax.serve.service import Service
 
@@ -14,7 +15,7 @@ from ssd4rec_jax.serve.service import Service
 def listening(service: Service) -> Iterator[int]:
     """The port at which it listens."""
     server = uvicorn.Server(uvicorn.Config(
-        make_app(service), port=0, http=guarded_protocol(service.limits), ws='none', log_level='warning',
+        make_app(LocalCalls(service)), port=0, http=guarded_protocol(service.limits), ws='none', log_level='warning',
     ))
     thread = threading.Thread(target=server.run)
     thread.start()

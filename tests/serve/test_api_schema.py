@@ -12,6 +12,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ssd4rec_jax.serve.app import make_app
+from ssd4rec_jax.serve.local_calls import LocalCalls
 from tests.serve.conftest import LIMITS, served
 
 OPERATIONS = [
@@ -26,7 +27,7 @@ IDS = [f'item é{n}' for n in range(4)]
 def api(small, tmp_path_factory):
     patient = dataclasses.replace(LIMITS, request_seconds=SECONDS)
     running = served(small, tmp_path_factory.mktemp('events'), limits=patient, titles={IDS[0]: 'The first'})
-    yield schemathesis.openapi.from_asgi('/openapi.json', make_app(running))
+    yield schemathesis.openapi.from_asgi('/openapi.json', make_app(LocalCalls(running)))
     running.stop()
 
 

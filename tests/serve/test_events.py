@@ -14,6 +14,7 @@ from ssd4rec_jax.serve.model import Model
 from tests.export.runs import saved_run
 from tests.serve.calls import calling, post
 from tests.serve.conftest import LIMITS, ONE_DEVICE, served
+from tests.serve.test_answers import assert_same, rows
 
 ITEMS = [f'item é{n}' for n in range(30)]
 
@@ -21,7 +22,8 @@ ITEMS = [f'item é{n}' for n in range(30)]
 def best(service, **asked):
     status, answer = post(service, '/recommend', asked)
     assert status == 200
-    return answer['answers'][0]['items']
+    (found,) = rows(answer)
+    return found
 
 
 def test_events_lengthen_a_history_and_are_there_after_a_restart(small, tmp_path):
@@ -35,14 +37,13 @@ def test_events_lengthen_a_history_and_are_there_after_a_restart(small, tmp_path
         ('100', ITEMS[3]), ('new <b>', ITEMS[4]), ('100', ITEMS[5])
     ]
     longer = [ITEMS[n - 1] for n in known] + [ITEMS[3], ITEMS[5]]
-    wanted = best(first, histories=[longer])
-    found = best(first, users=['100.0']), best(first, users=['new <b>'])
-    assert found == (wanted, best(first, histories=[[ITEMS[4]]]))
+    wanted = [best(first, histories=[longer]), best(first, histories=[[ITEMS[4]]])]
+    assert_same([best(first, users=['100.0']), best(first, users=['new <b>'])], wanted)
     assert calling(first, lambda api: api.get('/history', user=100))[1]['items'][0] == {'item': ITEMS[5]}
     assert calling(first, lambda api: api.get('/users', search='NEW')) == (200, {'users': ['new <b>']})
     first.stop()
     second = served(small, tmp_path)
-    assert (best(second, users=['100.0']), best(second, users=['new <b>'])) == found
+    assert_same([best(second, users=['100.0']), best(second, users=['new <b>'])], wanted)
     second.stop()
 
 
@@ -84,8 +85,7 @@ def test_an_event_that_the_model_has_learnt_meanwhile_counts_once():
         Event('100', item, time), Event('100', item, time + 0.5), Event('100', 'of another model', time),
         Event('100', ITEMS[0], time + 1e6),
     ])
-    items, _ = Histories(model, new).of('100')
-    assert items.tolist() == [*plain.items[:plain.offsets[1]], plain.items[2], 1]
+    assert Histories(model, new).of('100').items.tolist() == [*plain.items[:plain.offsets[1]], plain.items[2], 1]
 
 
 def test_gaps_in_time_of_new_events_are_those_of_one_log():
@@ -99,7 +99,7 @@ def test_gaps_in_time_of_new_events_are_those_of_one_log():
     new = NewEvents([Event('100', ITEMS[0], last + 40.0), Event('100', ITEMS[1], last + 160.0),
                      Event('new', ITEMS[1], 50.0), Event('new', ITEMS[1], 90.0)])
     histories = Histories(model, new)
-    _, features = histories.of('100')
+    features = histories.of('100').features
     np.testing.assert_allclose(features[TIME_GAP][-2:], [0, np.log10(2)], atol=1e-6)
     assert len(features[TIME_GAP]) == plain.offsets[1] + 2
-    assert histories.of('new')[1][TIME_GAP][1] == 0
+    assert histories.of('new').features[TIME_GAP][1] == 0

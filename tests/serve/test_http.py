@@ -1,14 +1,21 @@
 """What is refused, and how: one sentence, a status of the client's, and never a failure of the service."""
 import asyncio
+import dataclasses
 import socket
 import threading
 import time
+from unittest import mock
 
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
+from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.batches import Batches, QueueFull
+from ssd4rec_jax.serve.local_calls import LocalCalls
+from ssd4rec_jax.serve.protection import guarded_protocol
 from ssd4rec_jax.serve.questions import Best, Question
 from tests.serve.calls import Api, calling, post
 from tests.serve.conftest import LIMITS, served
@@ -71,7 +78,7 @@ def test_health_readiness_and_figures(service):
             await api.get('/openapi.json')
     post(service, '/recommend', {'users': ['<no such user>']})
     health, ready, metrics, (_, schema) = calling(service, ask)
-    assert (health, ready) == ((200, {'status': 'alive'}), (200, {'status': 'ready', 'step': 7}))
+    assert (health, ready) == ((200, {'status': 'alive'}), (200, {'status': 'ready', 'step': 7, 'sessions': 'live'}))
     assert 'ssd4rec_requests_total{route="/recommend",status="404"}' in metrics.text
     assert 'no such user' not in metrics.text
     assert set(schema['paths']['/recommend']['post']['requestBody']['content']['application/json']['schema'][
@@ -123,7 +130,7 @@ class Slow:
 
     def answer(self, questions):
         self.gate.wait()
-        return [Best([question.k], [0.0], True) for question in questions]
+        return [Best([question.k], [0.0], True, question.history) for question in questions]
 
 
 def test_a_full_queue_refuses_and_what_waits_is_answered(service):
@@ -175,7 +182,7 @@ def test_one_bad_question_fails_alone(service):
             self.gate.wait()
             if any(question.k == 13 for question in questions):
                 raise ValueError('13')
-            return [Best([question.k], [0.0], True) for question in questions]
+            return [Best([question.k], [0.0], True, question.history) for question in questions]
 
     gate = threading.Event()
     batches, model = Batches(most=9), Picky(gate)
@@ -214,9 +221,32 @@ def test_slow_clients_are_cut_off(small, tmp_path):
         assert b'408' in said(head + b'\r\n', b'{"ev')  # a body that does not come
         assert b'400' in said(b'GET / HTTP/1.1\r\n' + b'x: ' + b'y' * 40_000)
         assert b'400' in said(b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03')
+        with socket.create_connection(('127.0.0.1', port), timeout=20) as client, pytest.raises(ConnectionError):
+            while True:  # the answers are not waited for
+                client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n' * 100)
         with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
             for _ in range(2):  # a fast client keeps its connection
                 client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n')
                 assert client.recv(4096).endswith(b'{"status":"alive"}')
                 time.sleep(0.6)
+    running.stop()
+
+
+def test_a_client_that_does_not_read_is_cut_off(small, tmp_path):
+    running = served(small, tmp_path)
+
+    async def paused(seconds):
+        config = uvicorn.Config(make_app(LocalCalls(running)))
+        limits = dataclasses.replace(LIMITS, header_seconds=60.0)
+        protocol = guarded_protocol(limits)(config=config, server_state=ServerState(), app_state={})
+        transport = mock.Mock(get_extra_info=lambda _: None)
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        await asyncio.sleep(seconds)
+        protocol.resume_writing()
+        await asyncio.sleep(LIMITS.reading_seconds)
+        protocol.connection_lost(None)
+        return transport.abort.call_count
+
+    assert [asyncio.run(paused(seconds)) for seconds in (0, 2 * LIMITS.reading_seconds)] == [0, 1]
     running.stop()
