@@ -88,7 +88,8 @@ ELSEWHERE = {
         'tests/commands/test_recommend_parts.py::test_two_processes_write_what_one_writes',
     'give either --workdir, the folder of a training run, or --study, the folder of a study':
         'tests/report/test_run_page.py::test_what_cannot_be_shown_is_refused',
-    '--study={} holds no study.json': 'tests/report/test_run_page.py::test_what_cannot_be_shown_is_refused',
+    'give --folders, folders of studies': 'tests/study/test_figures.py::test_the_command_of_the_picture',
+    '{} holds no study.json': 'tests/report/test_run_page.py::test_what_cannot_be_shown_is_refused',
     'run the command of the study again, which writes it':
         'tests/report/test_study_page.py::test_a_damaged_study_is_refused',
     '--tensorboard needs the package tensorboardX':

@@ -1,12 +1,16 @@
 """The picture of accuracy against training time: what stands in it, and that its names can be read."""
+import json
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from experiments import draw_accuracy as draw_accuracy_command
 from ssd4rec_jax.study.figures import draw_accuracy
 from ssd4rec_jax.study.labels import Point, label
+from tests.commands.in_process import call
 
 
 def row(name, seconds, value, *, network='', sd=0.001):
@@ -32,6 +36,16 @@ def test_each_network_of_each_study_is_named_once_a_panel(tmp_path):
     draw_accuracy([first, second], tmp_path / 'made' / 'picture')
     assert svg.read_bytes() == kept
     assert draw_accuracy([summary(row('popularity', None, 0.01))], tmp_path / 'none') == []
+
+
+def test_the_command_of_the_picture(tmp_path):
+    done = call(draw_accuracy_command.main, f'--folders={tmp_path}')
+    assert done.returncode == 1 and 'give --folders, folders of studies, and --output' in done.stderr
+    arguments = f'--folders={tmp_path}', f'--output={tmp_path}/picture'
+    for rows, code in (([row('popularity', None, 0.01)], 1), ([row('ours', 30, 0.05, network='ssd4rec')], 0)):
+        (tmp_path / 'study.json').write_text(json.dumps({'format': 1, **summary(*rows)}))
+        assert call(draw_accuracy_command.main, *arguments).returncode == code
+        assert (tmp_path / 'picture.png').exists() == (tmp_path / 'picture.svg').exists() == (code == 0)
 
 
 @pytest.mark.parametrize('seed', range(3))
