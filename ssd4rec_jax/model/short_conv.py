@@ -1,6 +1,7 @@
 """The depthwise convolution over a few neighbouring tokens, followed by silu; it never leaves a history."""
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from pallas_kernels.ssd.gpu import short_conv as gpu
 from pallas_kernels.target import target
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.silu import silu, silu_slope
+
+PIECES = 32  # into which a GPU divides the tokens of a row for a sum over all
 
 
 def short_conv(
@@ -37,9 +40,19 @@ def parts_of_short_convs(
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
         how = gpu.Convolution(directions, widths, interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
-    stops = tuple(itertools.accumulate(widths))[:-1]
-    convs = short_convs(x, kernel.astype(x.dtype), bias.astype(x.dtype), layout, directions)
-    return tuple(tuple(jnp.split(conv, stops, axis=-1)) for conv in convs)
+    # What is cut out of a whole is a copy on a GPU, so x, the widest by far, is convolved by itself there.
+    groups = (widths[:1], widths[1:]) if target().platform == 'gpu' else (widths,)
+    arrays = (_cut(a.astype(x.dtype), [sum(group) for group in groups]) for a in (x, kernel, bias))
+    made = [
+        [_cut(conv, group) for conv in short_convs(*of_group, layout, directions)]
+        for group, *of_group in zip(groups, *arrays, strict=True)
+    ]
+    return tuple(tuple(itertools.chain(*parts)) for parts in zip(*made, strict=True))
+
+
+def _cut(a, widths):
+    """The array in parts of so many columns."""
+    return jnp.split(a, tuple(itertools.accumulate(widths))[:-1], axis=-1)
 
 
 def short_convs(
@@ -54,12 +67,14 @@ def short_convs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _activated(x, kernel, bias, position, remaining, directions):
-    return tuple(silu(conv) for conv in _convolutions(x, kernel, bias, position, remaining, directions))
+    convs = _convolutions(_padded(x, len(kernel)), kernel, bias, position, remaining, directions)
+    return tuple(silu(conv) for _, conv in convs)
 
 
-def _convolutions(x, kernel, bias, position, remaining, directions):
+def _convolutions(padded, kernel, bias, position, remaining, directions):
     for reverse in directions:
-        yield _tapped(_neighbours(x, kernel.shape[0], remaining if reverse else position, reverse), kernel) + bias
+        neighbours = _shifted(padded, len(kernel), remaining if reverse else position, reverse)
+        yield neighbours, _tapped(neighbours, kernel) + bias
 
 
 def _activated_fwd(*args):
@@ -72,18 +87,35 @@ def _activated_bwd(directions, residuals, gs):
     The gradient with respect to x is the same convolution, read from the other side. The factor that it multiplies by a
     tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
     """
-    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
-    residuals, gs = jax.lax.optimization_barrier((residuals, gs))
     x, kernel, bias, position, remaining = residuals
-    convs = _convolutions(x, kernel, bias, position, remaining, directions)
-    readers = zip(*(
-        _neighbours(g * silu_slope(conv), kernel.shape[0], position if reverse else remaining, not reverse)
-        for reverse, conv, g in zip(directions, convs, gs, strict=True)
-    ), strict=True)
-    by_tap = [sum(g) for g in readers]
-    total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(x.dtype, jnp.float32))
-    dkernel = jnp.stack([total(x * g) for g in by_tap][::-1])
-    return _tapped(by_tap, kernel), dkernel.astype(kernel.dtype), total(by_tap[0]).astype(bias.dtype), None, None
+    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
+    padded, gs = jax.lax.optimization_barrier((_padded(x, len(kernel)), gs))
+    of_taps, readers = [], []
+    convs = _convolutions(padded, kernel, bias, position, remaining, directions)
+    for reverse, (neighbours, conv), g in zip(directions, convs, gs, strict=True):
+        g = g * silu_slope(conv)
+        of_taps.append([neighbour * g for neighbour in neighbours])
+        readers.append(_neighbours(g, len(kernel), position if reverse else remaining, not reverse))
+    by_tap = [sum(g) for g in zip(*readers, strict=True)]
+    # A CPU multiplies by x once for both directions. A GPU reads everything at the same tokens, and so only once.
+    at_cpu = target().platform == 'cpu'
+    products = [neighbours[0] * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
+    *dkernel, dbias = _sums_over_tokens([*products[::-1], by_tap[0]])
+    return _tapped(by_tap, kernel), jnp.stack(dkernel).astype(kernel.dtype), dbias.astype(bias.dtype), None, None
+
+
+def _sums_over_tokens(arrays):
+    """The sum of each array [rows, tokens, channels] over rows and tokens, in float32 or wider.
+
+    A GPU makes it of sums over pieces, whose sums for all arrays are one kernel when they lie in one array.
+    """
+    wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
+    if target().platform == 'cpu':
+        return [jnp.sum(a, axis=(0, 1), dtype=wide) for a in arrays]
+    rows, tokens, channels = arrays[0].shape
+    pieces = math.gcd(tokens, PIECES)
+    in_pieces = (a.reshape(rows * pieces, tokens // pieces, channels) for a in arrays)
+    return list(jnp.sum(jnp.stack([jnp.sum(a, axis=1, dtype=wide) for a in in_pieces]), axis=1))
 
 
 _activated.defvjp(_activated_fwd, _activated_bwd)
@@ -99,12 +131,22 @@ def _neighbours(x, width, reach, reverse):
     An entry is zero where that token lies outside the history. reach: int32 [rows, tokens], the number of tokens of the
     history that lie on that side.
     """
-    # One padded copy is made; its readers then read slices of it in place.
-    padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
-    starts = range(width) if reverse else range(width - 1, -1, -1)
-    shifted = (padded[:, start:start + x.shape[1]] for start in starts)
+    return _shifted(_padded(x, width), width, reach, reverse)
+
+
+def _padded(x, width):
+    """x with width - 1 tokens of zeros at both ends of each row, of which readers read slices in place."""
+    return jnp.pad(x, ((0, 0), (width - 1, width - 1), (0, 0)))
+
+
+def _shifted(padded, width, reach, reverse):
+    """The arrays of _neighbours from x as _padded gives it."""
+    starts = range(width - 1, 2 * width - 1) if reverse else range(width - 1, -1, -1)
     # A product with zero would let a NaN of the neighbouring history through; jnp.where does not.
-    return [jnp.where((reach >= distance)[..., None], s, 0) for distance, s in enumerate(shifted)]
+    return [
+        jnp.where((reach >= distance)[..., None], padded[:, start:start + reach.shape[1]], 0)
+        for distance, start in enumerate(starts)
+    ]
 
 
 def token_before(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
