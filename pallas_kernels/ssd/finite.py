@@ -1,19 +1,13 @@
 """Which tokens are finite, so that a NaN in one segment reaches no other."""
-import functools
-
 import jax
 import jax.numpy as jnp
-
-from pallas_kernels.target import target
 
 
 def finite_tokens(*arrays: jax.Array) -> jax.Array:
     """bool [batch, length]: whether all values of a token are finite, in every array [batch, length, ...]."""
-    flat = [a.reshape(*a.shape[:2], -1) for a in arrays]
-    if target().platform == 'gpu':
-        return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(a), axis=2) for a in flat])
     # 0 times a finite number is 0, and 0 times anything else is NaN. XLA's CPU backend sums these products as a dot
     # several times as fast as it reduces booleans.
+    flat = (a.reshape(*a.shape[:2], -1) for a in arrays)
     return jnp.isfinite(sum(jnp.einsum('blc,c->bl', a, jnp.zeros(a.shape[2], a.dtype)) for a in flat))
 
 

@@ -1,7 +1,6 @@
 """The depthwise convolution over a few neighbouring tokens, followed by silu; it never leaves a history."""
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,7 @@ from pallas_kernels.ssd.gpu import short_conv as gpu
 from pallas_kernels.target import target
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.silu import silu, silu_slope
-
-PIECES = 32  # into which a GPU divides the tokens of a row for a sum over all
+from ssd4rec_jax.model.token_sums import token_sums
 
 
 def short_conv(
@@ -67,14 +65,11 @@ def short_convs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _activated(x, kernel, bias, position, remaining, directions):
-    convs = _convolutions(_padded(x, len(kernel)), kernel, bias, position, remaining, directions)
-    return tuple(silu(conv) for _, conv in convs)
-
-
-def _convolutions(padded, kernel, bias, position, remaining, directions):
-    for reverse in directions:
-        neighbours = _shifted(padded, len(kernel), remaining if reverse else position, reverse)
-        yield neighbours, _tapped(neighbours, kernel) + bias
+    width = len(kernel)
+    return tuple(
+        silu(_tapped(_neighbours(x, width, remaining if reverse else position, reverse), kernel) + bias)
+        for reverse in directions
+    )
 
 
 def _activated_fwd(*args):
@@ -88,34 +83,22 @@ def _activated_bwd(directions, residuals, gs):
     tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
     """
     x, kernel, bias, position, remaining = residuals
+    width = len(kernel)
     # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
-    padded, gs = jax.lax.optimization_barrier((_padded(x, len(kernel)), gs))
+    padded, gs = jax.lax.optimization_barrier((jnp.pad(x, ((0, 0), (width - 1, width - 1), (0, 0))), gs))
     of_taps, readers = [], []
-    convs = _convolutions(padded, kernel, bias, position, remaining, directions)
-    for reverse, (neighbours, conv), g in zip(directions, convs, gs, strict=True):
-        g = g * silu_slope(conv)
+    for reverse, g in zip(directions, gs, strict=True):
+        before, after = (remaining, position) if reverse else (position, remaining)
+        neighbours = _shifted(padded, width - 1, width, before, reverse)
+        g = g * silu_slope(_tapped(neighbours, kernel) + bias)
         of_taps.append([neighbour * g for neighbour in neighbours])
-        readers.append(_neighbours(g, len(kernel), position if reverse else remaining, not reverse))
+        readers.append(_neighbours(g, width, after, not reverse))
     by_tap = [sum(g) for g in zip(*readers, strict=True)]
     # A CPU multiplies by x once for both directions. A GPU reads everything at the same tokens, and so only once.
     at_cpu = target().platform == 'cpu'
     products = [neighbours[0] * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
-    *dkernel, dbias = _sums_over_tokens([*products[::-1], by_tap[0]])
-    return _tapped(by_tap, kernel), jnp.stack(dkernel).astype(kernel.dtype), dbias.astype(bias.dtype), None, None
-
-
-def _sums_over_tokens(arrays):
-    """The sum of each array [rows, tokens, channels] over rows and tokens, in float32 or wider.
-
-    A GPU makes it of sums over pieces, whose sums for all arrays are one kernel when they lie in one array.
-    """
-    wide = jnp.promote_types(arrays[0].dtype, jnp.float32)
-    if target().platform == 'cpu':
-        return [jnp.sum(a, axis=(0, 1), dtype=wide) for a in arrays]
-    rows, tokens, channels = arrays[0].shape
-    pieces = math.gcd(tokens, PIECES)
-    in_pieces = (a.reshape(rows * pieces, tokens // pieces, channels) for a in arrays)
-    return list(jnp.sum(jnp.stack([jnp.sum(a, axis=1, dtype=wide) for a in in_pieces]), axis=1))
+    sums = token_sums(*products[::-1], by_tap[0])
+    return _tapped(by_tap, kernel), sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype), None, None
 
 
 _activated.defvjp(_activated_fwd, _activated_bwd)
@@ -131,17 +114,13 @@ def _neighbours(x, width, reach, reverse):
     An entry is zero where that token lies outside the history. reach: int32 [rows, tokens], the number of tokens of the
     history that lie on that side.
     """
-    return _shifted(_padded(x, width), width, reach, reverse)
+    padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
+    return _shifted(padded, 0 if reverse else width - 1, width, reach, reverse)
 
 
-def _padded(x, width):
-    """x with width - 1 tokens of zeros at both ends of each row, of which readers read slices in place."""
-    return jnp.pad(x, ((0, 0), (width - 1, width - 1), (0, 0)))
-
-
-def _shifted(padded, width, reach, reverse):
-    """The arrays of _neighbours from x as _padded gives it."""
-    starts = range(width - 1, 2 * width - 1) if reverse else range(width - 1, -1, -1)
+def _shifted(padded, first, width, reach, reverse):
+    """The arrays of _neighbours for x = padded[:, first:first + tokens], read as slices of the one padded copy."""
+    starts = range(first, first + width) if reverse else range(first, first - width, -1)
     # A product with zero would let a NaN of the neighbouring history through; jnp.where does not.
     return [
         jnp.where((reach >= distance)[..., None], padded[:, start:start + reach.shape[1]], 0)

@@ -103,8 +103,8 @@ def why_not_short_convs(
 ) -> str | None:
     """The reason why short_convs cannot serve a call with so many taps, as a sentence, or None if it can.
 
-    It serves none but interpreted ones: on an H200 it gave wrong values with 64 columns a program, and right ones with
-    16 (docs/measurements.md).
+    It serves none but interpreted ones: on an H200 it gave wrong values. What the compiler's text shows to have caused
+    them is mended (docs/decisions/ssd-kernels.md), which no GPU has run.
     """
     if not interpret:
         return 'the kernel of the short convolution gave wrong values on an H200, so it is only interpreted'
