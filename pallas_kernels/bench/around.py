@@ -1,6 +1,7 @@
-"""Whether the kernels around pallas_gpu's scan agree with float32 definitions on this machine's device, and their times.
+"""Whether the kernels around pallas_gpu's scan agree with their definitions on this machine's device, and their times.
 
-These are the short convolution and the gated norms. The definitions are written with XLA's plain operations.
+They are the short convolution and the gated norms. The definitions are written with XLA's plain operations and
+computed in float32.
 """
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
