@@ -65,9 +65,8 @@ def short_convs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _activated(x, kernel, bias, position, remaining, directions):
-    width = len(kernel)
     return tuple(
-        silu(_tapped(_neighbours(x, width, remaining if reverse else position, reverse), kernel) + bias)
+        silu(_tapped(_neighbours(x, len(kernel), remaining if reverse else position, reverse), kernel) + bias)
         for reverse in directions
     )
 
@@ -83,20 +82,19 @@ def _activated_bwd(directions, residuals, gs):
     tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
     """
     x, kernel, bias, position, remaining = residuals
-    width = len(kernel)
     # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
-    padded, gs = jax.lax.optimization_barrier((jnp.pad(x, ((0, 0), (width - 1, width - 1), (0, 0))), gs))
-    of_taps, readers = [], []
+    x, gs = jax.lax.optimization_barrier((x, gs))
+    width, of_taps, readers = len(kernel), [], []
     for reverse, g in zip(directions, gs, strict=True):
         before, after = (remaining, position) if reverse else (position, remaining)
-        neighbours = _shifted(padded, width - 1, width, before, reverse)
+        neighbours = _neighbours(x, width, before, reverse)
         g = g * silu_slope(_tapped(neighbours, kernel) + bias)
         of_taps.append([neighbour * g for neighbour in neighbours])
         readers.append(_neighbours(g, width, after, not reverse))
     by_tap = [sum(g) for g in zip(*readers, strict=True)]
     # A CPU multiplies by x once for both directions. A GPU reads everything at the same tokens, and so only once.
     at_cpu = target().platform == 'cpu'
-    products = [neighbours[0] * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
+    products = [x * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
     sums = token_sums(*products[::-1], by_tap[0])
     return _tapped(by_tap, kernel), sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype), None, None
 
@@ -114,18 +112,12 @@ def _neighbours(x, width, reach, reverse):
     An entry is zero where that token lies outside the history. reach: int32 [rows, tokens], the number of tokens of the
     history that lie on that side.
     """
+    # One padded copy is made; its readers then read slices of it in place.
     padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
-    return _shifted(padded, 0 if reverse else width - 1, width, reach, reverse)
-
-
-def _shifted(padded, first, width, reach, reverse):
-    """The arrays of _neighbours for x = padded[:, first:first + tokens], read as slices of the one padded copy."""
-    starts = range(first, first + width) if reverse else range(first, first - width, -1)
+    starts = range(width) if reverse else range(width - 1, -1, -1)
+    shifted = (padded[:, start:start + x.shape[1]] for start in starts)
     # A product with zero would let a NaN of the neighbouring history through; jnp.where does not.
-    return [
-        jnp.where((reach >= distance)[..., None], padded[:, start:start + reach.shape[1]], 0)
-        for distance, start in enumerate(starts)
-    ]
+    return [jnp.where((reach >= distance)[..., None], s, 0) for distance, s in enumerate(shifted)]
 
 
 def token_before(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
