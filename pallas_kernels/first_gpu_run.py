@@ -176,8 +176,8 @@ def page(found: dict[str, Any]) -> str:
                 lines.append(f'    {what}: {case.get("errors") or case["error"]}')
             for case in result['cases']:
                 if 'seconds' in case:
-                    times = ', '.join(f'{form} {seconds * 1e3:.3f} ms' for form, seconds in case['seconds'].items())
-                    lines.append(f'    {case["name"]}: {times}')
+                    both = ', '.join(f'{form} {seconds * 1e3:.3f} ms' for form, seconds in case['seconds'].items())
+                    lines.append(f'    {case["name"]}: {both}')
             if result.get('smallest_failing'):
                 lines.append(f'    the smallest shape that fails: {result["smallest_failing"]}')
         for workload, peers in result.get('workloads', {}).items() if name == 'bench' else ():

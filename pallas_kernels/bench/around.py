@@ -3,6 +3,7 @@
 They are the short convolution and the gated norms. The definitions are written with XLA's plain operations and
 computed in float32.
 """
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def compare(chosen: Iterator[Case] | None = None) -> dict[str, Any]:
             kernel, arrays = _both(case.kernel), case.arrays
             definition = _both(case.definition)
             wide = tuple(a.astype(jnp.float32) for a in arrays)
-            errors = largest_errors(lambda run=kernel, a=arrays: run(*a), definition(*wide))
+            errors = largest_errors(functools.partial(kernel, *arrays), definition(*wide))
             calls, _ = compiled({'kernel': (kernel, arrays), 'xla': (definition, arrays)})
             record |= {
                 'errors': errors, 'agrees': max(errors.values()) <= TOLERANCE,

@@ -26,7 +26,7 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """x [..., channels] normalized, in its shape and dtype."""
-        if target().platform != 'gpu' or mask is not None:
+        if target().platform != 'gpu' or mask is not None or self.scale is None or self.bias is None:
             return super().__call__(x, mask=mask)
         return _layer_norm(self.epsilon, x, self.scale[...], self.bias[...])
 

@@ -40,10 +40,10 @@ def parts_of_short_convs(
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
     # What is cut out of a whole is a copy on a GPU, so x, the widest by far, is convolved by itself there.
     groups = (widths[:1], widths[1:]) if target().platform == 'gpu' else (widths,)
-    arrays = (_cut(a.astype(x.dtype), [sum(group) for group in groups]) for a in (x, kernel, bias))
+    x_parts, kernels, biases = (_cut(a.astype(x.dtype), [sum(group) for group in groups]) for a in (x, kernel, bias))
     made = [
-        [_cut(conv, group) for conv in short_convs(*of_group, layout, directions)]
-        for group, *of_group in zip(groups, *arrays, strict=True)
+        [_cut(conv, group) for conv in short_convs(of_group, taps, shift, layout, directions)]
+        for group, of_group, taps, shift in zip(groups, x_parts, kernels, biases, strict=True)
     ]
     return tuple(tuple(itertools.chain(*parts)) for parts in zip(*made, strict=True))
 
