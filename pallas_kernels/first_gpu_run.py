@@ -1,18 +1,22 @@
-"""Everything to run when a Hopper GPU is first at hand, in at most 25 minutes. It sets nothing by itself.
+"""What to run when a Hopper GPU is at hand, the most valuable first. It sets nothing by itself.
 
-    python -m pallas_kernels.first_gpu_run --out=DIR [--stages=device,agreement]
+    python -m pallas_kernels.first_gpu_run --out=DIR [--minutes=12] [--stages=device,agreement]
 
-Each stage is a process of its own with a limit below 10 minutes, so that one that crashes or hangs ends no other:
+Each stage is a process of its own with a limit below 10 minutes, so that one that crashes or hangs ends no other. All
+of them fit 25 minutes, and the first four 12. When --minutes are over, what is left is left out:
 
 device      versions, the driver and what the chip can do, measured
+around      the kernels around the scan, compiled, against their definitions: gated norms of one and both directions,
+            with their weight in a state's vector of small arrays, and the short convolution
+step_pallas_gpu   KuaiRand's train and evaluation steps (python -m experiments.benchmark)
+epoch       one epoch of the default train (python -m experiments.train)
 agreement   pallas_gpu, compiled, against the float32 reference over shapes and directions, three calls of each
 sanitizer   where that disagrees, the smallest failing shape under compute-sanitizer
 bench       ssd_scan beside its peers (python -m pallas_kernels.bench_ssd)
-step_xla, step_pallas_gpu   KuaiRand's train and evaluation steps in all forms (python -m experiments.benchmark)
-epoch       one epoch of the default train (python -m experiments.train)
+step_xla    the steps without kernels
 
-The last three need a checkout. DIR gets first_gpu_run.json, written anew after each stage, page.txt, and what each
-stage printed. The exit code is 1 where a stage failed or a shape disagrees.
+The steps and the epoch need a checkout. DIR gets first_gpu_run.json, written anew after each stage, page.txt, and what
+each stage printed. The exit code is 1 where a stage failed or a shape disagrees.
 """
 import argparse
 import json
@@ -25,12 +29,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pallas_kernels.bench import agreement
+from pallas_kernels.bench import agreement, around
 from pallas_kernels.bench.ceilings import Ceilings
 from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.ssd.workloads import Workload
 
 IMPLEMENTATION = 'pallas_gpu'
+LONGEST = 25 * 60
 
 
 class Stage(NamedTuple):
@@ -47,23 +52,31 @@ class Stage(NamedTuple):
 
 
 def stages(out: Path) -> list[Stage]:
-    """The stages of the command, in order. Their limits add up to 25 minutes."""
+    """The stages of the command, in order."""
     python = [sys.executable, '-m']
     me = [*python, 'pallas_kernels.first_gpu_run']
-    step = [*python, 'experiments.benchmark', '--preset=kuairand', '--set=model.dtype=bfloat16', '--repeats=3']
+
+    def step(name: str) -> Stage:
+        command = [
+            *python, 'experiments.benchmark', '--preset=kuairand', '--set=model.dtype=bfloat16', '--repeats=3',
+            f'--set=model.ssd_implementation={name}', f'--json={out / f"{name}.json"}',
+        ]
+        return Stage(f'step_{name}', command, 210, f'{name}.json')
+
     return [
-        Stage('device', [*me, '--only=device'], 120),
-        Stage('agreement', [*me, '--only=agreement'], 420),
+        Stage('device', [*me, '--only=device'], 90),
+        Stage('around', [*me, '--only=around'], 210),
+        step(IMPLEMENTATION),
+        Stage('epoch', [*python, 'experiments.train', f'--workdir={out / "run"}', '--set=train.max_epochs=1'], 180,
+              'run/result.json'),
+        Stage('agreement', [*me, '--only=agreement'], 330),
         Stage(
-            'sanitizer', ['compute-sanitizer', *me, '--only=smallest', f'--out={out}'], 120,
+            'sanitizer', ['compute-sanitizer', *me, '--only=smallest', f'--out={out}'], 90,
             needed=lambda found: bool(_smallest_failing(found)),
         ),
         Stage('bench', [*python, 'pallas_kernels.bench_ssd', '--workload=kuairand,mamba16k',
-                        f'--json={out / "bench.json"}'], 300, 'bench.json'),
-        *(Stage(f'step_{name}', [*step, f'--set=model.ssd_implementation={name}', f'--json={out / f"{name}.json"}'],
-                180, f'{name}.json') for name in ('xla', IMPLEMENTATION)),
-        Stage('epoch', [*python, 'experiments.train', f'--workdir={out / "run"}', '--set=train.max_epochs=1'], 180,
-              'run/result.json'),
+                        f'--json={out / "bench.json"}'], 180, 'bench.json'),
+        step('xla'),
     ]
 
 
@@ -88,6 +101,11 @@ def smallest(out: Path) -> dict[str, Any]:
 
 def _smallest_failing(found: dict[str, Any]) -> dict[str, Any] | None:
     return found.get('agreement', {}).get('result', {}).get('smallest_failing')
+
+
+def _all_agree(found: dict[str, Any]) -> bool:
+    results = (record.get('result') or {} for record in found.values())
+    return all(case['agrees'] for result in results for case in result.get('cases', ()))
 
 
 def run_stage(stage: Stage, out: Path) -> dict[str, Any]:
@@ -115,12 +133,17 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(log.read_text(errors='replace').splitlines()) if line.strip()), '')
 
 
-def run_stages(chosen: Sequence[Stage], out: Path) -> dict[str, Any]:
-    """Run the stages that are needed, and write the records and the page after each. Returns the records by name."""
+def run_stages(chosen: Sequence[Stage], out: Path, seconds: float = LONGEST) -> dict[str, Any]:
+    """Run the stages that are needed, and write the records and the page after each. Returns the records by name.
+
+    seconds: when these are over, a stage is stopped and those after it are left out.
+    """
     found: dict[str, Any] = {}
+    end = time.monotonic() + seconds
     for stage in chosen:
-        if stage.needed(found):
-            found[stage.name] = run_stage(stage, out)
+        left = int(end - time.monotonic())
+        if stage.needed(found) and left > 0:
+            found[stage.name] = run_stage(stage._replace(seconds=min(stage.seconds, left)), out)
             _write(out / 'first_gpu_run.json', json.dumps(found, indent=1))
             _write(out / 'page.txt', page(found))
             print(page({stage.name: found[stage.name]}), end='', flush=True)
@@ -145,12 +168,17 @@ def page(found: dict[str, Any]) -> str:
                 f'    {result["chip"]}, compute capability {result["capability"]}, JAX {result["jax"]}: '
                 f'{c["bytes"] / 1e9:,.0f} GB/s, {c["flops"] / 1e12:,.0f} TFLOP/s, {c["exps"] / 1e9:,.0f} G exp/s'
             )
-        if name == 'agreement' and result:
+        if 'cases' in result:
             bad = [case for case in result['cases'] if not case['agrees']]
             lines.append(f'    {len(result["cases"]) - len(bad)} of {len(result["cases"])} cases agree')
             for case in bad:
-                lines.append(f'    {case["shape"]}, reverse {case["reverse"]}: {case.get("errors") or case["error"]}')
-            if result['smallest_failing']:
+                what = case.get('name') or f'{case["shape"]}, reverse {case["reverse"]}'
+                lines.append(f'    {what}: {case.get("errors") or case["error"]}')
+            for case in result['cases']:
+                if 'seconds' in case:
+                    both = ', '.join(f'{form} {seconds * 1e3:.3f} ms' for form, seconds in case['seconds'].items())
+                    lines.append(f'    {case["name"]}: {both}')
+            if result.get('smallest_failing'):
                 lines.append(f'    the smallest shape that fails: {result["smallest_failing"]}')
         for workload, peers in result.get('workloads', {}).items() if name == 'bench' else ():
             for peer, passes in peers.items():
@@ -164,10 +192,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, help='the folder for the records, which is made')
     parser.add_argument('--stages', help='names of stages, comma-separated; all by default')
-    parser.add_argument('--only', choices=('device', 'agreement', 'smallest'), help=argparse.SUPPRESS)
+    parser.add_argument('--minutes', type=float, default=LONGEST / 60, help='when to stop; 25 by default')
+    parser.add_argument('--only', choices=('device', 'around', 'agreement', 'smallest'), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.only:
-        found = {'device': device, 'agreement': lambda: agreement.compare(IMPLEMENTATION),
+        found = {'device': device, 'around': around.compare, 'agreement': lambda: agreement.compare(IMPLEMENTATION),
                  'smallest': lambda: smallest(flags.out)}[flags.only]()
         print(json.dumps(found))
         return 0
@@ -184,8 +213,11 @@ def main() -> int:
     if asked != 'gpu':
         sys.exit(f'error: first_gpu_run needs a GPU, and JAX {jax.__version__} finds {asked or "no device"} here')
     flags.out.mkdir(parents=True, exist_ok=True)
-    found = run_stages([stage for stage in everything if stage.name in names], flags.out)
-    return 0 if all(record['ok'] for record in found.values()) and not _smallest_failing(found) else 1
+    chosen = [stage for stage in everything if stage.name in names]
+    found = run_stages(chosen, flags.out, 60 * flags.minutes)
+    if left_out := [stage.name for stage in chosen if stage.name not in found and stage.needed(found)]:
+        print(f'left out, because {flags.minutes:g} minutes were over: {", ".join(left_out)}')
+    return 0 if all(record['ok'] for record in found.values()) and _all_agree(found) else 1
 
 
 if __name__ == '__main__':

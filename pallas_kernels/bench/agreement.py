@@ -1,5 +1,5 @@
 """Whether an implementation of ssd_scan agrees with the float32 reference on this machine's device."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,8 +24,7 @@ SHAPES = (
 def disagreement(w: Workload, reverse: bool, implementation: str) -> dict[str, float]:
     """The largest error of y and of each gradient in CALLS calls, as a share of the largest value of the reference.
 
-    x, B and C are bfloat16, and the reference computes with the same numbers in float32. A value that is not finite
-    counts as an infinite error.
+    x, B and C are bfloat16, and the reference computes with the same numbers in float32.
     """
     numpy_arrays, numpy_ids = w.arrays(seed=1)
     ids = jnp.asarray(numpy_ids)
@@ -38,9 +37,17 @@ def disagreement(w: Workload, reverse: bool, implementation: str) -> dict[str, f
 
     run = jax.jit(both, static_argnums=1)
     expected = run({k: a.astype(jnp.float32) for k, a in arrays.items()}, 'reference')
+    return largest_errors(lambda: run(arrays, implementation), expected)
+
+
+def largest_errors(call: Callable[[], dict[str, jax.Array]], expected: dict[str, jax.Array]) -> dict[str, float]:
+    """The largest error of each array in CALLS calls, as a share of its largest expected value.
+
+    A value that is not finite counts as an infinite error.
+    """
     errors = dict.fromkeys(expected, 0.0)
     for _ in range(CALLS):
-        for name, a in run(arrays, implementation).items():
+        for name, a in call().items():
             error = float(jnp.max(jnp.abs(a.astype(jnp.float32) - expected[name])) / jnp.max(jnp.abs(expected[name])))
             errors[name] = max(errors[name], error if np.isfinite(error) else np.inf)
     return errors

@@ -13,6 +13,10 @@ from jax import lax
 
 from pallas_kernels.target import target
 
+# A matmul on a GPU: rows and columns of a program's result, enough programs to fill it, and the products that a program
+# sums, at least and as a multiple.
+TILE, PROGRAMS, LEAST, STEP = 128, 100, 96, 16
+
 
 @jax.custom_vjp
 def matmul(u: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -43,7 +47,21 @@ def transposed_matmul(u: jax.Array, g: jax.Array) -> jax.Array:
 def _sum_of_outer(u, g):
     wide = jnp.promote_types(u.dtype, jnp.float32)
     u, g = u.reshape(-1, u.shape[-1]), g.reshape(-1, g.shape[-1])
+    if target().platform == 'gpu':
+        parts = _parts(len(u), u.shape[-1], g.shape[-1])
+        u, g = (a.reshape(parts, -1, a.shape[-1]) for a in (u, g))
+        return jnp.sum(jnp.einsum('pni,pno->pio', u, g, preferred_element_type=wide), axis=0)
     return lax.dot_general(u, g, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+
+
+def _parts(n, rows, columns):
+    """Into how many equal parts a GPU cuts a sum over n products, so that their tiles of the result fill it.
+
+    XLA would choose numbers of which n is no multiple, and copy both operands to fill them up.
+    """
+    tiles = -(-rows // TILE) * -(-columns // TILE)
+    fitting = [parts for parts in range(1, n // LEAST + 1) if n % (parts * STEP) == 0]
+    return next((parts for parts in fitting if parts * tiles >= PROGRAMS), max(fitting, default=1))
 
 
 def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:

@@ -5,7 +5,7 @@ for every token, which costs more than the layers that use the draws. Two rounds
 vector instructions per element, and XLA fuses them into the operation that uses them.
 """
 import zlib
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ import numpy as np
 
 from ssd4rec_jax.model.layout import Layout
 
+Words = TypeVar('Words', jax.Array, np.ndarray)
 
-def mix(x: jax.Array) -> jax.Array:
+
+def mix(x: Words) -> Words:
     """A bijective hash of uint32 values with low bias ("lowbias32" of C. Wellons' hash-prospector); shape kept."""
     x = x ^ (x >> 16)
     x = x * np.uint32(0x7FEB352D)
@@ -53,7 +55,7 @@ class Draws(NamedTuple):
         """
         keys = mix(self.token_keys ^ np.uint32(zlib.crc32(stream.encode())))
         if channels is not None:
-            keys = mix(keys[..., None] ^ mix(jnp.arange(1, channels + 1, dtype=jnp.uint32)))
+            keys = mix(keys[..., None] ^ mix(np.arange(1, channels + 1, dtype=np.uint32)))
         return keys < np.uint32(round(probability * 2**32))
 
     def dropout(self, x: jax.Array, probability: float, stream: str) -> jax.Array:

@@ -94,8 +94,8 @@ class BidirectionalMamba2(nnx.Module):
         'aligned' order it is read at the last token, where it starts, so that it depends on this token alone.
         """
         c = self.config
-        xB = self._project(inputs, 'x', 'B')
-        dt = self._dt(self._project(inputs, 'dt'))
+        xB, dt = jnp.split(self._project(inputs, 'x', 'B', 'dt'), [c.d_inner + c.ngroups * c.d_state], axis=-1)
+        dt = self._dt(dt)
         directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
         forward, *backward = (
             self._query(inputs, conv, dt, layout, layout.starts if reverse else layout.ends, reverse=reverse)

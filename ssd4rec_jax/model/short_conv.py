@@ -9,6 +9,7 @@ from pallas_kernels.ssd.gpu import short_conv as gpu
 from pallas_kernels.target import target
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.silu import silu, silu_slope
+from ssd4rec_jax.model.token_sums import token_sums
 
 
 def short_conv(
@@ -37,9 +38,19 @@ def parts_of_short_convs(
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
         how = gpu.Convolution(directions, widths, interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
-    stops = tuple(itertools.accumulate(widths))[:-1]
-    convs = short_convs(x, kernel.astype(x.dtype), bias.astype(x.dtype), layout, directions)
-    return tuple(tuple(jnp.split(conv, stops, axis=-1)) for conv in convs)
+    # What is cut out of a whole is a copy on a GPU, so x, the widest by far, is convolved by itself there.
+    groups = (widths[:1], widths[1:]) if target().platform == 'gpu' else (widths,)
+    x_parts, kernels, biases = (_cut(a.astype(x.dtype), [sum(group) for group in groups]) for a in (x, kernel, bias))
+    made = [
+        [_cut(conv, group) for conv in short_convs(of_group, taps, shift, layout, directions)]
+        for group, of_group, taps, shift in zip(groups, x_parts, kernels, biases, strict=True)
+    ]
+    return tuple(tuple(itertools.chain(*parts)) for parts in zip(*made, strict=True))
+
+
+def _cut(a, widths):
+    """The array in parts of so many columns."""
+    return jnp.split(a, tuple(itertools.accumulate(widths))[:-1], axis=-1)
 
 
 def short_convs(
@@ -54,12 +65,10 @@ def short_convs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _activated(x, kernel, bias, position, remaining, directions):
-    return tuple(silu(conv) for conv in _convolutions(x, kernel, bias, position, remaining, directions))
-
-
-def _convolutions(x, kernel, bias, position, remaining, directions):
-    for reverse in directions:
-        yield _tapped(_neighbours(x, kernel.shape[0], remaining if reverse else position, reverse), kernel) + bias
+    return tuple(
+        silu(_tapped(_neighbours(x, len(kernel), remaining if reverse else position, reverse), kernel) + bias)
+        for reverse in directions
+    )
 
 
 def _activated_fwd(*args):
@@ -72,18 +81,22 @@ def _activated_bwd(directions, residuals, gs):
     The gradient with respect to x is the same convolution, read from the other side. The factor that it multiplies by a
     tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
     """
-    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
-    residuals, gs = jax.lax.optimization_barrier((residuals, gs))
     x, kernel, bias, position, remaining = residuals
-    convs = _convolutions(x, kernel, bias, position, remaining, directions)
-    readers = zip(*(
-        _neighbours(g * silu_slope(conv), kernel.shape[0], position if reverse else remaining, not reverse)
-        for reverse, conv, g in zip(directions, convs, gs, strict=True)
-    ), strict=True)
-    by_tap = [sum(g) for g in readers]
-    total = functools.partial(jnp.sum, axis=(0, 1), dtype=jnp.promote_types(x.dtype, jnp.float32))
-    dkernel = jnp.stack([total(x * g) for g in by_tap][::-1])
-    return _tapped(by_tap, kernel), dkernel.astype(kernel.dtype), total(by_tap[0]).astype(bias.dtype), None, None
+    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
+    x, gs = jax.lax.optimization_barrier((x, gs))
+    width, of_taps, readers = len(kernel), [], []
+    for reverse, g in zip(directions, gs, strict=True):
+        before, after = (remaining, position) if reverse else (position, remaining)
+        neighbours = _neighbours(x, width, before, reverse)
+        g = g * silu_slope(_tapped(neighbours, kernel) + bias)
+        of_taps.append([neighbour * g for neighbour in neighbours])
+        readers.append(_neighbours(g, width, after, not reverse))
+    by_tap = [sum(g) for g in zip(*readers, strict=True)]
+    # A CPU multiplies by x once for both directions. A GPU reads everything at the same tokens, and so only once.
+    at_cpu = target().platform == 'cpu'
+    products = [x * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
+    sums = token_sums(*products[::-1], by_tap[0])
+    return _tapped(by_tap, kernel), sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype), None, None
 
 
 _activated.defvjp(_activated_fwd, _activated_bwd)

@@ -1,4 +1,4 @@
-"""The small arrays of a state as one vector, which a GPU updates in one kernel instead of one for each of them."""
+"""The small arrays of a state in one vector for each dtype, which a GPU updates in one kernel instead of many."""
 from typing import Any, NamedTuple
 
 import jax
@@ -13,58 +13,70 @@ from ssd4rec_jax.train.state import TrainState
 _MOST = 4096
 # XLA hands a part of the vector to a kernel as it lies there, and kernels want it at a multiple of 256 bytes.
 _ALIGNED = 64
+_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.int32))
 
 
 class Carried(NamedTuple):
     """A state as train steps hand it on.
 
-    vector: float32 [n], its small arrays one after another, each from a multiple of _ALIGNED on. others: the rest.
+    vectors: for each of _DTYPES, [n], its small arrays one after another, each from a multiple of _ALIGNED on.
+    others: the rest.
     """
 
-    vector: Any
+    vectors: list[Any]
     others: list[jax.Array]
 
 
 class SmallArrays:
-    """The small float32 arrays, of those that every device holds whole, of states that look like one state.
+    """The small arrays and numbers, of those that every device holds whole, of states that look like one state.
 
     like: a state that holds shapes, dtypes and shardings; carried_like: the same for it once it is packed.
     """
 
     def __init__(self, like: TrainState, mesh: Mesh):
         self._leaves, self._tree = jax.tree.flatten(like)
-        self._is_small = [
-            leaf.dtype == jnp.float32 and leaf.ndim > 0 and leaf.size <= _MOST and leaf.sharding.is_fully_replicated
+        # For each leaf the number of its vector, or -1 for one of the others.
+        self._vector = [
+            _DTYPES.index(leaf.dtype)
+            if leaf.dtype in _DTYPES and leaf.size <= _MOST and leaf.sharding.is_fully_replicated else -1
             for leaf in self._leaves
         ]
         self._whole = replicated(mesh)
-        small, others = self._split(self._leaves)
-        size = sum(_room(leaf.size) for leaf in small)
-        self.carried_like = Carried(jax.ShapeDtypeStruct((size,), jnp.float32, sharding=self._whole), others)
+        *small, others = self._split(self._leaves)
+        sizes = (sum(_room(leaf.size) for leaf in leaves) for leaves in small)
+        self.carried_like = Carried([
+            jax.ShapeDtypeStruct((size,), dtype, sharding=self._whole)
+            for size, dtype in zip(sizes, _DTYPES, strict=True)
+        ], others)
 
     def pack(self, state: TrainState) -> Carried:
-        """The state with its small arrays in one vector; the others are the same arrays."""
-        small, others = self._split(jax.tree.leaves(state))
-        filled = [jnp.pad(leaf.ravel(), (0, _room(leaf.size) - leaf.size)) for leaf in small]
-        vector = jnp.concatenate([jnp.zeros(0, jnp.float32), *filled])
-        return Carried(lax.with_sharding_constraint(vector, self._whole), others)
+        """The state with its small arrays in vectors; the others are the same arrays."""
+        *small, others = self._split(jax.tree.leaves(state))
+        vectors = [
+            jnp.concatenate([
+                jnp.zeros(0, dtype), *(jnp.pad(leaf.ravel(), (0, _room(leaf.size) - leaf.size)) for leaf in leaves)
+            ])
+            for leaves, dtype in zip(small, _DTYPES, strict=True)
+        ]
+        return Carried([lax.with_sharding_constraint(vector, self._whole) for vector in vectors], others)
 
     def unpack(self, carried: Carried) -> TrainState:
         """The inverse of pack."""
-        others, leaves, at = iter(carried.others), [], 0
-        for like, is_small in zip(self._leaves, self._is_small, strict=True):
-            if is_small:
-                leaves.append(carried.vector[at:at + like.size].reshape(like.shape))
-                at += _room(like.size)
-            else:
+        others, leaves, at = iter(carried.others), [], [0] * len(_DTYPES)
+        for like, number in zip(self._leaves, self._vector, strict=True):
+            if number < 0:
                 leaves.append(next(others))
+            else:
+                first = at[number]
+                leaves.append(carried.vectors[number][first:first + like.size].reshape(like.shape))
+                at[number] += _room(like.size)
         return jax.tree.unflatten(self._tree, leaves)
 
-    def _split(self, leaves: list) -> tuple[list, list]:
-        """The leaves that are small, and the others."""
-        parts: tuple[list, list] = [], []
-        for leaf, is_small in zip(leaves, self._is_small, strict=True):
-            parts[not is_small].append(leaf)
+    def _split(self, leaves: list) -> list[list]:
+        """The leaves of each vector, and the others."""
+        parts: list[list] = [[] for _ in range(len(_DTYPES) + 1)]
+        for leaf, number in zip(leaves, self._vector, strict=True):
+            parts[number].append(leaf)
         return parts
 
 

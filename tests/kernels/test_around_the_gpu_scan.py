@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.bench import around
 from pallas_kernels.ssd.gpu import gated_norm, short_conv
 
 MISSING = short_conv.why_not_short_convs(jnp.bfloat16, 4, (64,), interpret=True)
@@ -14,22 +15,11 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def reaches(lengths):
-    """(position, remaining), int32 [1, tokens], from the lengths of histories that fill a row."""
+    """Histories of these lengths, which fill a row."""
     position = np.concatenate([np.arange(n) for n in lengths])
     remaining = np.concatenate([np.arange(n)[::-1] for n in lengths])
-    return jnp.asarray(position[None], jnp.int32), jnp.asarray(remaining[None], jnp.int32)
-
-
-def convolved(x, taps, position, remaining, directions):
-    """short_convs before the results are cut."""
-    made = []
-    for reverse in directions:
-        reach, total = remaining if reverse else position, jnp.zeros_like(x) + taps[0]
-        for distance in range(len(taps) - 1):
-            neighbour = jnp.roll(x, -distance if reverse else distance, axis=1)
-            total += jnp.where((reach >= distance)[..., None], neighbour, 0) * taps[1 + distance]
-        made.append(jax.nn.silu(total))
-    return made
+    mirror = np.arange(sum(lengths)) - position + remaining
+    return around.Histories(*(jnp.asarray(a[None], jnp.int32) for a in (position, remaining, mirror)))
 
 
 def assert_near(ours, theirs):
@@ -48,7 +38,7 @@ def assert_near(ours, theirs):
 ])
 def test_short_convolution_and_its_gradients(lengths, widths, directions, bad):
     rng = np.random.default_rng(0)
-    position, remaining = reaches(lengths)
+    histories = reaches(lengths)
     x = jnp.asarray(rng.normal(size=(1, sum(lengths), sum(widths))), jnp.bfloat16)
     taps = jnp.asarray(rng.normal(size=(5, sum(widths))), jnp.float32)
     gs = [jnp.asarray(rng.normal(size=x.shape), jnp.bfloat16) for _ in directions]
@@ -57,11 +47,11 @@ def test_short_convolution_and_its_gradients(lengths, widths, directions, bad):
 
     def ours(x, taps):
         how = short_conv.Convolution(directions, widths, interpret=True)
-        return [jnp.concatenate(parts, axis=-1) for parts in short_conv.short_convs(how, x, taps, position, remaining)]
+        return [jnp.concatenate(parts, axis=-1) for parts in short_conv.short_convs(how, x, taps, *histories[:2])]
 
     y, pull = jax.vjp(ours, x, taps)
     expected, expected_pull = jax.vjp(
-        lambda x, taps: convolved(x, taps, position, remaining, directions), x.astype(jnp.float32), taps
+        lambda x, taps: list(around.convolutions(x, taps, histories, directions)), x.astype(jnp.float32), taps
     )
     (dx, dtaps), (expected_dx, expected_dtaps) = pull(gs), expected_pull([g.astype(jnp.float32) for g in gs])
     assert_near((y, dx), (expected, expected_dx))
@@ -81,18 +71,10 @@ def test_gated_norms_and_their_gradients(elsewhere):
     ys, z, g = tuple(some(2, 6, 128) for _ in elsewhere), some(2, 6, 128), some(2, 6, 128)
     weight = jnp.asarray(rng.normal(size=128), jnp.float32)
 
-    def expected_sum(ys, z, weight):
-        total = 0
-        for y, scale, there in zip(ys, scales, elsewhere, strict=True):
-            a = y * jax.nn.silu(z)
-            n = a / jnp.sqrt(jnp.mean(a * a, axis=-1, keepdims=True) + 1e-5)
-            total += scale * (jnp.take_along_axis(n, other[..., None], axis=1) if there else n)
-        return weight * total
-
     how = gated_norm.GatedNorm(scales, elsewhere, 1e-5, interpret=True)
     made, pull = jax.vjp(lambda *a: gated_norm.gated_norms(how, *a, other), ys, z, weight)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), (ys, z, weight))
-    expected, expected_pull = jax.vjp(expected_sum, *wide)
+    expected, expected_pull = jax.vjp(lambda *a: around.norms(how, *a, other), *wide)
     assert_near((made, pull(g)), (expected, expected_pull(g.astype(jnp.float32))))
 
 

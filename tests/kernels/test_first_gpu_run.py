@@ -3,10 +3,11 @@ import json
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import first_gpu_run
-from pallas_kernels.bench import agreement
+from pallas_kernels.bench import agreement, around
 from pallas_kernels.first_gpu_run import Stage, run_stages
 from pallas_kernels.ssd.api import IMPLEMENTATIONS
 from pallas_kernels.ssd.workloads import Workload
@@ -27,7 +28,7 @@ def test_without_a_gpu_it_refuses_in_a_sentence_and_makes_no_folder(monkeypatch,
 
 def test_an_unknown_stage_is_named_with_the_known_ones(monkeypatch, tmp_path):
     monkeypatch.setattr('sys.argv', ['first_gpu_run', f'--out={tmp_path}', '--stages=device,agreemnt'])
-    with pytest.raises(SystemExit, match='--stages=agreemnt is unknown: there are device, agreement, sanitizer, bench'):
+    with pytest.raises(SystemExit, match='--stages=agreemnt is unknown: there are device, around, step_pallas_gpu'):
         first_gpu_run.main()
 
 
@@ -53,9 +54,50 @@ def test_a_stage_that_fails_ends_no_other_and_every_record_is_kept(tmp_path, cap
     assert (tmp_path / 'good.log').read_text().startswith('working')
 
 
-def test_the_limits_fit_ten_minutes_each_and_25_together(tmp_path):
-    seconds = [stage.seconds for stage in first_gpu_run.stages(tmp_path)]
-    assert max(seconds) <= 600 and sum(seconds) <= 25 * 60
+def test_the_limits_fit_ten_minutes_each_25_together_and_12_the_most_valuable(tmp_path):
+    stages = first_gpu_run.stages(tmp_path)
+    seconds = [stage.seconds for stage in stages]
+    assert max(seconds) <= 600 and sum(seconds) <= 25 * 60 and sum(seconds[:4]) <= 12 * 60
+    assert [stage.name for stage in stages[:4]] == ['device', 'around', 'step_pallas_gpu', 'epoch']
+
+
+def test_when_its_time_is_over_a_stage_is_stopped_and_those_after_it_are_left_out(tmp_path):
+    found = run_stages([
+        python('long', 'import time; time.sleep(60)'), python('late', 'print(2)')
+    ], tmp_path, seconds=1.5)
+    assert list(found) == ['long'] and found['long']['why'] == 'it took longer than 1 s'
+
+
+def test_kernels_around_the_scan_are_told_apart_by_what_they_get_wrong(monkeypatch):
+    def case(name, kernel):
+        return around.Case(name, kernel, lambda x, w: x * w, (jnp.ones((2, 3), jnp.bfloat16), jnp.arange(3.0)))
+
+    def refused(x, w):
+        raise ValueError('no such\nshape')
+
+    found = around.compare(iter([
+        case('right', lambda x, w: x * w), case('wrong', lambda x, w: 1.1 * x * w), case('refused', refused)
+    ]))
+    right, wrong, refused = found['cases']
+    assert right['agrees'] and set(right['errors']) == {'y 0', 'gradient 0', 'gradient 1'}
+    assert set(right['seconds']) == {'kernel', 'xla'}
+    assert not wrong['agrees'] and wrong['errors']['y 0'] == pytest.approx(0.1, abs=0.02)
+    assert refused == {'name': 'refused', 'error': 'no such shape', 'agrees': False}
+    assert first_gpu_run.page({'around': {'ok': True, 'seconds': 3, 'result': {'cases': [
+        right | {'seconds': {'kernel': 1e-3, 'xla': 2e-3}}, refused
+    ]}}}) == (
+        'around: done (3 s)\n    1 of 2 cases agree\n    refused: no such shape\n'
+        '    right: kernel 1.000 ms, xla 2.000 ms\n'
+    )
+
+
+def test_random_histories_fill_rows_and_their_mirror_undoes_itself():
+    position, remaining, mirror = (np.asarray(a) for a in around.Histories.random(3, 200))
+    at = np.arange(200)
+    np.testing.assert_array_equal(np.take_along_axis(mirror, mirror, axis=1), np.broadcast_to(at, (3, 200)))
+    np.testing.assert_array_equal(np.take_along_axis(position, mirror, axis=1), remaining)
+    assert (position[:, 0] == 0).all() and (remaining[:, -1] == 0).all() and (position > 0).any()
+    np.testing.assert_array_equal(position[:, 1:] == 0, remaining[:, :-1] == 0)
 
 
 @pytest.mark.parametrize('failing', [None, {'shape': [1, 2], 'reverse': False}])

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from pallas_kernels.target import tracing_for
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.short_conv import short_conv, short_convs
+from ssd4rec_jax.model.short_conv import parts_of_short_convs, short_conv, short_convs
 from tests.packed import pack
 
 LENGTHS = [[1, 2, 3, 4, 5], [9, 1, 1]]
@@ -40,11 +41,26 @@ def test_equals_numpy_convolve_of_each_history_alone(x64, reverse, width):
     np.testing.assert_allclose(ours[real], oracle(x, kernel, bias, reverse)[real], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-def test_gradients_equal_finite_differences(x64, reverse):
+@pytest.mark.parametrize('platform, reverse', [('cpu', False), ('cpu', True), ('gpu', True)])
+def test_gradients_equal_finite_differences(x64, platform, reverse):
     rng = np.random.default_rng(1)
     args = tuple(jnp.asarray(rng.normal(size=s)) for s in [(2, 16, 3), (4, 3), (3,)])
-    check_grads(lambda *a: short_conv(*a, layout(), reverse=reverse), args, order=1, modes=['rev'])
+    with tracing_for(platform):
+        check_grads(lambda *a: short_conv(*a, layout(), reverse=reverse), args, order=1, modes=['rev'])
+
+
+def test_parts_on_a_gpu_are_those_of_the_whole(x64):
+    rng = np.random.default_rng(3)
+    args = tuple(jnp.asarray(rng.normal(size=s)) for s in [(2, 16, 6), (4, 6), (6,)])
+    gs = tuple(tuple(jnp.asarray(rng.normal(size=(2, 16, n))) for n in (3, 2, 1)) for _ in range(2))
+    made = []
+    for platform in ('cpu', 'gpu'):
+        with tracing_for(platform):
+            y, pull = jax.vjp(
+                lambda *a: parts_of_short_convs(*a, layout(), (False, True), (3, 2, 1), 'xla'), *args
+            )
+            made.append((y, pull(gs)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), *made)
 
 
 def test_gradients_of_both_directions_are_the_sums_of_each(x64):

@@ -118,10 +118,12 @@ def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatc
     workdir, result, _ = whole
     monkeypatch.setattr(ssd4rec_jax.train.program, 'PACKED_ON', {'cpu'})
     packed = trainer_in(tmp_path, stop_requested=StopAfter(2))
-    vector, others = packed.program.carried(packed.state)
-    small = [a for a in jax.tree.leaves(packed.state) if a.dtype == np.float32 and a.ndim]
-    # Each begins at a multiple of 256 bytes, which kernels ask for.
-    assert vector.size == sum(-(-a.size // 64) * 64 for a in small) and all(a.ndim == 0 for a in others)
+    vectors, others = packed.program.carried(packed.state)
+    for vector, dtype in zip(vectors, (np.float32, np.int32), strict=True):
+        # Each begins at a multiple of 256 bytes, which kernels ask for.
+        small = [a for a in jax.tree.leaves(packed.state) if a.dtype == dtype]
+        assert vector.dtype == dtype and vector.size == sum(-(-a.size // 64) * 64 for a in small)
+    assert not others
     assert packed.run() is None
     del packed  # This releases its lock.
     resumed = trainer_in(tmp_path)

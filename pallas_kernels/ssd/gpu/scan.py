@@ -242,8 +242,8 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
     across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
     da += (p.through * across)[:, :, None]
-    # Where a decay vanishes, only the rounding of sums that cancel is left.
-    da = jnp.where(p.gone, 0, da)
+    # Where a decay vanishes, only the rounding of sums that cancel is left. NaN goes on from here to dt, A and D.
+    da = jnp.where(_chunked(t, poisoned)[:, None], jnp.nan, jnp.where(p.gone, 0, da))
 
     def heads_back(a):
         """[M, groups blocks heads, Q] -> [batch, length, heads]."""
@@ -252,9 +252,9 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     ddt = A * heads_back(da) + heads_back(xdu)
     dA = jnp.sum(_own_heads(t, jnp.sum(p.dt * da, axis=2), 1, p.heads), axis=0)
     dB, dC = (_unchunked(t, a.reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length) for a in (dB, dC))
-    ddt, dB, dC = (jnp.where(at_tokens(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (ddt, dB, dC))
-    dD = jnp.sum(dD.reshape(t.all_chunks, -1, t.headdim), axis=0)
-    dA, dD = (jnp.where(jnp.any(poisoned), jnp.nan, a) for a in (dA, _own_heads(t, dD, 0, p.heads)))
+    dB, dC = (jnp.where(at_tokens(poisoned, a), jnp.nan, a).astype(a.dtype) for a in (dB, dC))
+    dD = _own_heads(t, jnp.sum(dD.reshape(t.all_chunks, -1, t.headdim), axis=0), 0, p.heads)
+    dD = jnp.where(jnp.isnan(dA)[:, None], jnp.nan, dD)
     return _from_columns(t, dx, p.length, p.heads), ddt, dA, dD, dB, dC, None
 
 

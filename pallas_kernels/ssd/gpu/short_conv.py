@@ -71,6 +71,14 @@ class Convolution(NamedTuple):
             lane_dims=(-3, -2), vector_dim=-1,
         )
 
+    def rows(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """A buffer of rows of columns, of which a slice may begin at any row.
+
+        Without a layout of its own the compiler swizzles a buffer, and then reads a slice as if it began at a multiple
+        of 8 rows, wherever it begins.
+        """
+        return plgpu.SMEM((*shape, self.columns), dtype, transforms=(plgpu.TilingTransform((self.columns,)),))
+
     def grid(self, tokens: int) -> dict[str, Any]:
         """The arguments of tiles.call for one program for each tile of `tokens` tokens."""
         return dict(grid=(tokens // TOKENS, sum(self.widths) // self.columns), grid_names=('tile', 'column'))
@@ -95,8 +103,8 @@ def why_not_short_convs(
 ) -> str | None:
     """The reason why short_convs cannot serve a call with so many taps, as a sentence, or None if it can.
 
-    It serves none but interpreted ones: on an H200 it gave wrong values with 64 columns a program, and right ones with
-    16 (docs/measurements.md).
+    It serves none but interpreted ones: on an H200 it gave wrong values. What the compiler's text shows to have caused
+    them is mended (docs/decisions/ssd-kernels.md), which no GPU has run.
     """
     if not interpret:
         return 'the kernel of the short convolution gave wrong values on an H200, so it is only interpreted'
@@ -209,8 +217,8 @@ def _convolve_gradients(how, arguments, gs):
         ],
         *flat, taps, *flat_gs, **how.grid(tokens),
         scratch_types=[
-            *_scratch(how, taps), plgpu.SMEM((number, how.loaded + 2 * how.halo, how.columns), jnp.bfloat16),
-            plgpu.SMEM((number, TOKENS + how.halo, how.columns), jnp.float32),
+            *_scratch(how, taps), how.rows((number, how.loaded + 2 * how.halo), jnp.bfloat16),
+            how.rows((number, TOKENS + how.halo), jnp.float32),
             plgpu.SMEM((TOKENS, how.columns), jnp.bfloat16), plgpu.SMEM((taps.shape[0], how.columns), jnp.float32),
             plgpu.Barrier(num_arrivals=4 + number),
         ],
@@ -226,7 +234,7 @@ def _scratch(how, taps):
     """The buffers of _Here: x with an empty halo at both ends, (position, remaining) from REACH on, taps."""
     reach = -(-(REACH + how.loaded + how.halo) // REACH) * REACH
     return [
-        plgpu.SMEM((how.loaded + 2 * how.halo, how.columns), jnp.bfloat16), plgpu.SMEM((2, reach), jnp.int32),
+        how.rows((how.loaded + 2 * how.halo,), jnp.bfloat16), plgpu.SMEM((2, reach), jnp.int32),
         plgpu.SMEM((taps.shape[0], how.columns), jnp.float32),
     ]
 
