@@ -44,9 +44,8 @@ class ExampleIndex:
 
     @property
     def num_targets(self) -> np.ndarray:
-        """int64 [examples], items to predict of each, rounded where chance decides."""
-        others = self.hidden * (self.lengths - 1) if self.every_prefix else np.zeros(len(self))
-        return 1 + np.rint(others).astype(np.int64)
+        """float64 [examples], items to predict of each, as many as are expected where chance decides."""
+        return 1 + self.hidden * (self.lengths - 1) if self.every_prefix else np.ones(len(self))
 
     def of(self, chosen: np.ndarray) -> 'ExampleIndex':
         """The examples where `chosen`, bool [examples], is True."""
@@ -57,13 +56,15 @@ class ExampleIndex:
         )
 
     def target_counts(self, num_items: int) -> np.ndarray:
-        """int64 [num_items + 1], how often each item is a target."""
+        """float64 [num_items + 1], how often each item is a target, as expected where chance decides."""
         if not self.every_prefix:
-            return np.bincount(self.target, minlength=num_items + 1)
+            return np.bincount(self.target, minlength=num_items + 1).astype(np.float64)
         ends = np.zeros(len(self.items) + 1, np.int8)
         np.add.at(ends, self.start, 1)
         np.add.at(ends, self.stop, -1)
-        return np.bincount(self.target[np.cumsum(ends[:-1], dtype=np.int8) > 0], minlength=num_items + 1)
+        counts = np.bincount(self.target[np.cumsum(ends[:-1], dtype=np.int8) > 0], minlength=num_items + 1)
+        last = np.bincount(self.target[self.stop - 1], minlength=num_items + 1)
+        return self.hidden * counts + (1 - self.hidden) * last
 
 
 def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
@@ -94,7 +95,7 @@ def train_windows(dataset: SequenceDataset, length: int, *, hidden: float = 1.0)
     """What each user trains on, cut from the newest item back into windows of `length` items, 0 for a single one.
 
     Each window is an example that holds its own targets: those of its items that a step hides. hidden: as in
-    ExampleIndex. A window of one item, which would leave nothing to read, is left out.
+    ExampleIndex. A window of one item, which would leave nothing to read, is left out. DataError where none is left.
     """
     start, stop = dataset.offsets[:-1], dataset.held_out.train_stop
     length = length or int((stop - start).max())
@@ -103,6 +104,8 @@ def train_windows(dataset: SequenceDataset, length: int, *, hidden: float = 1.0)
     stop = np.repeat(stop, counts) - newer * length
     start = np.maximum(np.repeat(start, counts), stop - length)
     kept = stop - start > 1
+    if not kept.any():
+        raise DataError(f'the log leaves nothing to train on: {nothing_left(dataset)}')
     items = np.asarray(dataset.items)
     return ExampleIndex(
         items=items, start=start[kept], stop=stop[kept], target=items, cut=0, every_prefix=True, hidden=hidden,

@@ -86,9 +86,9 @@ class EpochPlan:
         return self.num_tokens / (self.num_steps * self.shape.rows * self.shape.tokens)
 
     def per_step(self, each: np.ndarray) -> np.ndarray:
-        """Sums over each step's examples of int [examples]: int64 [num_steps]."""
+        """Sums over each step's examples of [examples], rounded: int64 [num_steps]."""
         total = np.concatenate([[0], np.cumsum(each[self.order])])
-        return np.diff(total[self.row_starts[:: self.shape.rows]])
+        return np.rint(np.diff(total[self.row_starts[:: self.shape.rows]])).astype(np.int64)
 
 
 def choose_step_shape(

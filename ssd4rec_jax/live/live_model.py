@@ -55,7 +55,7 @@ class LiveModel:
         if (users is None) == (histories is None):
             raise UserError('give either histories (lists of item ids) or users (ids of the log, or \'all\')')
         if histories is not None:
-            sessions = [self._new() for _ in listed(histories, 'histories')]
+            sessions = [self.empty() for _ in listed(histories, 'histories')]
             self.extend(sessions, histories, times)
             return sessions
         if times is not None:
@@ -64,9 +64,14 @@ class LiveModel:
         at = self._answers.users_at(users)
         _, read, features = self._answers.of_users(at)
         gaps = features.get(TIME_GAP) or [np.zeros(len(own), np.float32) for own in read]
-        sessions = [self._new() for _ in read]
+        sessions = [self.empty() for _ in read]
         self.take(sessions, read, gaps, [self._last_time(user) for user in at.tolist()])
         return sessions
+
+    def empty(self) -> Session:
+        """A session of nobody, without events."""
+        state, readout = (np.zeros(0, np.float32),) * 2 if self.recomputes else self._stepping.empty
+        return Session(0, None, HeldItems(), [], [], state, readout)
 
     def append(
         self, sessions: Sequence[Session], items: Sequence[Any], times: Sequence[float | None] | None = None
@@ -163,7 +168,7 @@ class LiveModel:
     def load(self, arrays: dict[str, np.ndarray]) -> Session:
         """The session whose `to_arrays` these are; UserError where they are of a model of another shape."""
         session = Session.from_arrays(arrays)
-        empty = self._new()
+        empty = self.empty()
         for name in ('state', 'readout'):
             ours, theirs = getattr(empty, name), getattr(session, name)
             if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
@@ -182,10 +187,6 @@ class LiveModel:
             saved.network, saved.network.whole(saved.params), saved.followers, saved.mesh.local_devices[0],
             *self._sizes,
         )
-
-    def _new(self) -> Session:
-        state, readout = (np.zeros(0, np.float32),) * 2 if self.recomputes else self._stepping.empty
-        return Session(0, None, HeldItems(), [], [], state, readout)
 
     def _read_again(self, sessions: Sequence[Session]) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
         """(internal items, features) of sessions that keep their history."""

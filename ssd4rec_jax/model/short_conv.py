@@ -92,9 +92,9 @@ def _activated_bwd(directions, residuals, gs):
         of_taps.append([neighbour * g for neighbour in neighbours])
         readers.append(_neighbours(g, width, after, not reverse))
     by_tap = [sum(g) for g in zip(*readers, strict=True)]
-    # A CPU multiplies by x once for both directions. A GPU reads everything at the same tokens, and so only once.
-    at_cpu = target().platform == 'cpu'
-    products = [x * g for g in by_tap] if at_cpu else [sum(p) for p in zip(*of_taps, strict=True)]
+    # A GPU reads everything at the same tokens, and so only once. Elsewhere x is multiplied once for both directions.
+    at_gpu = target().platform == 'gpu'
+    products = [sum(p) for p in zip(*of_taps, strict=True)] if at_gpu else [x * g for g in by_tap]
     sums = token_sums(*products[::-1], by_tap[0])
     return _tapped(by_tap, kernel), sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype), None, None
 

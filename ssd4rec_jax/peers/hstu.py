@@ -8,8 +8,9 @@ is read. Of a history that is longer than max_length, the newest max_length item
 The bias by time is that of the time between the item that reads and the one that is read. The released code takes the
 time of the item after the one that reads, which for the newest is the time of the item to be predicted; nothing here
 knows that time. Times are sums of gaps (ssd4rec_jax.data.gaps) in ticks, of which a typical gap has TICKS, where the
-released code counts seconds: buckets of time are as wide, and begin elsewhere. Where a log tells the order alone, all
-gaps are equal, and the bias by time is one more bias by place.
+released code counts seconds: buckets of time are as wide, and begin elsewhere. A gap counts
+for at most about 2,000 typical ones (LARGEST in ssd4rec_jax.data.gaps), there as long as it is. Where a log tells the
+order alone, all gaps are equal, and the bias by time is one more bias by place.
 """
 import jax
 import jax.numpy as jnp

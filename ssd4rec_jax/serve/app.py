@@ -60,7 +60,8 @@ def make_app(calls: Calls, *, page: bool = True) -> FastAPI:
 
     @app.get('/metrics', response_class=PlainTextResponse, summary='Figures for Prometheus')
     async def metrics() -> Response:
-        return Response((await calls.call('/metrics', Nothing())).content, media_type=CONTENT_TYPE)
+        found = await calls.call('/metrics', Nothing())
+        return _response(found) if found.status != 200 else Response(found.content, media_type=CONTENT_TYPE)
 
     @app.get('/docs', include_in_schema=False)
     async def docs() -> Response:

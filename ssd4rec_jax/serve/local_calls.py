@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 from pydantic import BaseModel
 
 from ssd4rec_jax.errors import TrainingError
@@ -59,3 +60,6 @@ class LocalCalls:
             return refusal(503, 'the answer took too long: try again in a second')
         except TrainingError as error:
             return refusal(500, str(error))
+        except Exception:  # Whoever asked must hear of it, also from another process.
+            logging.exception('%s failed', name)
+            return refusal(500, 'the service failed at this request: what it printed says why')

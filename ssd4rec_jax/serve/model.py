@@ -94,8 +94,9 @@ class Model:
                 taken = [np.ones(events, np.int32)] * slots
                 self.live.take(sessions, taken, [np.zeros(events, np.float32)] * slots, [None] * slots)
             questions = [Question(np.zeros(0, np.int32), {}, 1, of=UserSession('', session)) for session in sessions]
-            # As many distinct items as rows have tokens, and once more as many as all sessions together may hold.
-            for tokens in (*sorted({shape.tokens for shape in self._shapes}), self.longest * _GROWTH):
+            # As many distinct items as rows have tokens, and as many as sessions of the longest history hold together.
+            sizes = {shape.tokens for shape in self._shapes} | {self.longest * _GROWTH, self.longest * slots}
+            for tokens in sorted(sizes):
                 for session in sessions:
                     session.held.add(range(1, min(tokens // slots, self.num_items) + 1), 0)
                 self._usual(questions)

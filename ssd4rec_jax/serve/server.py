@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvloop
+from absl import logging
 
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.serve.http import answer_until_told, http_server
@@ -67,7 +68,11 @@ async def _watch(service: Service, model: Path, address: str) -> None:
     hangup, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
     known = _identity(model)
-    await asyncio.to_thread(service.warm)
+    try:
+        await asyncio.to_thread(service.warm)
+    except Exception:
+        logging.exception('the model cannot be made ready')
+        os._exit(1)  # Nothing was acknowledged yet. Whoever watches this process must see that it failed.
     complain(f'{address}: ready, with the model of step {service.serving.model.answers.saved.step}')
     while True:
         with contextlib.suppress(TimeoutError):

@@ -1,7 +1,8 @@
 """What a service does, apart from HTTP: answer, take events in, take a new model in."""
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Service:
             try:
                 serving = self._serving(load_run(path))
                 serving.warm()
-            except UserError as error:
+            except Exception as error:  # such as want of memory for two models
                 self.metrics.reloads.labels('failed').inc()
                 logging.warning('the new model is not taken in, and the old one goes on: %s', error)
                 return
@@ -186,7 +187,11 @@ class Service:
     def _kept(self, events: Sequence[Event]) -> None:
         self._new.add(events)
         self.metrics.events.inc(len(events))
-        for user in dict.fromkeys(event.user for event in events):
+        # Apart, so that whatever happens to a session, what the disk holds is acknowledged.
+        asyncio.get_running_loop().call_soon(self._follow, dict.fromkeys(event.user for event in events))
+
+    def _follow(self, users: Iterable[str]) -> None:
+        for user in users:
             self.serving.sessions.follow(user)
         self._work_ahead(self.serving)
 

@@ -1,5 +1,6 @@
 """Live sessions of users who do something: a cache of states, from which the users longest not met are dropped."""
 import collections
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,7 +23,7 @@ class Sessions:
     def __init__(self, live: LiveModel, histories: Histories, most: int):
         self._live, self._histories, self.most = live, histories, 0 if live.recomputes else most
         self._held: collections.OrderedDict[str, UserSession] = collections.OrderedDict()
-        self._behind: collections.deque[UserSession] = collections.deque(maxlen=max(self.most, 1))
+        self._behind: collections.OrderedDict[str, None] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -40,13 +41,13 @@ class Sessions:
             return None
         found = self._held.pop(user, None)
         if found is None:
-            (session,) = self._live.begin([[]])
-            found = UserSession(user, session)
+            found = UserSession(user, self._live.empty())
         self._held[user] = found
         if len(self._held) > self.most:
-            self._held.popitem(last=False)
+            dropped, _ = self._held.popitem(last=False)
+            self._behind.pop(dropped, None)
         if self._missing(found):
-            self._behind.append(found)
+            self._behind[user] = None
         return found
 
     def near(self, user: str) -> UserSession | None:
@@ -85,7 +86,14 @@ class Sessions:
 
     def advance_some(self, most: int) -> bool:
         """The same for users who are behind and for whom nobody waits; False where there was none."""
-        some = [self._behind.popleft() for _ in range(min(most, len(self._behind)))]
+        some: list[UserSession] = []
+        with contextlib.suppress(KeyError):  # The event loop may have taken the last one.
+            while len(some) < most:
+                user, _ = self._behind.popitem(last=False)
+                if (one := self._held.get(user)) is not None:
+                    some.append(one)
         self.advance(some)
-        self._behind.extend(one for one in dict.fromkeys(some) if self._missing(one))
+        for one in some:
+            if self._missing(one):
+                self._behind[one.user] = None
         return bool(some)

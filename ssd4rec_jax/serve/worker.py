@@ -22,6 +22,7 @@ from ssd4rec_jax.serve.http import answer_until_told, http_server
 from ssd4rec_jax.serve.limits import Limits
 
 _CODES = {name: code for code, name in enumerate(KINDS)}
+_OWNERS_SECONDS = 5.0  # beyond the time that the owner gives itself, before it counts as stuck
 _GONE = refusal(503, 'the service has ended: try again in a second')
 
 
@@ -31,7 +32,7 @@ class RemoteCalls:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.gone = asyncio.Event()
-        self._numbers = itertools.cycle(range(2**32))
+        self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self.frames = Frames(self._received, self._ended)
 
@@ -39,11 +40,14 @@ class RemoteCalls:
         """The owner's answer; 503 where it has gone."""
         if self.gone.is_set():
             return _GONE
-        number, waiting = next(self._numbers), asyncio.get_running_loop().create_future()
+        number, waiting = next(self._numbers) % 2**32, asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
         try:
             self.frames.send(number, _CODES[name], asked.model_dump_json().encode())
-            return await waiting
+            async with asyncio.timeout(self.limits.request_seconds + _OWNERS_SECONDS):
+                return await waiting
+        except TimeoutError:
+            return refusal(503, 'the answer took too long: try again in a second')
         finally:
             del self._waiting[number]
 

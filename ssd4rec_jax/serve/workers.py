@@ -45,9 +45,12 @@ class Workers:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             started = loop.time()
-            ours, theirs = socket.socketpair()
-            with theirs:
-                process = self._start(theirs)
+            try:
+                process, ours = self._start()
+            except OSError as error:
+                complain(f'an HTTP worker cannot be started ({error.strerror}): it is tried again')
+                await asyncio.sleep(_LEAST_SECONDS)
+                continue
             self._processes.add(process)
             end = _End(self._calls)
             await loop.create_connection(lambda end=end: end.frames, sock=ours)  # type: ignore[misc]
@@ -59,14 +62,19 @@ class Workers:
                 self._restarted()
                 await asyncio.sleep(max(0.0, started + _LEAST_SECONDS - loop.time()))
 
-    def _start(self, connection: socket.socket) -> subprocess.Popen:
-        files = {'listener': self._listener.fileno(), 'owner': connection.fileno()}
+    def _start(self) -> tuple[subprocess.Popen, socket.socket]:
+        """A new worker, and this end of the connection to it."""
+        ours, theirs = socket.socketpair()
+        files = {'listener': self._listener.fileno(), 'owner': theirs.fileno()}
         told = {**files, 'page': self._page, 'limits': dataclasses.asdict(self._calls.limits)}
-        # asyncio's own way forks, which JAX warns of. A session of its own keeps a terminal's Ctrl-C for the owner.
-        return subprocess.Popen(
-            [sys.executable, '-m', 'ssd4rec_jax.serve.worker', json.dumps(told)], pass_fds=tuple(files.values()),
-            start_new_session=True,
-        )
+        command = [sys.executable, '-m', 'ssd4rec_jax.serve.worker', json.dumps(told)]
+        with theirs:
+            try:
+                # asyncio's own way forks, which JAX warns of. A session of its own keeps Ctrl-C for the owner.
+                return subprocess.Popen(command, pass_fds=tuple(files.values()), start_new_session=True), ours
+            except OSError:
+                ours.close()
+                raise
 
 
 class _End:

@@ -165,11 +165,18 @@ def _rows(where: str, written: Any) -> list[Row]:
             label = name if row[kind] == _EVERY else row.get('name', name)
             peer = ('', name) if kind == 'counted' else (name, '')
             preset = row.get('preset', 'published')
+            if kind == 'network' and preset != 'published' and _trained_its_own_way(name):
+                raise ConfigError(f'{where}: {name} lives by its own training, which preset={preset!r} replaces')
             found.append(Row(label, label, preset=preset, network=peer[0], counted=peer[1], own=own))
         return found
     if not _NAME.fullmatch(row.get('name', '')):
         raise ConfigError(f'{where}: name={row.get("name", "")!r} must consist of letters, digits and . + = _ -')
     return [Row(row['name'], row['name'], preset=row.get('preset', 'published'), own=own)]
+
+
+def _trained_its_own_way(peer: str) -> bool:
+    training = published(peer)
+    return training['train.loss'] != 'full' or training['train.objective'] == 'cloze'
 
 
 def _at(row: Row, x: str, also: str, value: Any) -> Row:

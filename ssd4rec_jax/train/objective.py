@@ -53,7 +53,11 @@ def training_examples(
                 f'train.objective=cloze: the network {model.name} does not predict hidden items; set '
                 'train.objective=prefix'
             )
-        return train_windows(dataset, limit, hidden=hidden)
+        if getattr(model, 'seen_bias', False):
+            raise ConfigError('train.objective=cloze knows no term for seen items: set model.seen_bias=false')
+        # A ranking reads `limit` items and a mask token behind them, as far as the network has places.
+        places = [n for n in (limit and limit + 1, getattr(model, 'max_length', 0)) if n]
+        return train_windows(dataset, min(places, default=0), hidden=hidden)
     if asked == 'one_pass':
         check_one_pass(model, prefixes.cut, max_history)
     elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
@@ -81,6 +85,11 @@ def loss_note(train: TrainConfig, num_items: int) -> str:
     name = train.loss_name(num_items)
     if name == 'full':
         return f'loss: full softmax over {num_items:,} items'
+    if name in ('gbce', 'uniform'):
+        return (
+            f'loss: {name} over {num_items:,} items, {train.num_negatives:,} uniform negatives; item table by row-wise '
+            'Adagrad'
+        )
     if name != 'sampled':
         return f'loss: {name} over {num_items:,} items'
     why = ' (train.loss=full would score them all)' if train.loss == 'auto' else ''

@@ -60,6 +60,8 @@ class TrainProgram:
 
         steps_per_epoch: needed where train.schedule spans all epochs.
         """
+        if config.train.objective == 'cloze' and not every_prefix:
+            raise ConfigError('train.objective=cloze: no step of whole histories is planned here; set it to prefix')
         self.config, self.num_items, self.mesh = config, num_items, mesh
         has_seen = getattr(config.model, 'seen_bias', False)
         loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS], has_seen=has_seen)
@@ -103,7 +105,7 @@ class TrainProgram:
     def constants(self, target_counts: np.ndarray) -> list[jax.Array]:
         """The arguments that a step takes after seed and epoch.
 
-        target_counts: int64 [num_items + 1], how often each item is a target.
+        target_counts: [num_items + 1], how often each item is a target.
         """
         if not self.objective.loss.samples:
             return []

@@ -105,7 +105,7 @@ def make_train_step(
 def place_probability(counts: np.ndarray, network: Network, mesh: Mesh) -> jax.Array:
     """The probability that each item is a target: float32, with the padded rows and the sharding of the item table.
 
-    counts: int64 [items + 1], how often each item is a target.
+    counts: [items + 1], how often each item is a target.
     """
     padded = np.zeros(network.shard(mesh).padded, np.float32)
     padded[:len(counts)] = counts / counts.sum()

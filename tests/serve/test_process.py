@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def folder(small, tmp_path):
 class Process:
     """`ssd4rec serve` on a free port, ready when this is made."""
 
-    def __init__(self, model):
+    def __init__(self, model, *more):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             self.port = free.getsockname()[1]
         flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'experiments.serve', f'--model={model}', f'--port={self.port}'], cwd=ROOT,
+            [sys.executable, '-m', 'experiments.serve', f'--model={model}', f'--port={self.port}', *more], cwd=ROOT,
             env={**os.environ, 'XLA_FLAGS': flags}, stderr=subprocess.PIPE, text=True,
         )
         self.said = []
@@ -72,7 +73,7 @@ class Process:
 def started():
     """Starts processes, none of which outlives the test."""
     found = []
-    yield lambda model: found.append(Process(model)) or found[-1]
+    yield lambda *how: found.append(Process(*how)) or found[-1]
     for server in found:
         server.process.kill()
         server.process.wait()
@@ -118,7 +119,8 @@ async def killed_under_load(server):
             try:
                 writer.write(b'POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n'
                              b'content-length: %d\r\n\r\n' % len(body) + body)
-                await reader.readuntil(b'\r\n\r\n')
+                if not (await reader.readuntil(b'\r\n\r\n')).startswith(b'HTTP/1.1 200'):
+                    return  # A worker whose owner has gone says so.
                 assert await reader.readexactly(len(b'{"kept":1}')) == b'{"kept":1}'
             except (OSError, asyncio.IncompleteReadError):
                 return
@@ -159,3 +161,52 @@ def test_reload_kill_and_shutdown(folder, started):
     seen, code = asyncio.run(ended_under_load())
     assert code == 0 and list(seen['status']) == [200] and seen['lost'] <= 8  # connections are closed between requests
     assert 'Traceback' not in ''.join(first.said + second.said)
+
+
+def children(server):
+    return Path(f'/proc/{server.process.pid}/task/{server.process.pid}/children').read_text().split()
+
+
+def gone(processes):
+    for _ in range(300):
+        if not any(Path(f'/proc/{process}').exists() for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_workers_before_live_sessions_reload_and_end_with_their_owner(small, tmp_path, started):
+    save_model(
+        tmp_path / 'model', small.config, small.dataset, small.network.whole(small.params), step=7, best_epoch=1,
+        followers=small.followers,
+    )
+    first = started(tmp_path / 'model', '--workers=2')
+    assert json.loads(first.get('/ready'))['sessions'] == 'live'
+    workers = children(first)
+    assert len(workers) == 2
+    assert len(asyncio.run(killed_under_load(first))) >= 60 and gone(workers)
+    first.process.wait()
+
+    second = started(tmp_path / 'model', '--workers=2')
+    event = json.dumps({'events': [{'user': 'user 0 0', 'item': ITEMS[1]}]}).encode()
+    assert asyncio.run(second.load('/events', [event], connections=1, seconds=60))['status'] == {200: 1}
+
+    async def reloaded():
+        body = json.dumps({'users': ['user 0 0', 100]}).encode()
+        stopping = asyncio.Event()
+        bodies = itertools.takewhile(lambda _: not stopping.is_set(), itertools.repeat(body))
+        loading = asyncio.create_task(second.load('/recommend', bodies, connections=3, seconds=300))
+        second.process.send_signal(signal.SIGHUP)
+        for _ in range(1200):
+            await asyncio.sleep(0.1)
+            if 'ssd4rec_reloads_total{result="done"} 1.0' in await asyncio.to_thread(second.get, '/metrics'):
+                break
+        stopping.set()
+        return await loading
+
+    seen = asyncio.run(reloaded())
+    assert (list(seen['status']), seen['lost']) == ([200], 0), seen
+    metrics, workers = second.get('/metrics'), children(second)
+    assert 'ssd4rec_reloads_total{result="done"} 1.0' in metrics and 'ssd4rec_sessions 1.0' in metrics
+    assert second.end(signal.SIGTERM) == 0 and gone(workers)

@@ -11,12 +11,35 @@ import pytest
 
 from experiments.bench.http_load import load
 from ssd4rec_jax.serve.app import make_app
+from ssd4rec_jax.serve.bodies import Search
 from ssd4rec_jax.serve.local_calls import LocalCalls
 from ssd4rec_jax.serve.worker import RemoteCalls
 from ssd4rec_jax.serve.workers import Workers, _End
 from tests.serve.calls import calling
 from tests.serve.conftest import LIMITS
 from tests.serve.test_answers import ITEMS
+
+
+async def connected(service):
+    """(the owner's end of a connection, the worker's)."""
+    ours, theirs = socket.socketpair()
+    loop, end, remote = asyncio.get_running_loop(), _End(LocalCalls(service)), RemoteCalls(LIMITS)
+    await loop.create_connection(lambda: end.frames, sock=ours)
+    await loop.create_connection(lambda: remote.frames, sock=theirs)
+    return end, remote
+
+
+def test_a_failure_of_the_owner_is_answered(service, monkeypatch):
+    monkeypatch.setattr(service, 'find_users', lambda asked: 1 / 0)
+
+    async def asked():
+        end, remote = await connected(service)
+        found = await asyncio.wait_for(remote.call('/users', Search(search='', limit=3)), 60)
+        end.frames._transport.close()
+        return found
+
+    found = asyncio.run(asked())
+    assert found.status == 500 and b'the service failed at this request' in found.content
 
 
 def test_a_worker_answers_as_the_owner_does(service):
@@ -30,10 +53,7 @@ def test_a_worker_answers_as_the_owner_does(service):
                  ('/history', {'user': '100'}), ('/history', {'user': 'u' * 40}), ('/health', {})]
 
     async def through_a_worker(api):
-        ours, theirs = socket.socketpair()
-        loop, end, remote = asyncio.get_running_loop(), _End(LocalCalls(service)), RemoteCalls(LIMITS)
-        await loop.create_connection(lambda: end.frames, sock=ours)
-        await loop.create_connection(lambda: remote.frames, sock=theirs)
+        end, remote = await connected(service)
         transport = httpx.ASGITransport(make_app(remote), raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url='http://worker') as there:
             api.client, own = there, api.client
@@ -88,15 +108,15 @@ async def killed_under_load(service, seconds):
                 killed.add(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
 
-    writers = [asyncio.create_task(write(n)) for n in range(4)]
-    await asyncio.wait_for(kill(), seconds)
-    await asyncio.gather(*writers)
-    seen = await load(
-        '127.0.0.1', port, '/recommend', (json.dumps({'users': [u]}).encode() for u in acknowledged), connections=4,
-        seconds=60,
-    )
-    listener.close()
-    await workers.stop()
+    try:
+        writers = [asyncio.create_task(write(n)) for n in range(4)]
+        await asyncio.wait_for(kill(), seconds)
+        await asyncio.gather(*writers)
+        bodies = (json.dumps({'users': [user]}).encode() for user in acknowledged)
+        seen = await load('127.0.0.1', port, '/recommend', bodies, connections=4, seconds=60)
+    finally:
+        listener.close()
+        await workers.stop()
     return seen, acknowledged, len(restarts)
 
 

@@ -71,6 +71,8 @@ def test_a_peer_in_the_training_of_a_preset_keeps_its_published_network():
     ('[[mine.rows]]\ncounted = "popular"\n', "no counted='popular'; did you mean 'popularity'"),
     ('[mine]\nx = "model.beta"\n[[mine.rows]]\nname = "a"\n', 'needs both x'),
     ('[mine]\nagainst = "b"\n[[mine.rows]]\nname = "a"\n', "against='b' names none of its rows"),
+    ('[[mine.rows]]\nnetwork = "bert4rec"\npreset = "best"\n', "bert4rec lives by its own training"),
+    ('[[mine.rows]]\nnetwork = "*"\npreset = "best"\n', "lives by its own training, which preset='best' replaces"),
     ('[mine\n', 'is no TOML file'),
 ])
 def test_files_that_cannot_be_used(tmp_path, text, message):

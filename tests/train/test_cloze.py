@@ -1,5 +1,6 @@
 """The cloze objective: which items it reads and hides, and its loss, by loops over the histories."""
 import collections
+import types
 
 import jax
 import numpy as np
@@ -53,7 +54,26 @@ def test_a_network_that_predicts_no_hidden_items_is_refused():
         training_examples('cloze', PEERS['sasrec'](), log, 0)
     index = training_examples('cloze', SETTINGS, log, 0, hidden=0.25)
     assert objective_note('cloze', SETTINGS, index, 0).startswith('objective: cloze, hidden items')
-    assert index.num_targets.tolist() == [1 + round((n - 1) / 4) for n in index.lengths.tolist()]
+    assert index.num_targets.tolist() == [1 + (n - 1) / 4 for n in index.lengths.tolist()]
+    wanted = np.zeros(31)
+    for start, stop in zip(index.start, index.stop, strict=True):
+        *others, last = log.items[start:stop].tolist()
+        wanted[last] += 1
+        for item in others:
+            wanted[item] += 0.25
+    np.testing.assert_allclose(index.target_counts(30), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize('max_history, places', [(0, 10), (20, 10), (4, 5), (1, 2)])
+def test_windows_are_as_long_as_what_a_ranking_reads_with_its_mask_token(max_history, places):
+    index = training_examples('cloze', SETTINGS, tiny_dataset(), max_history)
+    assert index.lengths.max() == places
+
+
+def test_the_term_for_seen_items_is_refused():
+    settings = types.SimpleNamespace(name='mine', offers_cloze=True, seen_bias=True)
+    with pytest.raises(ConfigError, match='cloze knows no term for seen items: set model.seen_bias=false'):
+        training_examples('cloze', settings, tiny_dataset(), 0)
 
 
 @pytest.mark.parametrize('last_alone', [0.0, 0.5, 0.9])
