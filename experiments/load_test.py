@@ -87,12 +87,17 @@ async def _faults(owner: int, until: float) -> int:
         if _FAULT.value == 'reload':
             os.kill(owner, signal.SIGHUP)
         else:
-            workers = Path(f'/proc/{owner}/task/{owner}/children').read_text().split()
-            if not workers:
-                raise ConfigError(f'--owner={owner} has no workers: start it with --workers')
-            os.kill(int(random.choice(workers)), signal.SIGKILL)
+            os.kill(random.choice(workers_of(owner)), signal.SIGKILL)
         times += 1
     return times
+
+
+def workers_of(owner: int) -> list[int]:
+    """The processes of the HTTP workers of a service; ConfigError where it has none."""
+    found = Path(f'/proc/{owner}/task/{owner}/children').read_text().split()
+    if not found:
+        raise ConfigError(f'--owner={owner} has no workers: start it with --workers')
+    return [int(process) for process in found]
 
 
 def _new_events() -> Iterator[bytes]:

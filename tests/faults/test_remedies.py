@@ -98,6 +98,17 @@ ELSEWHERE = {
     "pip install 'ssd4rec-jax[serve]'": 'tests/serve/test_command.py::test_without_fastapi_the_extra_is_named',
     'the model is not ready yet': 'tests/serve/test_http.py::test_before_it_is_ready_and_when_it_takes_too_long',
     'the answer took too long': 'tests/serve/test_http.py::test_before_it_is_ready_and_when_it_takes_too_long',
+    'the service has ended: try again': 'tests/serve/test_workers.py::test_a_worker_answers_as_the_owner_does',
+    'an HTTP worker cannot be started ({})':
+        'tests/serve/test_workers.py::test_a_worker_that_cannot_be_started_is_tried_again',
+    'cannot listen at --host={} --port={}':
+        'tests/serve/test_workers.py::test_a_port_in_use_and_an_owner_without_workers_are_said',
+    '--owner={} has no workers':
+        'tests/serve/test_workers.py::test_a_port_in_use_and_an_owner_without_workers_are_said',
+    'train.objective=cloze: the network {} does not predict hidden items':
+        'tests/train/test_cloze.py::test_a_network_that_predicts_no_hidden_items_is_refused',
+    'train.objective=cloze knows no term for seen items':
+        'tests/train/test_cloze.py::test_the_term_for_seen_items_is_refused',
     'is in use by another server': 'tests/serve/test_event_log.py::test_one_process_at_a_time',
     'mend the disk and start anew': 'tests/serve/test_event_log.py::test_a_full_disk_leaves_the_log_as_it_was',
     'too many requests wait for the model': 'tests/serve/test_http.py::test_a_busy_service_says_when_to_come_again',
@@ -110,6 +121,8 @@ NO_WAY_OUT = {
     '--features takes numbers and texts', 'settings: those of --preset=best for one network, half as wide',
     '; then what --set and --config say', '# What a compiled program may have at most; --write_limits',
     'error: --stages={} is unknown: there are {}', '--xla_gpu_autotune_level=0',
+    'recommend --users=all', 'Answers from a live session or from a history', 'HTTP workers that died and were started',
+    'or why the histories of users with new events', 'Keep connections busy with POST requests', 'Do what --fault says',
     ' at --coordinator_address={}', 'did not all meet{} within --connect_seconds={}. {}',
     'The settings of --dataset={}{} ({}).', 'histories cut to --tokens_per_row={}: training would not cut them',
     'error: --repeats={} must be at least 1', 'error: --json={} cannot be written: there is no such folder',

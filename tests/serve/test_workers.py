@@ -5,14 +5,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import httpx
 import pytest
 
 from experiments.bench.http_load import load
+from experiments.load_test import workers_of
+from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.bodies import Search
 from ssd4rec_jax.serve.local_calls import LocalCalls
+from ssd4rec_jax.serve.server import _listening
 from ssd4rec_jax.serve.worker import RemoteCalls
 from ssd4rec_jax.serve.workers import Workers, _End
 from tests.serve.calls import calling
@@ -77,6 +81,35 @@ def test_a_worker_answers_as_the_owner_does(service):
     assert [answer['answers'][0]['user'] for _, answer in together] == list(range(100, 120))
     assert 'ssd4rec_requests_total{route="/events",status="400"} 2.0' in metrics
     assert (gone.status_code, gone.headers['retry-after']) == (503, '1') and 'has ended' in gone.text
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(service, monkeypatch, capsys):
+    tries = []
+
+    def fail(self):
+        tries.append(1)
+        raise OSError(12, 'Cannot allocate memory')
+
+    monkeypatch.setattr(Workers, '_start', fail)
+    monkeypatch.setattr('ssd4rec_jax.serve.workers._LEAST_SECONDS', 0.01)
+
+    async def tried():
+        workers = Workers(LocalCalls(service), socket.socket(), 1, page=False, restarted=lambda: None)
+        while len(tries) < 3:
+            await asyncio.sleep(0.01)
+        await workers.stop()
+
+    asyncio.run(asyncio.wait_for(tried(), 60))
+    assert 'an HTTP worker cannot be started (Cannot allocate memory): it is tried again' in capsys.readouterr().err
+
+
+def test_a_port_in_use_and_an_owner_without_workers_are_said():
+    with socket.create_server(('127.0.0.1', 0)) as taken, pytest.raises(UserError, match='cannot listen at --host=127'):
+        _listening('127.0.0.1', taken.getsockname()[1], 8)
+    with subprocess.Popen(['sleep', '60']) as alone:
+        with pytest.raises(ConfigError, match=f'--owner={alone.pid} has no workers: start it with --workers'):
+            workers_of(alone.pid)
+        alone.kill()
 
 
 async def killed_under_load(service, seconds):
