@@ -113,6 +113,7 @@ def test_what_a_step_needs_is_on_the_devices_while_the_step_before_it_runs(tmp_p
     assert ' '.join(events) == 'batch step batch step batch loss step batch loss loss'
 
 
+@pytest.mark.slow
 def test_small_arrays_in_one_vector_change_no_result(whole, tmp_path, monkeypatch):
     """A run as on a GPU, stopped within an epoch and gone on with, and saved with all of its arrays."""
     workdir, result, _ = whole
