@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.bench.http_load import load
+from experiments.bench.http_load import load, workers_of
 from ssd4rec_jax.commands.cli import run
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.show.output import write_stdout
@@ -90,14 +90,6 @@ async def _faults(owner: int, until: float) -> int:
             os.kill(random.choice(workers_of(owner)), signal.SIGKILL)
         times += 1
     return times
-
-
-def workers_of(owner: int) -> list[int]:
-    """The processes of the HTTP workers of a service; ConfigError where it has none."""
-    found = Path(f'/proc/{owner}/task/{owner}/children').read_text().split()
-    if not found:
-        raise ConfigError(f'--owner={owner} has no workers: start it with --workers')
-    return [int(process) for process in found]
 
 
 def _new_events() -> Iterator[bytes]:

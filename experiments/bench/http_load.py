@@ -3,9 +3,12 @@ import asyncio
 import collections
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ssd4rec_jax.errors import ConfigError
 
 
 class _Connection(asyncio.Protocol):
@@ -64,6 +67,14 @@ class _Seen:
             self.seconds.append(seconds)
             if self._answered is not None:
                 self._answered.append(body)
+
+
+def workers_of(owner: int) -> list[int]:
+    """The processes of the HTTP workers of a service; ConfigError where it has none."""
+    found = Path(f'/proc/{owner}/task/{owner}/children').read_text().split()
+    if not found:
+        raise ConfigError(f'--owner={owner} has no workers: start it with --workers')
+    return [int(process) for process in found]
 
 
 async def load(

@@ -34,7 +34,7 @@ def test_a_few_kills_and_failing_disks(matrix):
 @compiled
 @pytest.mark.slow
 def test_more_kills_and_failing_disks(matrix):
-    matrix.sample(kills=20, errors=15, seed=1)
+    matrix.sample(kills=10, errors=8, seed=1)
     assert matrix.problems == []
 
 

@@ -10,8 +10,7 @@ import subprocess
 import httpx
 import pytest
 
-from experiments.bench.http_load import load
-from experiments.load_test import workers_of
+from experiments.bench.http_load import load, workers_of
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.bodies import Search
