@@ -1,5 +1,6 @@
 """What a service does, apart from HTTP: answer, take events in, take a new model in."""
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ class Service:
     def warm(self) -> None:
         """Make every program ready; takes seconds, and `ready` is True afterwards."""
         self.serving.warm()
+        _settle()
         self.ready = True
 
     def take_in(self, path: Path) -> None:
@@ -99,6 +101,7 @@ class Service:
                 logging.warning('the new model is not taken in, and the old one goes on: %s', error)
                 return
             self.serving = serving
+            _settle()
             self.metrics.reloads.labels('done').inc()
             complain(f'{path}: the model of step {serving.model.answers.saved.step} answers from now on')
 
@@ -251,6 +254,13 @@ class Service:
     def _check_length(self, id_: int | str, what: str) -> None:
         if isinstance(id_, str) and len(id_) > self.limits.id_length:
             raise Refused(422, f'{what}: an id must not have more than {self.limits.id_length} characters')
+
+
+def _settle() -> None:
+    """Leave what is there now out of later searches for garbage, which would halt every answer for .2 s."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _at_most(value: int, most: int, what: str) -> None:

@@ -398,8 +398,8 @@ def test_arguments_that_do_not_fit_are_named(change, named):
     ('cpu', 'float32', 'xla', 'pallas_tpu runs on TPUs and this program is for cpu'),
     ('tpu', 'bfloat16', 'pallas_tpu', None),
     ('tpu', 'float16', 'xla', 'pallas_tpu computes in bfloat16 or float32 and x is float16'),
-    ('gpu', 'bfloat16', 'xla', 'pallas_tpu runs on TPUs and this program is for gpu'),
-    # A JAX that is too old for pallas_gpu is then the reason.
+    # A JAX may be too old for pallas_gpu.
+    ('gpu', 'bfloat16', 'pallas_gpu' if 'pallas_gpu' in HERE else 'xla', 'pallas_tpu runs on TPUs and this program is'),
     ('gpu', 'float32', 'xla', 'computes in bfloat16 and x is float32' if 'pallas_gpu' in HERE else 'needs JAX 0.11'),
 ])
 def test_what_runs_where_none_is_named_is_logged_once_with_the_reasons(caplog, platform, dtype, chosen, said):

@@ -90,7 +90,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(service, monkeypatch, ca
         raise OSError(12, 'Cannot allocate memory')
 
     monkeypatch.setattr(Workers, '_start', fail)
-    monkeypatch.setattr('ssd4rec_jax.serve.workers._LEAST_SECONDS', 0.01)
+    monkeypatch.setitem(Workers._keep.__globals__, '_LEAST_SECONDS', 0.01)
 
     async def tried():
         workers = Workers(LocalCalls(service), socket.socket(), 1, page=False, restarted=lambda: None)
