@@ -121,6 +121,7 @@ def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(m
     assert without.returncode == 1 and 'is unknown' in without.stderr and '--plug=MODULE' in without.stderr
 
 
+@pytest.mark.slow
 def test_a_network_reads_the_features_of_the_events(modules):
     """The readouts of a run of commands are those of the formula, by hand from the log's own prices."""
     rng = np.random.default_rng(0)

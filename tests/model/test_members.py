@@ -51,10 +51,9 @@ def batch():
     return pack(rows, tokens=32, segments=4, targets={e: int(rng.integers(1, ITEMS + 1)) for e in range(40)})
 
 
-@pytest.mark.parametrize('read', ['prefix_readouts', pytest.param('readout', marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    'change', [dict(), pytest.param(dict(scores='cosine', dropout_prob=0.0), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('read', ['prefix_readouts', 'readout'])
+@pytest.mark.parametrize('change', [dict(), dict(scores='cosine', dropout_prob=0.0)], ids=str)
 def test_scores_are_the_mean_of_those_of_each_network(x64, read, change):
     both, params, each = two_networks(**change)
     packed = batch()
