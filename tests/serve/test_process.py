@@ -198,7 +198,7 @@ def test_workers_before_live_sessions_reload_and_end_with_their_owner(small, tmp
         bodies = itertools.takewhile(lambda _: not stopping.is_set(), itertools.repeat(body))
         loading = asyncio.create_task(second.load('/recommend', bodies, connections=3, seconds=300))
         second.process.send_signal(signal.SIGHUP)
-        for _ in range(1200):
+        for _ in range(2400):
             await asyncio.sleep(0.1)
             if 'ssd4rec_reloads_total{result="done"} 1.0' in await asyncio.to_thread(second.get, '/metrics'):
                 break
@@ -207,6 +207,9 @@ def test_workers_before_live_sessions_reload_and_end_with_their_owner(small, tmp
 
     seen = asyncio.run(reloaded())
     assert (list(seen['status']), seen['lost']) == ([200], 0), seen
+    # The load may have ended before the new model saw any of it.
+    body = json.dumps({'users': ['user 0 0']}).encode()
+    assert asyncio.run(second.load('/recommend', [body], connections=1, seconds=60))['status'] == {200: 1}
     metrics, workers = second.get('/metrics'), children(second)
     assert 'ssd4rec_reloads_total{result="done"} 1.0' in metrics and 'ssd4rec_sessions 1.0' in metrics
     assert second.end(signal.SIGTERM) == 0 and gone(workers)
