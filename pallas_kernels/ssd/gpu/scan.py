@@ -5,7 +5,7 @@ float32 for each token and head: the sums of the decays' logarithms, which resta
 dt and A from the sums that the backward kernels return. The kernels compute the matmuls, the exponentials between
 tokens, and everything that has the size of x.
 
-As in xla, tokens that are not finite enter as zeros, and NaN is put back at the tokens that depend on them.
+Values that are not finite enter as zeros, and NaN is put back at the tokens that depend on their token.
 """
 import functools
 import math
@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.decay import log_decay, vanishes
-from pallas_kernels.ssd.finite import at_tokens, finite_tokens, zero_unless
+from pallas_kernels.ssd.finite import at_tokens, finite_tokens
 from pallas_kernels.ssd.gpu import backward, forward, tiles
 from pallas_kernels.ssd.gpu.tiles import CHUNK, Tiles, plgpu
 from pallas_kernels.ssd.segments import reached_from
@@ -131,23 +131,30 @@ def _vectors(t: Tiles, *kinds: jax.Array) -> jax.Array:
     return jnp.concatenate(of_blocks, axis=1)
 
 
-class _Prepared:
-    """What the kernels read in one call, with zeros in dt, B and C for tokens that are not finite.
+def _kinds(t: Tiles, vectors: jax.Array) -> list[jax.Array]:
+    """The inverse of _vectors."""
+    kinds = vectors.reshape(t.all_chunks * t.groups * t.blocks, -1, t.heads, CHUNK)
+    return [kinds[:, k].reshape(t.all_chunks, -1, CHUNK) for k in range(kinds.shape[1])]
 
-    The kernels themselves take values of x and g that are not finite for zeros. D: in the shape of tiles.py.
+
+class _Prepared:
+    """What the kernels read in one call, with zeros in dt, B and C for values that are not finite.
+
+    The kernels do the same with x and g. What depends on such a token becomes NaN anyway. D: in the shape of tiles.py.
     t: the sizes. x, B, C: in the shapes of tiles.py. Float32 for each head: dt [M, heads, Q]; s2 [M, heads, Q], the sum
     of dt A in base 2; entry, exit [M, heads, Q] and through [M, heads], the decays from entry to token, from token to
     exit and from entry to exit, zero where no run connects. gone [M, heads, Q]: whether a token's decay vanishes.
-    visible [M, Q, Q] float32: 1 where token q sees token s, else 0. sees, seen_by: pairs of int32 [M, Q], the first and
-    the last token that each token sees, or that see it. finite: bool [batch, length].
+    visible [M, Q, Q] float32: 1 where token q sees token s, else 0; before: the same without the token itself. sees,
+    seen_by: pairs of int32 [M, Q], the first and the last token that each token sees, or that see it. finite: bool
+    [batch, length], of dt, B and C alone, since the kernels tell where x is not finite.
     """
 
     def __init__(self, reverse, x, dt, A, D, B, C, run):
         batch, self.length, self.heads, headdim = x.shape
         groups, state = B.shape[2:]
         self.t = t = Tiles.of(batch, self.length, self.heads, headdim, groups, state)
-        self.finite = finite_tokens(x, dt, B, C)
-        dt, B, C = zero_unless(self.finite, dt, B, C)
+        self.finite = finite_tokens(dt, B, C)
+        dt, B, C = (jnp.where(jnp.isfinite(a), a, 0) for a in (dt, B, C))
         self.x = _tokens_by_columns(t, x)
         self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
         self.D = _whole_blocks(t, D, 0).reshape(-1, t.width)
@@ -156,6 +163,7 @@ class _Prepared:
         order = jnp.arange(CHUNK, dtype=jnp.int32)
         same = run[:, :, None] == run[:, None, :]
         self.visible = (same & (order[:, None] <= order if reverse else order[:, None] >= order)).astype(A.dtype)
+        self.before = (same & (order[:, None] < order if reverse else order[:, None] > order)).astype(A.dtype)
         by_row = run.reshape(batch, t.chunks, CHUNK)
         meets = by_row[:, 1:, 0] == by_row[:, :-1, -1]
         enters = jnp.pad(meets, ((0, 0), (0, 1) if reverse else (1, 0))).reshape(-1, 1)
@@ -176,23 +184,28 @@ class _Prepared:
         before, after = (begin.astype(jnp.int32), here), (here, end.astype(jnp.int32))
         self.sees, self.seen_by = (after, before) if reverse else (before, after)
 
+    def at_tokens(self, of_blocks: jax.Array) -> jax.Array:
+        """[M groups blocks, Q], numbers of the blocks -> bool [batch, length], whether any of a token's is above 0."""
+        return _unchunked(self.t, jnp.any(of_blocks.reshape(self.t.all_chunks, -1, CHUNK) > 0, axis=1), self.length)
+
     def channels(self, per_head: jax.Array) -> jax.Array:
         """[M, heads] -> [M, heads P], each head's value for each of its columns."""
         return jnp.repeat(per_head, self.t.headdim, axis=1)
 
 
 def _forward(reverse, interpret, x, dt, A, D, B, C, run):
-    """Returns (y, the states at the chunks' entries)."""
+    """Returns (y, the states at the chunks' entries, whether each token's inputs are not finite)."""
     p = _Prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
-    poisoned = _chunked(t, reached_from(~p.finite, run, reverse=reverse))
-    states = forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
+    states, bad = forward.chunk_states(t, p.x, _vectors(t, p.exit * p.dt), p.B, interpret=interpret)
+    bad = p.at_tokens(bad) | ~p.finite
+    poisoned = _chunked(t, reached_from(bad, run, reverse=reverse))
     entries = forward.carry_states(t, states, p.channels(p.through), reverse=reverse, interpret=interpret)
     y = forward.chunk_outputs(
         t, p.x, _vectors(t, p.s2, p.dt, p.entry, p.s2), p.D, p.B, p.C, entries,
         jnp.stack([*p.sees, poisoned.astype(jnp.int32)], axis=1), interpret=interpret,
     )
-    return _from_columns(t, y, p.length, p.heads), entries
+    return _from_columns(t, y, p.length, p.heads), entries, bad
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -201,45 +214,39 @@ def _ssd(reverse: bool, interpret: bool, x, dt, A, D, B, C, run):
 
 
 def _ssd_fwd(reverse, interpret, x, dt, A, D, B, C, run):
-    y, entries = _forward(reverse, interpret, x, dt, A, D, B, C, run)
-    return y, (x, dt, A, D, B, C, run, entries)
+    y, *kept = _forward(reverse, interpret, x, dt, A, D, B, C, run)
+    return y, (x, dt, A, D, B, C, run, *kept)
 
 
 def _ssd_bwd(reverse, interpret, residuals, g):
-    x, dt, A, D, B, C, run, entries = residuals
+    x, dt, A, D, B, C, run, entries, bad = residuals
     p = _Prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
-    finite_g = finite_tokens(g)
-    # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
-    bad_inputs = reached_from(~p.finite, run, reverse=False) | reached_from(~p.finite, run, reverse=True)
-    poisoned = bad_inputs | reached_from(~finite_g, run, reverse=not reverse)
     g = _tokens_by_columns(t, g)
-
     entry = _vectors(t, p.entry)
-    dentries = forward.chunk_states(t, g, entry, p.C, interpret=interpret)
+    dentries, bad_g = forward.chunk_states(t, g, entry, p.C, interpret=interpret)
+    # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
+    bad_inputs = reached_from(bad, run, reverse=False) | reached_from(bad, run, reverse=True)
+    poisoned = bad_inputs | reached_from(p.at_tokens(bad_g), run, reverse=not reverse)
     dexits = forward.carry_states(t, dentries, p.channels(p.through), reverse=not reverse, interpret=interpret)
     dx, dscores, within, dD = backward.chunk_gradients(
         t, p.x, g, _vectors(t, p.s2, p.s2, p.dt, p.exit), p.D, p.B, p.C, dexits,
         jnp.stack([*p.seen_by, _chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
     )
     dscores = jnp.sum(dscores, axis=0, dtype=jnp.float32).astype(jnp.bfloat16)
-    dC, out = backward.key_gradients(
-        t, dscores, p.B, p.C, g, entry, entries, transposed=True, interpret=interpret
-    )
-    dB, into = backward.key_gradients(
-        t, dscores, p.C, p.B, p.x, _vectors(t, p.exit * p.dt), dexits, transposed=False, interpret=interpret
+    dB, dC, of_states, across = backward.key_gradients(
+        t, dscores, p.B, p.C, (p.x, _vectors(t, p.exit * p.dt), dexits), (g, entry, entries), interpret=interpret
     )
 
     # y_i is a sum of terms, one for each j that i sees. A term decays by the dt A of the tokens after j up to i. So the
     # gradient of dt_k A is the sum of g . term over the pairs with j before k and i at or after k. Within the chunk
     # these are all pairs with i at or after k, without those with j at or after k. From the chunk's entry they are
     # those with i at or after k, to its exit those with j before k, and through the chunk all.
-    by_query, by_key, xdu = jnp.split(within.reshape(t.all_chunks * t.groups * t.blocks, 3, t.heads, CHUNK), 3, axis=1)
-    by_query, by_key, xdu, out, into = (a.reshape(t.all_chunks, -1, CHUNK) for a in (by_query, by_key, xdu, out, into))
+    by_query, by_key, xdu = _kinds(t, within)
+    into, out = _kinds(t, of_states)
     sums = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     da = sums('mqs,mhq->mhs', p.visible, by_query - by_key + out)
-    da += sums('mqs,mhs->mhq', p.visible - jnp.eye(CHUNK, dtype=p.visible.dtype), into)
-    across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
+    da += sums('mqs,mhs->mhq', p.before, into)
     across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
     da += (p.through * across)[:, :, None]
     # Where a decay vanishes, only the rounding of sums that cancel is left. NaN goes on from here to dt, A and D.
