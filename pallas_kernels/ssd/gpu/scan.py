@@ -5,7 +5,7 @@ float32 for each token and head: the sums of the decays' logarithms, which resta
 dt and A from the sums that the backward kernels return. The kernels compute the matmuls, the exponentials between
 tokens, and everything that has the size of x.
 
-Values that are not finite enter as zeros, and NaN is put back at the tokens that depend on their token.
+Values that are not finite enter as zeros, and NaN is put back at the tokens that depend on those with such values.
 """
 import functools
 import math
@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.decay import log_decay, vanishes
-from pallas_kernels.ssd.finite import at_tokens, finite_tokens
+from pallas_kernels.ssd.finite import at_tokens, finite_tokens, zero_unless
 from pallas_kernels.ssd.gpu import backward, forward, tiles
 from pallas_kernels.ssd.gpu.tiles import CHUNK, Tiles, plgpu
 from pallas_kernels.ssd.segments import reached_from
@@ -138,9 +138,9 @@ def _kinds(t: Tiles, vectors: jax.Array) -> list[jax.Array]:
 
 
 class _Prepared:
-    """What the kernels read in one call, with zeros in dt, B and C for values that are not finite.
+    """What the kernels read in one call, with zeros in dt, B and C for tokens at which one of them is not finite.
 
-    The kernels do the same with x and g. What depends on such a token becomes NaN anyway. D: in the shape of tiles.py.
+    The kernels themselves take values of x and g that are not finite for zeros. D: in the shape of tiles.py.
     t: the sizes. x, B, C: in the shapes of tiles.py. Float32 for each head: dt [M, heads, Q]; s2 [M, heads, Q], the sum
     of dt A in base 2; entry, exit [M, heads, Q] and through [M, heads], the decays from entry to token, from token to
     exit and from entry to exit, zero where no run connects. gone [M, heads, Q]: whether a token's decay vanishes.
@@ -154,7 +154,7 @@ class _Prepared:
         groups, state = B.shape[2:]
         self.t = t = Tiles.of(batch, self.length, self.heads, headdim, groups, state)
         self.finite = finite_tokens(dt, B, C)
-        dt, B, C = (jnp.where(jnp.isfinite(a), a, 0) for a in (dt, B, C))
+        dt, B, C = zero_unless(self.finite, dt, B, C)
         self.x = _tokens_by_columns(t, x)
         self.B, self.C = (_chunked(t, a).reshape(t.all_chunks * CHUNK, -1) for a in (B, C))
         self.D = _whole_blocks(t, D, 0).reshape(-1, t.width)
