@@ -14,8 +14,8 @@ In the shapes, q is the number of tokens of a chunk, heads are those of a progra
 is the heads whose x fills 128 lanes. "Wide" values have the dtype of dt: float32, or float64 in the interpreter.
 
 A token that is not finite, called bad, enters as zeros, and NaN is put back at the tokens that depend on it. Whether a
-state depends on such a token is carried beside it, as its mark [1, 1]: 1.0 if it does, else 0.0. A state that is kept in
-HBM has NaN as its mark; its first row tells, see `marked`.
+state depends on such a token is carried beside it, as its mark [1, 1]: 1.0 if it does, else 0.0. A state in HBM has NaN
+as its mark; its first row tells, see `marked`.
 """
 import functools
 from typing import NamedTuple
