@@ -10,11 +10,18 @@ os.environ['XLA_FLAGS'] = ' '.join([
 ]).strip()
 os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd4rec-tests-{os.getuid()}'))
 
+import hypothesis
 import jax
 import pytest
 
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from tests.browser import browser  # noqa: F401  # a fixture for every test
+
+# The same inputs in every run, and none that fails because the machine is busy.
+hypothesis.settings.register_profile(
+    'tests', derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile('tests')
 
 
 @pytest.fixture(scope='session', autouse=True)

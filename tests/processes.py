@@ -5,21 +5,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patient import SECONDS
+
 ROOT = Path(__file__).parents[1]
 
 
+_KEPT: list[socket.socket] = []
+
+
+def _kept_port() -> int:
+    """A port that nobody else gets: bound and not listening, it is left to process 0, whose gRPC shares ports."""
+    _KEPT.append(socket.socket())
+    _KEPT[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    _KEPT[-1].bind(('127.0.0.1', 0))
+    return _KEPT[-1].getsockname()[1]
+
+
 def start(
-    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = 60, of_last: list[str] = (),
-    program: tuple[str, ...] = ('-m', 'experiments.train'),
+    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = SECONDS, of_last: list[str] = (),
+    program: tuple[str, ...] = ('-m', 'tests.patient', 'experiments.train'),
 ) -> list[subprocess.Popen]:
     """Starts `count` processes of `ssd4rec_jax.commands.train`; a single one runs without --distributed.
 
     devices: the number of simulated CPU devices of each process. of_last: flags that only the last process gets.
-    program: Python's arguments for another program with the same flags.
+    program: Python's arguments for another program with the same flags; tests.patient gives a module time.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    port = _kept_port()
 
     def one(more: list[str]) -> subprocess.Popen:
         env = os.environ | {
@@ -40,10 +51,10 @@ def start(
     return [one(more) for more in each]
 
 
-def finished(processes: list[subprocess.Popen], timeout: float = 280) -> list[subprocess.CompletedProcess]:
+def finished(processes: list[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
     """The outputs and exit codes of all processes once they have ended; no process is left running."""
     try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
+        outputs = [process.communicate() for process in processes]
     finally:
         for process in processes:
             process.kill()
