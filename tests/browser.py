@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
+from urllib3.exceptions import HTTPError
+
+from tests.waiting import until
 
 PHONE, DESKTOP = 390, 1280  # CSS pixels
 _HEIGHT = 900
+_STARTS = 5
 _ARGUMENTS = (
     '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-component-update',
     '--disable-background-networking', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars',
@@ -60,6 +65,10 @@ class Browser:
         """What the JavaScript returns; it finds the arguments in `arguments`."""
         return self.driver.execute_script(script, *arguments)
 
+    def until(self, script: str):
+        """What an expression of JavaScript is once it is true."""
+        return until(lambda: self.run(f'return {script}'))
+
     def picture(self, path: Path) -> None:
         """Write a PNG file of the whole page, at the width at which it was opened."""
         width, height = self.run('return [innerWidth, document.documentElement.scrollHeight]')
@@ -88,6 +97,17 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     """The one browser of the test process."""
     if missing := [name for name in ('chromium', 'chromedriver') if shutil.which(name) is None]:
         pytest.skip(f'{" and ".join(missing)} not found: install the packages chromium and chromium-driver')
-    opened = Browser(tmp_path_factory.mktemp('chromium'))
+    opened = _opened(tmp_path_factory)
     yield opened
     opened.close()
+
+
+def _opened(tmp_path_factory) -> Browser:
+    """A browser, whose start on a busy machine may take longer than chromedriver waits: it is tried again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            return Browser(tmp_path_factory.mktemp('chromium'))
+        except (WebDriverException, HTTPError):
+            if not left:
+                raise
+    raise AssertionError

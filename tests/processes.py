@@ -1,4 +1,4 @@
-"""Starts several processes of this machine as one run; they talk over loopback."""
+"""Processes of this machine: their environment, their state, and several as one run, which talk over loopback."""
 import os
 import socket
 import subprocess
@@ -8,6 +8,20 @@ from pathlib import Path
 from tests.patient import SECONDS
 
 ROOT = Path(__file__).parents[1]
+
+
+def on_one_device(**more: str) -> dict[str, str]:
+    """The environment of a process that finds this checkout, and one simulated device: eight take twice the time."""
+    flags = os.environ.get('XLA_FLAGS', '').replace('_device_count=8', '_device_count=1')
+    return os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | more
+
+
+def state(process: int | str) -> str:
+    """The letter of a process's state as Linux shows it, such as T where it is stopped; Z where it has ended."""
+    try:
+        return Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[0]
+    except OSError:
+        return 'Z'
 
 
 _KEPT: list[socket.socket] = []
@@ -22,8 +36,8 @@ def _kept_port() -> int:
 
 
 def start(
-    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = SECONDS, of_last: list[str] = (),
-    program: tuple[str, ...] = ('-m', 'tests.patient', 'experiments.train'),
+    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = SECONDS,
+    of_last: list[str] = (), program: tuple[str, ...] = ('-m', 'tests.patient', 'experiments.train'),
 ) -> list[subprocess.Popen]:
     """Starts `count` processes of `ssd4rec_jax.commands.train`; a single one runs without --distributed.
 

@@ -21,5 +21,6 @@ def test_the_notebook_goes_from_a_frame_to_recommendations(tmp_path, monkeypatch
     assert all(cell.get('execution_count') for cell in notebook.cells if cell.cell_type == 'code'), 'stored unexecuted'
     notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
     nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
+        notebook, timeout=None, startup_timeout=300, kernel_name='python3',
+        resources={'metadata': {'path': str(tmp_path)}},
     ).execute()  # raises where a cell does

@@ -1,6 +1,5 @@
 """The training command end to end: what it writes, and that a killed run ends bitwise like an uninterrupted one."""
 import json
-import os
 import re
 import signal
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import on_one_device
 
 TINY = [
     '--dataset=interactions', '--data_dir=log.inter', '--preset=published',
@@ -23,10 +24,8 @@ def run(
     root: Path, workdir: str, *more: str, program: str = 'experiments.train', **environment: str
 ) -> subprocess.CompletedProcess:
     """The command on one simulated device, with the data and the runs in `root`."""
-    flags = os.environ['XLA_FLAGS'].replace('_device_count=8', '_device_count=1')
-    env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(Path(__file__).parents[2])} | environment
     command = [sys.executable, '-m', program, f'--workdir={workdir}', *TINY, *more]
-    return subprocess.run(command, cwd=root, env=env, text=True, capture_output=True)
+    return subprocess.run(command, cwd=root, env=on_one_device(**environment), text=True, capture_output=True)
 
 
 def stopped_in_mid_epoch(root: Path, workdir: str, number: int) -> subprocess.CompletedProcess:
