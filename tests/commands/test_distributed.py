@@ -79,7 +79,7 @@ def test_two_processes_give_one_process_s_run(root, single):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('count, devices, shards', [(4, 1, 1), (4, 1, 4), (2, 2, 2)])
+@pytest.mark.parametrize('count, devices, shards', [(4, 1, 4), (2, 2, 2)])
 def test_processes_that_share_the_table(root, single, count, devices, shards):
     workdir = f'shared{count}{shards}'
     succeeded(finished(begin(root, workdir, count, devices, f'--model_shards={shards}')))
@@ -99,7 +99,7 @@ def signalled(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('first, then', [((4, 1, 2), (1, 2, 1)), ((2, 2, 1), (4, 1, 4)), ((1, 4, 4), (2, 1, 2))])
+@pytest.mark.parametrize('first, then', [((2, 2, 1), (4, 1, 4)), ((1, 4, 4), (2, 1, 2))])
 def test_sigterm_to_one_saves_on_all_and_another_process_count_goes_on(root, single, signalled, first, then):
     workdir = f'elastic{first[0]}'
     done = finished(signalled(workdir, *first[:2], f'--model_shards={first[2]}', after=6))
@@ -126,6 +126,8 @@ def test_each_example_of_an_epoch_is_seen_once_by_4_then_1_then_2_then_4_process
         ))
         expected = 128 + signal.SIGTERM if number < 3 else 0
         assert [process.returncode for process in done] == [expected] * count, done[0].stderr[-2000:]
+        assert ('going on from step' in done[0].stdout) == (number > 0)
+        assert ('stopped and saved' in done[0].stdout) == (number < 3) != (root / 'once/result.json').exists()
         by_process = [[json.loads(line) for line in file.read_text().splitlines()] for file in folder.iterdir()]
         assert len(by_process) == count
         steps += [sum(rows, []) for rows in zip(*by_process, strict=True)]
@@ -154,7 +156,6 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, 
 
 @pytest.mark.parametrize('odd, message', [
     ('--set=train.learning_rate=0.5', 'disagree on train.learning_rate: 0.001 on process 0, 0.5 on process 1'),
-    ('--set=data.rows_per_step=3', 'disagree on data.rows_per_step: 4 on process 0, 3 on process 1'),
     pytest.param(
         '--model_shards=3', 'disagree on --model_shards: 1 on process 0, 3 on process 1', marks=pytest.mark.slow
     ),
