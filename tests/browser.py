@@ -1,4 +1,5 @@
 """Pages in a headless Chromium: what one looks like at a width, in light or dark, and what it asks the network for."""
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -78,7 +79,9 @@ class Browser:
         self._tell('Emulation.setDeviceMetricsOverride', height=_HEIGHT, **shown)
 
     def close(self) -> None:
-        self.driver.quit()
+        """End it, or leave it where it has ended by itself."""
+        with contextlib.suppress(WebDriverException, HTTPError):
+            self.driver.quit()
 
     def _tell(self, command: str, **arguments) -> None:
         self.driver.execute_cdp_cmd(command, arguments)
