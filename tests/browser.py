@@ -12,7 +12,7 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from urllib3.exceptions import HTTPError
 
-from tests.waiting import until
+from tests.waiting import SECONDS, until
 
 PHONE, DESKTOP = 390, 1280  # CSS pixels
 _HEIGHT = 900
@@ -46,6 +46,7 @@ class Browser:
             options.add_argument(argument)
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
         self.driver = webdriver.Chrome(options, Service(shutil.which('chromedriver')))
+        self.driver.set_script_timeout(SECONDS)
 
     def open(self, page: str | Path, *, width: int = DESKTOP, dark: bool = False) -> Seen:
         """Open an address or a file on a screen of so many CSS pixels, and wait until it is loaded."""
