@@ -263,9 +263,17 @@ def connected_protocol(service, **limits):
     protocol.connection_lost(None)
 
 
-def test_a_client_that_does_not_read_is_cut_off(service):
+@pytest.fixture
+def cold(small, tmp_path):
+    """A service that has compiled nothing."""
+    running = served(small, tmp_path)
+    yield running
+    running.stop()
+
+
+def test_a_client_that_does_not_read_is_cut_off(cold):
     async def paused(seconds):
-        with connected_protocol(service, reading_seconds=0.3) as (protocol, transport):
+        with connected_protocol(cold, reading_seconds=0.3) as (protocol, transport):
             protocol.pause_writing()
             await asyncio.sleep(seconds)
             protocol.resume_writing()
@@ -275,10 +283,10 @@ def test_a_client_that_does_not_read_is_cut_off(service):
     assert [asyncio.run(paused(seconds)) for seconds in (0, 0.6)] == [0, 1]
 
 
-def test_a_fast_client_keeps_its_connection(service):
+def test_a_fast_client_keeps_its_connection(cold):
     """Each head is there before the event loop goes on, so that no busy machine makes the client a slow one."""
     async def asked_twice():
-        with connected_protocol(service, header_seconds=0.2) as (protocol, transport):
+        with connected_protocol(cold, header_seconds=0.2) as (protocol, transport):
             for answers in 1, 2:
                 protocol.data_received(HEALTH)
                 while sum(b'alive' in call.args[0] for call in transport.write.call_args_list) < answers:
