@@ -27,7 +27,7 @@ def state(process: int | str) -> str:
 _KEPT: list[socket.socket] = []
 
 
-def _kept_port() -> int:
+def kept_port() -> int:
     """A port that nobody else gets: bound and not listening, it is left to process 0, whose gRPC shares ports."""
     _KEPT.append(socket.socket())
     _KEPT[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -36,15 +36,15 @@ def _kept_port() -> int:
 
 
 def start(
-    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, connect_seconds: int = SECONDS,
-    of_last: list[str] = (), program: tuple[str, ...] = ('-m', 'tests.patient', 'experiments.train'),
+    count: int, workdir: Path, *flags: str, devices: int, cwd: Path, of_last: list[str] = (),
+    program: tuple[str, ...] = ('-m', 'tests.patient', 'experiments.train'),
 ) -> list[subprocess.Popen]:
     """Starts `count` processes of `ssd4rec_jax.commands.train`; a single one runs without --distributed.
 
     devices: the number of simulated CPU devices of each process. of_last: flags that only the last process gets.
     program: Python's arguments for another program with the same flags; tests.patient gives a module time.
     """
-    port = _kept_port()
+    port = kept_port()
 
     def one(more: list[str]) -> subprocess.Popen:
         env = os.environ | {
@@ -58,7 +58,7 @@ def start(
         return [one([])]
     meet = [
         '--distributed', f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={count}',
-        f'--connect_seconds={connect_seconds}',
+        f'--connect_seconds={SECONDS}',
     ]
     each = [[*meet, f'--process_id={number}'] for number in range(count)]
     each[-1] += of_last
