@@ -1,6 +1,7 @@
 """evaluate, recommend and the ways a training command treats a workdir that is not empty."""
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,16 +20,15 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import load_run, write_config
 from tests.packed import pack
-from tests.processes import on_one_device
 from tests.tiny import DATA, MODEL, TRAIN, StopAfter, history, tiny_dataset, trainer_in
 
 ITEMS, USERS = 30, 60
 
 
 def command(name: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
+    env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
     return subprocess.run(
-        [sys.executable, '-m', f'experiments.{name}', *flags], cwd=cwd, env=on_one_device(), capture_output=True,
-        text=True,
+        [sys.executable, '-m', f'experiments.{name}', *flags], cwd=cwd, env=env, capture_output=True, text=True
     )
 
 
