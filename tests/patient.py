@@ -16,8 +16,9 @@ SECONDS = 300
 
 @dataclasses.dataclass(frozen=True)
 class Patient(limits.Limits):
-    """Limits of a service that leave time for everything."""
+    """Limits of a service that leave time for everything, and have little compiled, as no test sends long histories."""
 
+    history: int = 64
     header_seconds: float = SECONDS
     body_seconds: float = SECONDS
     request_seconds: float = SECONDS

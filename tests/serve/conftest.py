@@ -13,7 +13,7 @@ from ssd4rec_jax.serve.service import Service
 from tests.export.runs import saved_run
 from tests.patient import Patient
 
-LIMITS = Patient(body=20_000, id_length=30, histories=40, history=64, k=20, ids=60, events=50, queue=80)
+LIMITS = Patient(body=20_000, id_length=30, histories=40, k=20, ids=60, events=50, queue=80)
 
 ONE_DEVICE = device_mesh(jax.devices()[:1])
 
