@@ -14,6 +14,10 @@ from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
 from ssd4rec_jax.rank.scorer import Scorer
 from ssd4rec_jax.reporter import Reporter
 
+# On a CPU a step has about so many tokens for each device, because its arrays then stay near the caches. Steps of the
+# size that training takes ranked KuaiRand's users in twice the time (docs/measurements.md).
+CPU_TOKENS = 4096
+
 
 class Ranker:
     """Ranks the target of every example among all items of the catalogue.
@@ -21,8 +25,9 @@ class Ranker:
     Items that the user has seen stay in the ranking unless they are excluded; item 0 is never ranked. followers: see
     ssd4rec_jax.rank.scorer.Scorer.
     longest: examples that decide the shape of the packed steps, together with targets_per_step and tokens_per_row as in
-      training. No history that is ranked later may be longer than their longest. With the test examples here, one
-      compiled program serves both splits, because a user's test history is the validation history plus one item.
+      training, which on a CPU are upper limits. No history that is ranked later may be longer than their longest. With
+      the test examples here, one compiled program serves both splits, because a user's test history is the validation
+      history plus one item.
     """
 
     def __init__(
@@ -31,11 +36,16 @@ class Ranker:
         reporter: Reporter | None = None,
     ):
         self.scorer = Scorer(network, mesh, followers=followers, reporter=reporter)
+        lengths = longest.lengths
+        histories: float = targets_per_step
+        if mesh.devices.flat[0].platform == 'cpu':
+            tokens_per_row = min(tokens_per_row, max(CPU_TOKENS, 2 * int(lengths.max())))
+            histories = min(histories, mesh.size * tokens_per_row // float(lengths.mean()))
         self.shape: StepShape = choose_step_shape(
-            longest.lengths, targets_per_step=targets_per_step, tokens_per_row=tokens_per_row,
-            row_multiple=mesh.size, token_multiple=token_multiple(mesh),
+            lengths, targets_per_step=histories, tokens_per_row=tokens_per_row, row_multiple=mesh.size,
+            token_multiple=token_multiple(mesh),
         )
-        self._tokens = int(longest.lengths.sum())
+        self._tokens = int(lengths.sum())
 
     def ranks(
         self, params: dict, examples: ExampleIndex, *, exclude: Sequence[np.ndarray] | None = None
