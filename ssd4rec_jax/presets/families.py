@@ -1,8 +1,9 @@
 """Settings that were measured to rank better than the published ones, for short and for long histories.
 
 They were chosen by validation, on a CPU (docs/results.md). What both have in common: all prefixes of a history are read
-in one pass where that is exact, a sampled softmax teaches, row-wise Adagrad updates the item table, LayerNorm and
-dropout follow the embedding, and items that a history holds have a learned bias. Where histories are short, what often
+in one pass where that is exact, a sampled softmax teaches, or a full one where a sample would hold the whole catalogue,
+row-wise Adagrad updates the item table, LayerNorm and dropout follow the embedding, and items that a history holds have
+a learned bias. Where histories are short, what often
 followed their newest items ranks higher.
 """
 import dataclasses
@@ -66,9 +67,10 @@ def better(
         norm_embedding=True, seen_bias=True,
         follower_weight=family.follower_weight if has_followers else 0.0,
     )
-    train = TrainConfig(
-        objective='fastest', loss='sampled',
-        num_negatives=int(np.clip(2 ** math.ceil(math.log2(num_items)), 64, family.most_negatives)),
+    sampled = TrainConfig(loss='sampled', num_negatives=family.most_negatives)
+    full = TrainConfig(loss='full', table_optimizer='adagrad')
+    train = dataclasses.replace(
+        sampled if num_items > family.most_negatives else full, objective='fastest',
         # About a hundred steps an epoch teach a small log, and a step of 1,024 targets keeps the matrix units of a CPU
         # busy.
         targets_per_step=int(np.clip(2 ** round(math.log2(max(num_targets, 1) / 100)), 64, 1024)),

@@ -6,6 +6,7 @@ import pytest
 
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import default_config, preset_config
+from ssd4rec_jax.presets.families import better
 from tests.tiny import tiny_dataset
 
 
@@ -39,10 +40,22 @@ def test_an_own_log_gets_settings_that_fit_it():
 
     short = preset('interactions', None, prepared, lambda: 'cpu')
     assert asked == [default_config('interactions')]
-    assert (short.model.num_layers, short.model.hidden_size, short.train.num_negatives) == (1, 64, 64)
+    assert (short.model.num_layers, short.model.hidden_size) == (1, 64)
+    # A sample of 2,048 would hold all of its 30 items.
+    assert (short.train.loss, short.train.table_optimizer) == ('full', 'adagrad')
     assert preset('interactions', None, prepared, lambda: 'gpu').model.hidden_size == 256
     log = dataclasses.replace(log, items=log.items.repeat(8), offsets=8 * log.offsets)
     assert preset('amazon-beauty', 'auto', prepared, lambda: 'cpu').model.num_layers == 2
+
+
+@pytest.mark.parametrize('mean_length, most', [(9.0, 2048), (100.0, 1024)])
+def test_a_sample_is_smaller_than_the_catalogue(mean_length, most):
+    published = default_config('interactions')
+    whole, sampled = (
+        better(published, mean_length=mean_length, num_items=items, num_targets=10**5).train
+        for items in (most, most + 1)
+    )
+    assert (whole.loss, sampled.loss, sampled.num_negatives) == ('full', 'sampled', most)
 
 
 @pytest.mark.parametrize('history, weight, said', [
