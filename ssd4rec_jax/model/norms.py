@@ -44,12 +44,6 @@ def _normalized(epsilon, x):
     return centred * inverse, inverse
 
 
-def _layer_norm_fwd(epsilon, x, scale, bias):
-    # Where x is a sum, XLA would make it here, and once more to keep it.
-    x = jax.lax.optimization_barrier(x)
-    return _layer_norm(epsilon, x, scale, bias), (x, scale)
-
-
 def _layer_norm_bwd(epsilon, residuals, g):
     x, scale = residuals
     normalized, inverse = _normalized(epsilon, jax.lax.optimization_barrier(x))
@@ -62,4 +56,6 @@ def _layer_norm_bwd(epsilon, residuals, g):
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
-_layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+_layer_norm.defvjp(
+    lambda epsilon, x, scale, bias: (_layer_norm(epsilon, x, scale, bias), (x, scale)), _layer_norm_bwd
+)

@@ -82,13 +82,8 @@ def _activated_bwd(directions, residuals, gs):
     tap gives, multiplied by x, the gradient of that tap. Both directions therefore share these factors.
     """
     x, kernel, bias, position, remaining = residuals
-    # The barrier makes XLA compute the convolutions again instead of keeping them, or shifted copies, from the forward
-    # pass. A GPU reads x where it was projected, among other columns; behind the barrier it would be a copy.
-    at_gpu = target().platform == 'gpu'
-    if at_gpu:
-        kernel, bias, gs = jax.lax.optimization_barrier((kernel, bias, gs))
-    else:
-        x, gs = jax.lax.optimization_barrier((x, gs))
+    # The barrier makes XLA compute the convolutions again instead of keeping shifted copies from the forward pass.
+    x, gs = jax.lax.optimization_barrier((x, gs))
     width, of_taps, readers = len(kernel), [], []
     for reverse, g in zip(directions, gs, strict=True):
         before, after = (remaining, position) if reverse else (position, remaining)
@@ -98,6 +93,7 @@ def _activated_bwd(directions, residuals, gs):
         readers.append(_neighbours(g, width, after, not reverse))
     by_tap = [sum(g) for g in zip(*readers, strict=True)]
     # A GPU reads everything at the same tokens, and so only once. Elsewhere x is multiplied once for both directions.
+    at_gpu = target().platform == 'gpu'
     products = [sum(p) for p in zip(*of_taps, strict=True)] if at_gpu else [x * g for g in by_tap]
     sums = token_sums(*products[::-1], by_tap[0])
     return _tapped(by_tap, kernel), sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype), None, None
