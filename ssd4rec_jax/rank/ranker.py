@@ -19,7 +19,7 @@ from ssd4rec_jax.rank.scorer import Scorer
 from ssd4rec_jax.reporter import Reporter
 
 # On a CPU a step has about so many tokens for each device, because its arrays then stay near the caches. Steps of the
-# size that training takes took 1.7 times as long for KuaiRand (docs/measurements.md).
+# size that training takes took 1.4 to 1.7 times as long for KuaiRand (docs/measurements.md).
 CPU_TOKENS = 4096
 
 
