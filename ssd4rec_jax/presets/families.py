@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.config.plugs import loss_settings
 from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import TrainConfig
 
@@ -81,7 +82,7 @@ def better(
         schedule=family.schedule, warmup_share=0.05,
     )
     data = dataclasses.replace(published.data, mask_ratio=family.mask_ratio)
-    return dataclasses.replace(published, model=model, data=data, train=train)
+    return dataclasses.replace(published, model=model, data=data, train=train, loss=loss_settings(train.loss)())
 
 
 def side_by_side(config: RunConfig) -> RunConfig:

@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ssd4rec_jax.config.run import from_dict, to_dict
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import default_config, preset_config
 from ssd4rec_jax.presets.families import better
@@ -51,10 +52,11 @@ def test_an_own_log_gets_settings_that_fit_it():
 @pytest.mark.parametrize('mean_length, most', [(9.0, 2048), (100.0, 1024)])
 def test_a_sample_is_smaller_than_the_catalogue(mean_length, most):
     published = default_config('interactions')
-    whole, sampled = (
-        better(published, mean_length=mean_length, num_items=items, num_targets=10**5).train
-        for items in (most, most + 1)
-    )
+    configs = [
+        better(published, mean_length=mean_length, num_items=items, num_targets=10**5) for items in (most, most + 1)
+    ]
+    assert [from_dict(to_dict(config)) for config in configs] == configs
+    whole, sampled = (config.train for config in configs)
     assert (whole.loss, sampled.loss, sampled.num_negatives) == ('full', 'sampled', most)
 
 
