@@ -10,30 +10,27 @@ import jax
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.added_items import of_features, of_neighbours, of_vectors, with_items
 from ssd4rec_jax.answers import Answers
 from ssd4rec_jax.arguments import listed, mapped, of_kind, one_of, text, truth, whole
 from ssd4rec_jax.arguments import path as folder_path
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.dataset import SequenceDataset, save_dataset, with_split
 from ssd4rec_jax.data.extend import extended
-from ssd4rec_jax.data.followers import with_new_items
-from ssd4rec_jax.data.ids import canonical, positions
 from ssd4rec_jax.data.prepare import fingerprint, prepare
 from ssd4rec_jax.data.sources import FileSource, FrameSource, find_source
 from ssd4rec_jax.data.synthetic import SyntheticSource
 from ssd4rec_jax.data.tables.formats import TableOptions
 from ssd4rec_jax.data.tables.frames import as_polars
-from ssd4rec_jax.data.vocabulary import TextIds
 from ssd4rec_jax.errors import CheckpointError, UserError
 from ssd4rec_jax.export.formats import FORMATS
 from ssd4rec_jax.live import LiveModel
-from ssd4rec_jax.model.network import abstract_network
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING, shardings
+from ssd4rec_jax.parallel.mesh import ITEM_EMBEDDING
 from ssd4rec_jax.presets import default_config
 from ssd4rec_jax.presets.auto import auto_config
 from ssd4rec_jax.rank.evaluation import SPLITS, Evaluator
-from ssd4rec_jax.rank.new_items import feature_vectors, nearest_items, neighbour_vectors
+from ssd4rec_jax.rank.new_items import neighbour_vectors, stand_beside
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.run.saved_run import SavedRun, load_run
@@ -128,7 +125,7 @@ class Recommender:
         save_dataset(dataset, prepared)
         params = saved.network.whole(saved.params)
         new = np.arange(saved.dataset.num_items + 1, dataset.num_items + 1)
-        vectors = neighbour_vectors(params[ITEM_EMBEDDING], _beside(dataset, new))
+        vectors = neighbour_vectors(params[ITEM_EMBEDDING], stand_beside(dataset, new))
         table = params[ITEM_EMBEDDING]
         params = {**params, ITEM_EMBEDDING: np.concatenate([table, vectors.astype(table.dtype)])}
         users = users_to_read(dataset, saved.dataset.lengths, seed=saved.config.train.seed)
@@ -181,65 +178,16 @@ class Recommender:
         """
         if sum(given is not None for given in (vectors, beside, features)) != 1:
             raise UserError('give one of vectors={id: numbers}, beside={id: [item, ...]} or features=frame')
-        table = self._answers.table
+        answers = self._answers
         if features is not None:
-            frame = as_polars(features).collect()
-            item = text(item, 'item')
-            if item not in frame.columns:
-                raise UserError(f'features has no column {item!r}; it has {", ".join(frame.columns)}')
-            if frame[item].null_count() or frame[item].is_duplicated().any() or frame.width < 2:
-                raise UserError(f'features must have each item once in {item!r}, and a column beside it')
-            at = positions(self._saved.dataset.item_ids, [str(i) for i in frame[item].to_list()])
-            known, new = frame.filter(pl.Series(at >= 0)), frame.filter(pl.Series(at < 0))
-            if not len(known) or not len(new):
-                raise UserError(f'features has {len(known)} known and {len(new)} new items; it needs some of both')
-            names = new[item].to_list()
-            found = feature_vectors(known.drop(item), self.item_vectors[at[at >= 0]], new.drop(item))
+            added = of_features(answers, features, item)
         elif beside is not None:
-            neighbours = mapped(beside, 'beside', 'new ids and lists of known ones')
-            names = list(neighbours)
-            groups = [self._answers.known(ids, f'beside[{name!r}]') + 1 for name, ids in neighbours.items()]
-            if empty := [name for name, group in zip(names, groups, strict=True) if not len(group)]:
-                raise UserError(f'beside[{empty[0]!r}] is empty: name an item that it occurs beside')
-            self._append_items(names, neighbour_vectors(table, groups), groups)
-            return self
+            added = of_neighbours(answers, beside)
         else:
-            given = mapped(vectors, 'vectors', f'new ids and {table.shape[1]} numbers each')
-            names = list(given)
-            try:
-                found = np.asarray([np.asarray(vector, np.float32) for vector in given.values()])
-                right = found.shape == (len(names), table.shape[1]) and np.isfinite(found).all()
-            except (TypeError, ValueError):
-                right = False
-            if not right:
-                raise UserError(f'vectors must be {table.shape[1]} finite numbers for each item')
-        self._append_items(names, found, nearest_items(table, found))
+            assert vectors is not None
+            added = of_vectors(answers, vectors)
+        self._take(with_items(answers.saved, added))
         return self
-
-    def _append_items(self, names: list[Any], vectors: np.ndarray, groups: list[np.ndarray]) -> None:
-        """groups: for each of the new items, internal ids of known ones that it is like."""
-        saved = self._saved
-        at = positions(saved.dataset.item_ids, [str(name) for name in names])
-        if (at >= 0).any():
-            raise UserError(f'{names[int(np.argmax(at >= 0))]!r} is in the catalogue already')
-        known = saved.dataset.item_ids
-        if isinstance(known, TextIds):
-            item_ids: TextIds | np.ndarray = TextIds.of([*known.tolist(), *(str(name).strip() for name in names)])
-        else:
-            ids = canonical(pl.Series([str(name) for name in names]))
-            if ids.dtype != pl.Int64 or ids.null_count():
-                raise UserError(f'the ids of this log are integers, and {names!r} are not all: give them alike')
-            item_ids = np.concatenate([np.asarray(known), ids.to_numpy()])
-        network, _ = abstract_network(saved.config.model, len(item_ids), saved.mesh)
-        whole = saved.network.whole(saved.params)
-        table = np.concatenate([whole[ITEM_EMBEDDING], vectors.astype(whole[ITEM_EMBEDDING].dtype)])
-        params = network.split({**whole, ITEM_EMBEDDING: table}, saved.mesh)
-        self._take(dataclasses.replace(
-            saved, dataset=dataclasses.replace(saved.dataset, item_ids=item_ids), network=network,
-            params=jax.device_put(params, shardings(params, saved.mesh)),
-            item_counts=np.concatenate([saved.item_counts, np.zeros(len(names), np.int64)]),
-            followers=saved.followers and with_new_items(saved.followers, groups),
-        ))
 
     def _configured(
         self, source: FileSource | FrameSource | SyntheticSource, folder: Path
@@ -449,22 +397,3 @@ def _folder(workdir: str | Path | None) -> Path:
 
 def _reporter(reporter: Reporter | None) -> Reporter:
     return shown_progress() if reporter is None else of_kind(reporter, 'reporter', Reporter)
-
-
-def _beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:
-    """For each item the older items (of lower ids than all of `items`) just before and after it in histories; all of
-    the older items where it stands beside none."""
-    if not len(items):
-        return []
-    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)
-    pairs = []
-    for shift in (1, 2):
-        same = user[shift:] == user[:-shift]
-        left, right = dataset.items[:-shift][same], dataset.items[shift:][same]
-        pairs += [(left, right), (right, left)]
-    one, other = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-    use = (one >= items[0]) & (other < items[0])
-    order = np.argsort(one[use], kind='stable')
-    groups = np.split(other[use][order], np.searchsorted(one[use][order], items[1:]))
-    everything = np.arange(1, items[0])
-    return [group if len(group) else everything for group in groups]

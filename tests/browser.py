@@ -1,4 +1,5 @@
 """Pages in a headless Chromium: what one looks like at a width, in light or dark, and what it asks the network for."""
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -7,10 +8,15 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
+from urllib3.exceptions import HTTPError
+
+from tests.waiting import SECONDS, until
 
 PHONE, DESKTOP = 390, 1280  # CSS pixels
 _HEIGHT = 900
+_STARTS = 5
 _ARGUMENTS = (
     '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-component-update',
     '--disable-background-networking', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars',
@@ -40,6 +46,7 @@ class Browser:
             options.add_argument(argument)
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
         self.driver = webdriver.Chrome(options, Service(shutil.which('chromedriver')))
+        self.driver.set_script_timeout(SECONDS)
 
     def open(self, page: str | Path, *, width: int = DESKTOP, dark: bool = False) -> Seen:
         """Open an address or a file on a screen of so many CSS pixels, and wait until it is loaded."""
@@ -60,6 +67,10 @@ class Browser:
         """What the JavaScript returns; it finds the arguments in `arguments`."""
         return self.driver.execute_script(script, *arguments)
 
+    def until(self, script: str):
+        """What an expression of JavaScript is once it is true."""
+        return until(lambda: self.run(f'return {script}'))
+
     def picture(self, path: Path) -> None:
         """Write a PNG file of the whole page, at the width at which it was opened."""
         width, height = self.run('return [innerWidth, document.documentElement.scrollHeight]')
@@ -69,7 +80,9 @@ class Browser:
         self._tell('Emulation.setDeviceMetricsOverride', height=_HEIGHT, **shown)
 
     def close(self) -> None:
-        self.driver.quit()
+        """End it, or leave it where it has ended by itself."""
+        with contextlib.suppress(WebDriverException, HTTPError):
+            self.driver.quit()
 
     def _tell(self, command: str, **arguments) -> None:
         self.driver.execute_cdp_cmd(command, arguments)
@@ -88,6 +101,14 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     """The one browser of the test process."""
     if missing := [name for name in ('chromium', 'chromedriver') if shutil.which(name) is None]:
         pytest.skip(f'{" and ".join(missing)} not found: install the packages chromium and chromium-driver')
-    opened = Browser(tmp_path_factory.mktemp('chromium'))
+    opened = _opened(tmp_path_factory)
     yield opened
     opened.close()
+
+
+def _opened(tmp_path_factory) -> Browser:
+    """A browser, whose start on a busy machine may take longer than chromedriver waits: it is tried again."""
+    for _ in range(_STARTS - 1):
+        with contextlib.suppress(WebDriverException, HTTPError):
+            return Browser(tmp_path_factory.mktemp('chromium'))
+    return Browser(tmp_path_factory.mktemp('chromium'))

@@ -7,14 +7,24 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true',
+    # XLA ends a process, after 40 s by default, in which one device waits for another that the machine does not run.
+    '--xla_cpu_collective_call_terminate_timeout_seconds=1200',
+    '--xla_cpu_collective_call_warn_stuck_timeout_seconds=1200',
 ]).strip()
 os.environ.setdefault('SSD4REC_CACHE', os.path.join(tempfile.gettempdir(), f'ssd4rec-tests-{os.getuid()}'))
 
+import hypothesis
 import jax
 import pytest
 
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from tests.browser import browser  # noqa: F401  # a fixture for every test
+
+# The same inputs in every run, and none that fails because the machine is busy.
+hypothesis.settings.register_profile(
+    'tests', derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile('tests')
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,7 +1,6 @@
 """Runs the examples of docs/extending.md as they stand there, with the commands that stand there."""
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.train import losses
 from ssd4rec_jax.train.program import TrainProgram
 from tests.packed import pack
+from tests.processes import ROOT, on_one_device
 
 DOC = (Path(__file__).parents[1] / 'docs' / 'extending.md').read_text()
 EXAMPLES = {re.match(r'# (\w+)\.py\n', code)[1]: code for code in re.findall(r'```python\n(.*?)```', DOC, re.DOTALL)}
@@ -77,7 +77,7 @@ def test_each_example_is_short():
 
 
 def command(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
-    env = os.environ | {'PYTHONPATH': f'{Path(__file__).parents[1]}:{folder}'}
+    env = on_one_device(PYTHONPATH=f'{ROOT}:{folder}')
     return subprocess.run(
         [sys.executable, '-m', f'experiments.{name}', *flags], cwd=folder, env=env, capture_output=True, text=True
     )

@@ -22,7 +22,8 @@ COMMANDS = 'ssd4rec_jax/commands/', 'experiments/'
 # The rooms of ssd4rec_jax from the ground up. A room imports only rooms before it, so there are no circles.
 ROOMS = (
     'errors', 'files', 'reporter', 'config', 'parallel', 'data', 'model', 'peers', 'rank', 'run', 'train', 'presets',
-    'tune', 'study', 'show', 'arguments', 'answers', 'live', 'export', 'recommender', 'report', 'serve', 'commands',
+    'tune', 'study', 'show', 'arguments', 'answers', 'added_items', 'live', 'export', 'recommender', 'report', 'serve',
+    'commands',
 )
 # The rooms of experiments, in the same way; its front doors and commands lie above all of them.
 EXPERIMENTS = 'logs', 'published', 'compiled', 'pod', 'bench'

@@ -18,7 +18,10 @@ from ssd4rec_jax.serve.limits import Limits
 
 _MODEL = flags.DEFINE_string('model', None, 'Folder of a saved model or of a training run, or a link to one.')
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at; this machine alone reaches the default.')
-_PORT = flags.DEFINE_integer('port', 8080, 'Port to listen at.', lower_bound=1, upper_bound=65535)
+_PORT = flags.DEFINE_integer(
+    'port', 8080, 'Port to listen at; with 0 the system chooses one, which is named once the model is ready.',
+    lower_bound=0, upper_bound=65535,
+)
 _EVENTS = flags.DEFINE_string('events', None, 'Folder of the log of new events, DIR.events if not given.')
 _TITLES = flags.DEFINE_string(
     'titles', None, "What items are called: MovieLens' u.item or movies.csv, or a csv or Parquet file with the columns "

@@ -30,7 +30,7 @@ from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.presets import preset_config
 from ssd4rec_jax.study.figures import draw
 from ssd4rec_jax.study.folder import StudyFolder
-from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, known, read_study
+from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, distinct, known, read_study
 from ssd4rec_jax.study.run import run_cells
 from ssd4rec_jax.study.summary import summarize
 from ssd4rec_jax.study.tables import latex, markdown
@@ -55,13 +55,15 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     enable_compilation_cache()
     study = read_study(STUDY.value, Path(_STUDIES.value) if _STUDIES.value else DEFAULT)
-    grid = _grid(study)
+    grid, same = distinct(_grid(study), study.against)
     names = {row.name for row in chosen(study, [name.strip() for name in _ROWS.value])}
     folder = StudyFolder(
         Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve(),
         Path(_RUNS.value).resolve() if _RUNS.value else None,
     )
     console.print(f'study: {folder.path}, {len(grid)} cells. {study.about}')
+    for row, other in same.items():
+        console.print(f'{row} has the settings of {other} here and is left out')
     signals = StopSignals()
     asked = [cell for cell in grid if cell.row.name in names]
     if _TUNE.value:

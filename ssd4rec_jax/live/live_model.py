@@ -3,6 +3,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import polars as pl
 
@@ -182,11 +183,8 @@ class LiveModel:
 
     @functools.cached_property
     def _stepping(self) -> Stepping:
-        saved = self.saved
-        return Stepping(
-            saved.network, saved.network.whole(saved.params), saved.followers, saved.mesh.local_devices[0],
-            *self._sizes,
-        )
+        saved, device = self.saved, self.saved.mesh.local_devices[0]
+        return Stepping(saved.network, _held_whole(saved, device), saved.followers, device, *self._sizes)
 
     def _read_again(self, sessions: Sequence[Session]) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
         """(internal items, features) of sessions that keep their history."""
@@ -199,6 +197,15 @@ class LiveModel:
         if not self._reads_gaps or dataset.times is None or user >= dataset.num_users:
             return None
         return float(dataset.times[dataset.offsets[user + 1] - 1])
+
+
+def _held_whole(saved: SavedRun, device: jax.Device) -> dict:
+    """All parameters: the arrays of a device that holds them whole, else a copy on the host."""
+    if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(saved.params)):
+        return saved.network.whole(saved.params)
+    return jax.tree.map(
+        lambda leaf: next(shard.data for shard in leaf.addressable_shards if shard.device == device), saved.params
+    )
 
 
 def _moments(times: Any, events: int) -> np.ndarray:

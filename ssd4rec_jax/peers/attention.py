@@ -6,24 +6,31 @@ import numpy as np
 from ssd4rec_jax.model.draws import Draws, mix
 from ssd4rec_jax.model.layout import Layout
 
+# How many blocks a window has: a token reads the window and one block more. Beyond two, what smaller blocks leave
+# unread is worth less than the longer products of larger ones.
+BLOCKS_OF_WINDOW = 2
+
 
 class Blocks:
     """Rows cut into blocks, whose tokens read their own block and those beside it: the whole of their history, where no
-    history is longer than a block.
+    history is longer than the window.
 
     size: the number of tokens of a block; the last block of a row is filled up with zeros.
-    distance: int [size, 2 or 3 size], how many tokens the one that is read lies before the one that reads.
-    allowed: bool [rows, blocks, 1, size, 2 or 3 size], which tokens may be read: those of the same history and, with
-      causal, none behind the one that reads, and so never the block behind its own.
+    distance: int [size, read], how many tokens the one that is read lies before the one that reads. `read` is the size
+      of all blocks that a block reads.
+    allowed: bool [rows, blocks, 1, size, read], which tokens may be read: those of the same history and, with causal,
+      none behind the one that reads, and so never a block behind its own.
     """
 
     def __init__(self, layout: Layout, window: int, *, causal: bool = True):
-        """window: the size, unless rows are shorter."""
+        """window: the number of tokens that the longest history has, or more."""
         self.tokens = layout.segment_ids.shape[1]
-        self.size = min(window, self.tokens)
+        window = min(window, self.tokens)
+        self.size = -(-window // BLOCKS_OF_WINDOW)
         self.count = -(-self.tokens // self.size)
-        self.beside = (1, 0) if causal else (1, 1)  # blocks before and behind
-        read = np.arange((1 + sum(self.beside)) * self.size) - self.size
+        reach = min(-(-(window - 1) // self.size), self.count - 1)
+        self.beside = (reach, 0) if causal else (reach, reach)  # blocks before and behind
+        read = np.arange((1 + sum(self.beside)) * self.size) - reach * self.size
         self.distance = np.arange(self.size)[:, None] - read
         allowed = self.own(layout.segment_ids)[..., None] == self.with_beside(layout.segment_ids)[..., None, :]
         self.allowed = (allowed & (self.distance >= 0) if causal else allowed)[:, :, None]
@@ -34,12 +41,12 @@ class Blocks:
         return x.reshape(x.shape[0], self.count, self.size, *x.shape[2:])
 
     def with_beside(self, x: jax.Array) -> jax.Array:
-        """[rows, blocks, 2 or 3 size, ...], each block with those beside it, which are zeros beyond the row."""
+        """[rows, blocks, read, ...], each block with those beside it, which are zeros beyond the row."""
         padded = jnp.pad(self.own(x), [(0, 0), self.beside] + [(0, 0)] * (x.ndim - 1))
         return jnp.concatenate([padded[:, k:k + self.count] for k in range(1 + sum(self.beside))], axis=2)
 
     def products(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """[rows, blocks, heads, size, 2 or 3 size], float32 or wider, of two arrays [rows, tokens, heads, width]."""
+        """[rows, blocks, heads, size, read], float32 or wider, of two arrays [rows, tokens, heads, width]."""
         wide = jnp.promote_types(query.dtype, jnp.float32)
         return jnp.einsum('rbqhd,rbkhd->rbhqk', self.own(query), self.with_beside(key), preferred_element_type=wide)
 

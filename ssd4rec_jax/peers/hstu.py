@@ -55,7 +55,7 @@ class HSTU(LayeredNetwork):
         return dropout(h, self.config.dropout_prob, draws, 'embedding')
 
     def carried(self, layout: Layout, draws: Draws | None) -> jax.Array:
-        """The bucket of the time between each pair of items, int32 [rows, blocks, size, 2 size], as in Blocks."""
+        """The bucket of the time between each pair of items, int32 [rows, blocks, size, read], as in Blocks."""
         gaps = jnp.where(layout.position > 0, 2 * 10**layout.gaps(reverse=False) - 1, 0)
         # Sums that grow too large for int32 begin again at its other end. Differences within a history stay exact:
         # 10,000 of the largest gaps have less than 2^31 ticks.

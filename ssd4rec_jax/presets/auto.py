@@ -22,10 +22,12 @@ def auto_config(published: RunConfig, dataset: SequenceDataset, *, platform: str
     )
     followers = 'followers rank higher' if config.model.follower_weight else 'followers left out'
     layers = '1 layer' if config.model.num_layers == 1 else f'{config.model.num_layers} layers'
+    train = config.train
+    softmax = f'{train.num_negatives:,} negatives of' if train.loss == 'sampled' else 'a softmax over all'
     return config, (
         f'settings: {hidden_size} wide, {layers} (histories hold {mean:.0f} items on average), '
-        f'{config.train.num_negatives:,} negatives of {dataset.num_items:,} items, '
-        f'{config.train.targets_per_step:,} targets per step, {followers} ({repeats:.0%} of interactions are repeats, '
+        f'{softmax} {dataset.num_items:,} items, {train.targets_per_step:,} targets per step, '
+        f'{followers} ({repeats:.0%} of interactions are repeats, '
         f'{num_targets / dataset.num_items:.0f} targets for each item)'
     )
 

@@ -14,7 +14,6 @@ from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.model.network import Network
 from ssd4rec_jax.rank.baselines import training_counts
 from ssd4rec_jax.rank.ranker import Ranker
-from ssd4rec_jax.rank.recommend import TopItems
 from ssd4rec_jax.rank.report import grouped, list_metrics, metric_frame, set_metric_frame
 
 SPLITS = 'test', 'valid'
@@ -78,13 +77,13 @@ class Evaluator:
         followers: Followers | None = None,
     ):
         dataset = with_features(dataset, features_read(config.model))
-        self._max_history, self._dataset = config.data.max_history, dataset
-        self.examples = _EXAMPLES[split](dataset, max_history=self._max_history)
+        self._dataset = dataset
+        max_history = config.data.max_history
+        self.examples = _EXAMPLES[split](dataset, max_history=max_history)
         self._whole = _EXAMPLES[split](dataset)
-        self._network, self._mesh, self._followers = network, mesh, followers
         # The test histories are the longest, so one compiled program serves both splits.
         self.ranker = Ranker(
-            network, mesh, test_examples(dataset, max_history=self._max_history),
+            network, mesh, test_examples(dataset, max_history=max_history),
             targets_per_step=config.train.targets_per_step, tokens_per_row=config.data.tokens_per_row,
             followers=followers,
         )
@@ -106,14 +105,10 @@ class Evaluator:
 
     def evaluate(self, params: dict, *, longest_list: int, seen_out: bool) -> Evaluation:
         """`ranks`, and lists of longest_list items."""
-        top = TopItems(
-            self._network, self._mesh, params, max_history=self._max_history, followers=self._followers
+        ranks, lists = self.ranker.ranks_and_lists(
+            params, self.examples, k=longest_list, exclude=self._seen() if seen_out else None
         )
-        lists, scores = top(self.examples, k=longest_list, exclude=self._seen() if seen_out else None)
-        return Evaluation(
-            self.examples, self.users, self.ranks(params, seen_out=seen_out), np.where(np.isfinite(scores), lists, 0),
-            self.counts,
-        )
+        return Evaluation(self.examples, self.users, ranks, lists, self.counts)
 
     def _seen(self) -> list[np.ndarray]:
         """What the user of each target has done before it."""

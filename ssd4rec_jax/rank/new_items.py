@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from ssd4rec_jax.data.dataset import SequenceDataset
+
 RIDGE = 1.0
 NEAREST = 5
 
@@ -46,6 +48,25 @@ def feature_vectors(known: pl.DataFrame, vectors: np.ndarray, new: pl.DataFrame,
     fitted, found = (mean + rows @ map_ for rows in (design, wanted))
     scale = np.linalg.norm(vectors, axis=1).mean() / np.linalg.norm(fitted, axis=1).mean()
     return (scale * found).astype(np.float32)
+
+
+def stand_beside(dataset: SequenceDataset, items: np.ndarray) -> list[np.ndarray]:
+    """For each item the older items (of lower ids than all of `items`) just before and after it in histories; all of
+    the older items where it stands beside none."""
+    if not len(items):
+        return []
+    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)
+    pairs = []
+    for shift in (1, 2):
+        same = user[shift:] == user[:-shift]
+        left, right = dataset.items[:-shift][same], dataset.items[shift:][same]
+        pairs += [(left, right), (right, left)]
+    one, other = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+    use = (one >= items[0]) & (other < items[0])
+    order = np.argsort(one[use], kind='stable')
+    groups = np.split(other[use][order], np.searchsorted(one[use][order], items[1:]))
+    everything = np.arange(1, items[0])
+    return [group if len(group) else everything for group in groups]
 
 
 def _words(frame: pl.DataFrame) -> list[set[str]]:

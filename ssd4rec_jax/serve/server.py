@@ -32,7 +32,7 @@ def serve(service: Service, model: Path, host: str, port: int, *, page: bool = T
 
     @contextlib.asynccontextmanager
     async def watching() -> AsyncIterator[None]:
-        watch = asyncio.create_task(_watch(service, model, f'http://{host}:{port}'))
+        watch = asyncio.create_task(_watch(service, model, f'http://{host}:{listener.getsockname()[1]}'))
         yield
         watch.cancel()
         await asyncio.to_thread(service.stop)

@@ -132,6 +132,23 @@ def cells(
     return grid
 
 
+def distinct(grid: list[Cell], first: str = '') -> tuple[list[Cell], dict[str, str]]:
+    """The cells without the rows that have all settings of another one on this log, and {such a row: the other one}.
+
+    first: a row that stays where others equal it; of the rest, the row that comes first stays.
+    """
+    kept: list[Row] = []
+    same: dict[str, str] = {}
+    settings = {cell.row.name: (cell.row.counted, cell.config) for cell in reversed(grid)}  # with the first seed
+    for row in sorted(dict.fromkeys(cell.row for cell in grid), key=lambda row: row.name != first):
+        other = next((one for one in kept if settings[one.name] == settings[row.name]), None)
+        if other:
+            same[row.name] = other.name
+        else:
+            kept.append(row)
+    return [cell for cell in grid if cell.row.name not in same], same
+
+
 def _config(
     row: Row, preset: Callable[[str], RunConfig], with_settings: Callable[[RunConfig], RunConfig],
     found: Callable[[str], list[str]],

@@ -11,7 +11,7 @@ from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell, Row, Study
 from ssd4rec_jax.study.statistics import difference, user_values
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = 'run the command of the study again, which writes it'
 # The metric that decides which peer is the best, and those of which differences are given.
 DECIDING, COMPARED = 'NDCG@10', ('HR@10', 'NDCG@10', 'MRR@10')
@@ -27,7 +27,7 @@ _Seeds = tuple[tuple[int | None, str], ...]  # the seed and the name of each fin
 def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str) -> dict[str, Any]:
     """The content of study.json. Cells that have not run are there with null in place of figures.
 
-        format, study, about, command    1, the study's name, what it asks, and the command line
+        format, study, about, command    2, the study's name, what it asks, and the command line
         dataset, machines                of the finished cells; null and [] before there are any
         x, values                        the setting that is varied and its values; null and [] where none is
         metrics, protocols               the names of METRICS; 'in' with seen items ranked, 'out' with them left out
@@ -43,6 +43,8 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
                                          'finished': bool}]
           test                           {'in', 'out': {metric: {'mean', 'sd', 'n'} over finished seeds, sd null for
                                          one}}, null before a cell has run
+          valid                          {metric: as in test} of the best epoch by validation, seen items ranked; null
+                                         before a cell has run and for a ranking that counts
           difference                     {'in', 'out': {metric of COMPARED: {'mean', 'low', 'high', 'p', 'seeds'}}} from
                                          `against` (ssd4rec_jax.study.statistics), null where either has not run or
                                          the ranks of either were not kept, and for `against` itself
@@ -96,9 +98,9 @@ def read_summary(folder: StudyFolder) -> dict[str, Any]:
 def _row(own: list[Cell], records: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
     row, config = own[0].row, own[0].config
     done = [record for cell in own if (record := records[cell.name])]
-    for record in done:
-        if 'epochs' in record:
-            record['seconds_per_epoch'] = record['train_seconds'] / record['epochs']
+    trained = [record for record in done if 'epochs' in record]
+    for record in trained:
+        record['seconds_per_epoch'] = record['train_seconds'] / record['epochs']
     return {
         'name': row.name, 'series': row.series, 'x': row.x, 'network': '' if row.counted else config.model.name,
         'counted': row.counted, 'preset': row.preset, 'settings': list(row.own),
@@ -110,6 +112,9 @@ def _row(own: list[Cell], records: dict[str, dict[str, Any] | None]) -> dict[str
             seen: {metric: _spread([record['test'][seen][metric] for record in done]) for metric in METRICS}
             for seen in PROTOCOLS
         } if done else None,
+        'valid': {
+            metric: _spread([record['valid'][metric] for record in trained]) for metric in METRICS
+        } if trained else None,
         'cost': {
             name: float(np.mean(values)) for name in COSTS
             if (values := [record[name] for record in done if record.get(name) is not None])
@@ -126,7 +131,7 @@ def _row(own: list[Cell], records: dict[str, dict[str, Any] | None]) -> dict[str
                 'seed': record['seed'],
                 'points': [[point['epoch'], point['train_seconds'], point[DECIDING]] for point in record['curve']],
             }
-            for record in done if 'curve' in record
+            for record in trained
         ],
     }
 

@@ -74,13 +74,16 @@ def _about(summary: dict[str, Any]) -> str:
 
 def _ranking(summary: dict[str, Any], seen: str) -> Table:
     against, best = summary['against'][seen], summary['best'][seen]
-    columns = ['row', 'seeds', *summary['metrics']]
+    chose = f'validation {DECIDING}'  # It ranks seen items too.
+    columns = ['row', 'seeds', *([chose] if seen == 'in' else []), *summary['metrics']]
     if against:
         columns += [f'{DECIDING} less {against}', '95% interval', 'p']
     rows = []
     for row in summary['rows']:
         test = row['test'] and row['test'][seen]
         places = [Text(row['name']), Text(_seeds(row) if test else '')]
+        if chose in columns:
+            places.append(Text(_spread(row['valid'][DECIDING]) if row['valid'] else _NONE if test else ''))
         places += [
             Text(_spread(test[metric]), best[metric] == row['name']) if test else Text('')
             for metric in summary['metrics']

@@ -134,7 +134,7 @@ def test_a_workdir_alone_goes_on_with_its_run(run):
     assert published.config == default_config('interactions')
     # auto fits the settings to the run's own log.
     fitted = entered(path, '--dataset=interactions').config
-    assert fitted.model.hidden_size == 64 and fitted.train.num_negatives == 64
+    assert (fitted.model.hidden_size, fitted.train.loss, fitted.train.table_optimizer) == (64, 'full', 'adagrad')
     assert entered(path, restart=True).config == default_config('synthetic')
     assert entered(path, '--data_dir=log.csv').prepared is None
     assert entered(path, '--set=data.min_interactions=2').prepared is None

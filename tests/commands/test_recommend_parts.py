@@ -70,7 +70,7 @@ def test_two_processes_write_what_one_writes(model, tmp_path, shards):
     def ask(count, output, *more, asked=asked):
         flags = *asked, f'--output={output}', f'--model_shards={shards if count > 1 else 1}', *more
         return finished(start(
-            count, model, *flags, devices=2, cwd=tmp_path, connect_seconds=250, program=('-m', 'experiments.recommend'),
+            count, model, *flags, devices=2, cwd=tmp_path, program=('-m', 'tests.patient', 'experiments.recommend'),
         ))
 
     (one,) = ask(1, 'one.parquet')

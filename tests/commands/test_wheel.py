@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -63,17 +62,15 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def served(script: Path, home: Path) -> dict:
     """What `ssd4rec serve` answers to the history that the export was asked for."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{free.getsockname()[1]}'
-    command = [script, 'serve', '--model=run', f'--port={address.rpartition(":")[2]}']
+    command = [script, 'serve', '--model=run', '--port=0']
     with subprocess.Popen(
         command, cwd=home, env=users_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            assert process.stderr is not None and 'ready' in process.stderr.readline()
+            assert process.stderr is not None
+            ready = next(line for line in process.stderr if ': ready' in line)
             asked = urllib.request.Request(
-                f'http://{address}/recommend', b'{"histories": [["i1", "i4"]], "k": 3}',
+                f'{ready.partition(": ready")[0]}/recommend', b'{"histories": [["i1", "i4"]], "k": 3}',
                 {'content-type': 'application/json'},
             )
             with urllib.request.urlopen(asked) as answer:

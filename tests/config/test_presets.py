@@ -4,8 +4,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ssd4rec_jax.config.run import from_dict, to_dict
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import default_config, preset_config
+from ssd4rec_jax.presets.families import better
 from tests.tiny import tiny_dataset
 
 
@@ -39,10 +41,23 @@ def test_an_own_log_gets_settings_that_fit_it():
 
     short = preset('interactions', None, prepared, lambda: 'cpu')
     assert asked == [default_config('interactions')]
-    assert (short.model.num_layers, short.model.hidden_size, short.train.num_negatives) == (1, 64, 64)
+    assert (short.model.num_layers, short.model.hidden_size) == (1, 64)
+    # A sample of 2,048 would hold all of its 30 items.
+    assert (short.train.loss, short.train.table_optimizer) == ('full', 'adagrad')
     assert preset('interactions', None, prepared, lambda: 'gpu').model.hidden_size == 256
     log = dataclasses.replace(log, items=log.items.repeat(8), offsets=8 * log.offsets)
     assert preset('amazon-beauty', 'auto', prepared, lambda: 'cpu').model.num_layers == 2
+
+
+@pytest.mark.parametrize('mean_length, most', [(9.0, 2048), (100.0, 1024)])
+def test_a_sample_is_smaller_than_the_catalogue(mean_length, most):
+    published = default_config('interactions')
+    configs = [
+        better(published, mean_length=mean_length, num_items=items, num_targets=10**5) for items in (most, most + 1)
+    ]
+    assert [from_dict(to_dict(config)) for config in configs] == configs
+    whole, sampled = (config.train for config in configs)
+    assert (whole.loss, sampled.loss, sampled.num_negatives) == ('full', 'sampled', most)
 
 
 @pytest.mark.parametrize('history, weight, said', [
@@ -57,6 +72,7 @@ def test_followers_rank_higher_where_items_do_not_come_back(history, weight, sai
     )
     config, about = preset_config('interactions', None, lambda _: log, lambda: 'cpu')
     assert config.model.follower_weight == weight and said in about
+    assert config.train.patience == (6 if weight else 16)
     # 5 targets of each of 180 users are 30 for each of 30 items: a network learns the followers by itself.
     dense = dataclasses.replace(
         log, items=np.tile(log.items, 60), offsets=8 * np.arange(181), user_ids=np.arange(180),

@@ -18,7 +18,7 @@ def run(*args, code=None):
     start = ['-c', code] if code else ['-m', 'experiments.compile_pod']
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     return subprocess.run(
-        [sys.executable, *start, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, *start, *args], cwd=ROOT, env=environment, capture_output=True, text=True
     )
 
 

@@ -39,6 +39,7 @@ def saved_run(
     network, params = init_network(config.model, dataset.num_items, 0)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: np.asarray(a + 0.3 * rng.standard_normal(a.shape), a.dtype), params)
+    params = network.split(params, mesh)
     return SavedRun(
         config, dataset, mesh, network, jax.device_put(params, shardings(params, mesh)), 1, 7, item_counts(dataset),
         followers_of(config.model, dataset),

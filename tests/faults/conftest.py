@@ -8,7 +8,7 @@ from ssd4rec_jax.train.stop_signals import StopSignals
 from tests.faults.inside import TINY, call, write_log
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def finished(tmp_path_factory):
     """A folder with a log and `run`, a finished run."""
     root = tmp_path_factory.mktemp('finished') / 'root'
@@ -19,7 +19,7 @@ def finished(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def stopped(tmp_path_factory):
     """The same with a run that was stopped in its second epoch, so that its newest checkpoints end no epoch."""
     root = tmp_path_factory.mktemp('stopped') / 'root'

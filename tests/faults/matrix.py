@@ -5,7 +5,6 @@ says so in one sentence.
 """
 import dataclasses
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -18,8 +17,8 @@ from typing import Any
 import polars as pl
 
 from tests.faults.inside import TINY, Done, write_log
+from tests.processes import ROOT, on_one_device
 
-ROOT = Path(__file__).parents[2]
 ERRORS = 'ENOSPC', 'EDQUOT', 'EIO', 'EIO on reading', 'short'
 _SPEED = 'targets/s', 'tokens/s', 'train_seconds', 'evaluation_seconds'
 
@@ -39,10 +38,7 @@ class Worker:
     """A process that calls commands with faults armed; started anew once a fault has killed it."""
 
     def __init__(self, shim: Path, under: Path):
-        self._environment = os.environ | {
-            'LD_PRELOAD': str(shim), 'FAULT_UNDER': str(under), 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-            'GLIBC_TUNABLES': '',
-        }
+        self._environment = on_one_device(LD_PRELOAD=str(shim), FAULT_UNDER=str(under), GLIBC_TUNABLES='')
         self._process: subprocess.Popen[str] | None = None
 
     def call(

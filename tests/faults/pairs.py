@@ -1,6 +1,5 @@
 """Two processes on one folder of every kind, at the same time, again and again."""
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -8,8 +7,9 @@ from pathlib import Path
 
 from ssd4rec_jax.run.manifest import Damaged, verify
 from tests.faults.inside import TINY, write_log
+from tests.processes import on_one_device
+from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 # Prepares again and again without JAX, which takes milliseconds: argv is the log, the folder, and how often.
 _PREPARE = """
 import json, sys
@@ -50,7 +50,7 @@ class Pairs:
         self.problems: list[str] = []
         for number in (0, 1):
             write_log(root / f'log{number}.csv', seed=number, items=12 + 3 * number)
-        self._environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+        self._environment = on_one_device()
 
     def _start(self, *command: str, folder: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -84,8 +84,7 @@ class Pairs:
         folder.mkdir()
         write_log(folder / 'log.csv')
         both = [self._start('-m', 'experiments.train', *TINY, folder=folder) for _ in range(2)]
-        while not list(folder.glob('run/checkpoints/[0-9]*')) and any(process.poll() is None for process in both):
-            both[0].poll()
+        until(lambda: list(folder.glob('run/checkpoints/[0-9]*')) or all(each.poll() is not None for each in both))
         beside = self._start('-m', 'experiments.evaluate', '--workdir=run', folder=folder)
         ended = [(process.communicate(), process.returncode) for process in (*both, beside)]
         self.counts['pairs of trainings'] += 1

@@ -3,7 +3,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from tests.faults.remedies import (
     works,
     write_files,
 )
+from tests.processes import on_one_device
 
 
 def settings(*flags: str) -> Done:
@@ -183,7 +183,7 @@ EVERY = 'unexpected argument {}: every setting is a --flag=value'
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'} | environment
+    env = on_one_device(**environment)
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, encoding='utf-8')
 
 

@@ -122,6 +122,18 @@ def test_it_answers_as_the_recommender_does(quick):
     assert sessions[0].length == 1
 
 
+@pytest.mark.parametrize('devices, shards', [(1, 1), (2, 1), (2, 2)])
+def test_a_table_that_a_device_holds_whole_is_not_copied(devices, shards):
+    saved = saved_run(mesh=device_mesh(jax.devices()[:devices], shards), num_layers=1, seen_bias=True)
+    live, ids = LiveModel(saved), saved.dataset.item_ids.tolist()
+    found = live.recommend(live.begin([ids[3:6]]), k=ITEMS)
+    expected = pl.concat(Answers(saved).best(histories=[ids[3:6]], k=ITEMS))
+    np.testing.assert_allclose(scores_of(found, 1), scores_of(expected, 1), rtol=1e-5, atol=1e-5)
+    table = live._stepping._params['item_embedding']
+    held = [part.data.unsafe_buffer_pointer() for part in saved.params['item_embedding'].addressable_shards]
+    assert (table.unsafe_buffer_pointer() in held) == (shards == 1) and table.shape == (ITEMS + 1, table.shape[1])
+
+
 def test_a_user_of_the_log_goes_on_with_the_gap_since_its_last_event(quick):
     live, dataset = LiveModel(quick), quick.dataset
     part = slice(dataset.offsets[7], dataset.offsets[8])

@@ -95,17 +95,20 @@ def test_excluded_items_are_left_out_and_an_excluded_target_is_not_found(network
     net, params = network
     histories = [history(dataset, user, 1) for user in range(USERS)]
     exclude = [history(dataset, u) if u % 5 == 0 else h for u, h in enumerate(histories)]
-    expected = []
+    expected, lists = [], []
     for row, own, user in zip(scores_alone(network, histories), exclude, range(USERS), strict=True):
         row[own] = -np.inf
         target = history(dataset, user)[-1]
         order = sorted(set(range(1, ITEMS + 1)) - set(own.tolist()), key=lambda i: -row[i])
+        lists.append((order + [0] * ITEMS)[:ITEMS])
         expected.append(0 if target in own else order.index(target) + 1)
     ranker = Ranker(
         net, device_mesh(jax.devices()[:devices], model), the_test_examples(dataset), targets_per_step=13,
         tokens_per_row=128,
     )
     assert ranker.ranks(params, the_test_examples(dataset), exclude=exclude).tolist() == expected
+    ranks, found = ranker.ranks_and_lists(params, the_test_examples(dataset), k=10 * ITEMS, exclude=exclude)
+    assert ranks.tolist() == expected and found.tolist() == lists
     assert 12 <= expected.count(0) < 30 and max(expected) > 15
 
 

@@ -28,7 +28,8 @@ def test_a_browser_finds_no_error_no_request_and_no_overflow(browser, written, w
     for path in (written.page, written.live):
         for dark in (False, True):
             seen = browser.open(path, width=width, dark=dark)
-            assert (seen.console, seen.requests, seen.overflows) == ([], [path.as_uri()], False)
+            # A page of a run that trains comes anew by itself where the machine is slow.
+            assert (seen.console, set(seen.requests), seen.overflows) == ([], {path.as_uri()}, False)
     browser.open(written.page, width=width)
     browser.run('document.querySelectorAll("details").forEach(each => each.open = true)')
     assert not browser.seen().overflows

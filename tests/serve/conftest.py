@@ -9,14 +9,11 @@ pytest.importorskip('fastapi')
 from ssd4rec_jax.parallel.mesh import device_mesh
 from ssd4rec_jax.run.saved_run import SavedRun
 from ssd4rec_jax.serve.event_log import EventLog
-from ssd4rec_jax.serve.limits import Limits
 from ssd4rec_jax.serve.service import Service
 from tests.export.runs import saved_run
+from tests.patient import Patient
 
-LIMITS = Limits(
-    body=20_000, id_length=30, histories=40, history=64, k=20, ids=60, events=50, queue=80, header_seconds=0.5,
-    body_seconds=0.3, request_seconds=300.0, reading_seconds=0.5,
-)
+LIMITS = Patient(body=20_000, id_length=30, histories=40, k=20, ids=60, events=50, queue=80)
 
 ONE_DEVICE = device_mesh(jax.devices()[:1])
 

@@ -7,6 +7,7 @@ import pytest
 
 from ssd4rec_jax.recommender import Recommender
 from tests.serve.calls import calling, post
+from tests.waiting import until
 
 ITEMS = [f'item é{n}' for n in range(30)]
 
@@ -55,18 +56,24 @@ def test_answers_are_those_of_the_recommender(service, recommender, options):
         assert_same(rows(answer), expected(recommender, **whom, **asked))
 
 
-def test_requests_that_come_together_get_what_each_gets_alone(service, small):
+def test_requests_that_come_together_get_what_each_gets_alone(service, small, monkeypatch):
     histories = [ITEMS[n:n + 1 + n % 9] for n in range(25)]
     bodies = [{'histories': [history], 'k': 1 + n % 5} for n, history in enumerate(histories)]
     bodies += [{'users': list(range(100, 140)), 'only': ITEMS[:9]}, {'users': [141], 'exclude_seen': True}]
-    steps = []
+    steps, asked = [], 25 + 40 + 1
+
+    def observe(size):
+        steps.append(size)
+        # The first step takes as long as it takes the others to come.
+        until(lambda: len(steps) > 1 or size + service._batches.waiting == asked)
 
     async def together(api):
-        service._batches._observe = steps.append
+        monkeypatch.setattr(service._batches, '_observe', observe)
         return await asyncio.gather(*(api.post('/recommend', body) for body in bodies))
 
     found = calling(service, together)
-    assert sum(steps) == 25 + 40 + 1 and len(steps) < 27  # some steps held several requests
+    monkeypatch.undo()
+    assert sum(steps) == asked and len(steps) < 27  # some steps held several requests
     for body, (status, answer) in zip(bodies, found, strict=True):
         assert status == 200
         _, alone = post(service, '/recommend', body)

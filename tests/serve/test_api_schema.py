@@ -1,6 +1,4 @@
 """The OpenAPI description: answers are held to it, and requests are made from it, right and wrong ones."""
-import dataclasses
-
 import pytest
 
 pytest.importorskip('schemathesis')
@@ -13,20 +11,19 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.local_calls import LocalCalls
-from tests.serve.conftest import LIMITS, served
+from tests.patient import SECONDS
+from tests.serve.conftest import served
 
 OPERATIONS = [
     ('POST', '/recommend'), ('POST', '/events'), ('GET', '/health'), ('GET', '/ready'), ('GET', '/metrics'),
     ('GET', '/about'), ('GET', '/items'), ('GET', '/users'), ('GET', '/history'),
 ]
-SECONDS = 300.0  # The first requests compile.
 IDS = [f'item é{n}' for n in range(4)]
 
 
 @pytest.fixture(scope='module')
 def api(small, tmp_path_factory):
-    patient = dataclasses.replace(LIMITS, request_seconds=SECONDS)
-    running = served(small, tmp_path_factory.mktemp('events'), limits=patient, titles={IDS[0]: 'The first'})
+    running = served(small, tmp_path_factory.mktemp('events'), titles={IDS[0]: 'The first'})
     yield schemathesis.openapi.from_asgi('/openapi.json', make_app(LocalCalls(running)))
     running.stop()
 

@@ -15,6 +15,7 @@ from tests.export.runs import saved_run
 from tests.serve.calls import calling, post
 from tests.serve.conftest import LIMITS, ONE_DEVICE, served
 from tests.serve.test_answers import assert_same, rows
+from tests.waiting import until
 
 ITEMS = [f'item é{n}' for n in range(30)]
 
@@ -50,7 +51,14 @@ def test_events_lengthen_a_history_and_are_there_after_a_restart(small, tmp_path
 def test_events_that_come_together_share_a_write(small, tmp_path):
     running = served(small, tmp_path)
     appends, append = [], running._writer._log.append
-    running._writer._log.append = lambda events: appends.append(len(events)) or append(events)
+
+    def slowly(events):
+        appends.append(len(events))
+        # The first write takes as long as it takes the other requests to come.
+        until(lambda: len(appends) > 1 or len(events) + len(running._writer._queue) == 20)
+        append(events)
+
+    running._writer._log.append = slowly
 
     async def together(api):
         bodies = [{'events': [{'user': f'u{n}', 'item': ITEMS[n]}]} for n in range(20)]

@@ -1,6 +1,8 @@
 """What is refused, and how: one sentence, a status of the client's, and never a failure of the service."""
 import asyncio
+import contextlib
 import dataclasses
+import itertools
 import socket
 import threading
 import time
@@ -15,8 +17,9 @@ from uvicorn.server import ServerState
 from ssd4rec_jax.serve.app import make_app
 from ssd4rec_jax.serve.batches import Batches, QueueFull
 from ssd4rec_jax.serve.local_calls import LocalCalls
-from ssd4rec_jax.serve.protection import guarded_protocol
+from ssd4rec_jax.serve.protection import HEAD_BYTES, guarded_protocol
 from ssd4rec_jax.serve.questions import Best, Question
+from tests.patient import SECONDS
 from tests.serve.calls import Api, calling, post
 from tests.serve.conftest import LIMITS, served
 from tests.serve.live_server import listening
@@ -197,56 +200,98 @@ def test_one_bad_question_fails_alone(service):
     assert isinstance(found[2], ValueError) and [found[n][0].items for n in (0, 1, 3)] == [[1], [12], [14]]
 
 
-def test_slow_clients_are_cut_off(small, tmp_path):
-    running = served(small, tmp_path)
-    with listening(running) as port:
-        def said(*parts, pause=0.1):
-            """What the server sends back until it closes; '' where it closes without a word."""
-            with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
-                for part in parts:
-                    try:
-                        client.sendall(part)
-                    except OSError:
-                        break
-                    time.sleep(pause)
-                received = b''
-                while data := client.recv(4096):
-                    received += data
-                return received
+HEALTH = b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n'
 
-        head = b'POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n'
-        began = time.monotonic()
-        assert said(*[head[n:n + 1] for n in range(9)]) == b''  # the head a byte at a time
-        assert time.monotonic() - began < 4
-        assert b'408' in said(head + b'\r\n', b'{"ev')  # a body that does not come
-        assert b'400' in said(b'GET / HTTP/1.1\r\n' + b'x: ' + b'y' * 40_000)
-        assert b'400' in said(b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03')
-        with socket.create_connection(('127.0.0.1', port), timeout=20) as client, pytest.raises(ConnectionError):
-            while True:  # the answers are not waited for
-                client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n' * 100)
-        with socket.create_connection(('127.0.0.1', port), timeout=5) as client:
-            for _ in range(2):  # a fast client keeps its connection
-                client.sendall(b'GET /health HTTP/1.1\r\nhost: x\r\n\r\n')
-                assert client.recv(4096).endswith(b'{"status":"alive"}')
-                time.sleep(0.6)
+
+@pytest.fixture
+def client(small, tmp_path):
+    """Opens a connection to a service with some limits."""
+    with contextlib.ExitStack() as stack:
+        def connected(**limits):
+            running = served(small, tmp_path, limits=dataclasses.replace(LIMITS, **limits))
+            stack.callback(running.stop)
+            port = stack.enter_context(listening(running))
+            return stack.enter_context(socket.create_connection(('127.0.0.1', port), timeout=SECONDS))
+
+        yield connected
+
+
+def received(connection):
+    """What the server sends until it closes."""
+    return b''.join(iter(lambda: connection.recv(4096), b''))
+
+
+def test_a_head_that_never_ends_is_cut_off_however_often_bytes_come(client):
+    slow = client(header_seconds=0.3)
+    with pytest.raises(ConnectionError):
+        for byte in itertools.chain(b'GET /', itertools.repeat(ord('x'))):
+            slow.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+def test_a_body_that_does_not_come_is_said(client):
+    slow = client(body_seconds=0.3)
+    slow.sendall(b'POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{')
+    assert b'408' in received(slow)
+
+
+@pytest.mark.parametrize('odd', [
+    b'GET / HTTP/1.1\r\nx: '.ljust(HEAD_BYTES + 1, b'y'), b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03',
+])
+def test_what_is_no_head_is_refused(client, odd):
+    """The last byte of a large one is the one too many: bytes that are not read would take the answer back."""
+    connection = client()
+    connection.sendall(odd)
+    assert b'400' in received(connection)
+
+
+def test_a_client_that_waits_for_no_answer_is_cut_off(client):
+    with client() as hasty, pytest.raises(ConnectionError):
+        while True:
+            hasty.sendall(HEALTH * 100)
+
+
+@contextlib.contextmanager
+def connected_protocol(service, **limits):
+    """(protocol, the transport below it), within an event loop."""
+    config = uvicorn.Config(make_app(LocalCalls(service)), timeout_keep_alive=SECONDS)
+    made = guarded_protocol(dataclasses.replace(LIMITS, **limits))
+    protocol = made(config=config, server_state=ServerState(), app_state={})
+    transport = mock.Mock(get_extra_info=lambda _: None, is_closing=lambda: False)
+    protocol.connection_made(transport)
+    yield protocol, transport
+    protocol.connection_lost(None)
+
+
+@pytest.fixture
+def cold(small, tmp_path):
+    """A service that has compiled nothing."""
+    running = served(small, tmp_path)
+    yield running
     running.stop()
 
 
-def test_a_client_that_does_not_read_is_cut_off(small, tmp_path):
-    running = served(small, tmp_path)
-
+def test_a_client_that_does_not_read_is_cut_off(cold):
     async def paused(seconds):
-        config = uvicorn.Config(make_app(LocalCalls(running)))
-        limits = dataclasses.replace(LIMITS, header_seconds=60.0)
-        protocol = guarded_protocol(limits)(config=config, server_state=ServerState(), app_state={})
-        transport = mock.Mock(get_extra_info=lambda _: None)
-        protocol.connection_made(transport)
-        protocol.pause_writing()
-        await asyncio.sleep(seconds)
-        protocol.resume_writing()
-        await asyncio.sleep(LIMITS.reading_seconds)
-        protocol.connection_lost(None)
-        return transport.abort.call_count
+        with connected_protocol(cold, reading_seconds=0.3) as (protocol, transport):
+            protocol.pause_writing()
+            await asyncio.sleep(seconds)
+            protocol.resume_writing()
+            await asyncio.sleep(0.3)
+            return transport.abort.call_count
 
-    assert [asyncio.run(paused(seconds)) for seconds in (0, 2 * LIMITS.reading_seconds)] == [0, 1]
-    running.stop()
+    assert [asyncio.run(paused(seconds)) for seconds in (0, 0.6)] == [0, 1]
+
+
+def test_a_fast_client_keeps_its_connection(cold):
+    """Each head is there before the event loop goes on, so that no busy machine makes the client a slow one."""
+    async def asked_twice():
+        with connected_protocol(cold, header_seconds=0.2) as (protocol, transport):
+            for answers in 1, 2:
+                protocol.data_received(HEALTH)
+                while sum(b'alive' in call.args[0] for call in transport.write.call_args_list) < answers:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.4)
+            return transport.close.call_count + transport.abort.call_count
+
+    assert asyncio.run(asyncio.wait_for(asked_twice(), SECONDS)) == 0

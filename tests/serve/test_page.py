@@ -1,6 +1,5 @@
 """The page in a real browser."""
 import re
-import time
 
 import pytest
 
@@ -23,15 +22,6 @@ def address(small, tmp_path_factory):
     running.stop()
 
 
-def until(browser, script):
-    """What the script returns once it is true of the page."""
-    for _ in range(200):
-        if found := browser.run(f'return {script}'):
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f'{script} did not come true; the page says {browser.run("return document.body.innerText")}')
-
-
 NAMES = "[...document.querySelectorAll('#list .name')].map(name => name.firstChild.textContent)"
 SHOWN = 'Number(document.body.dataset.turn || 0)'
 
@@ -40,26 +30,26 @@ def click(browser, selector):
     """Click, and wait for the next list."""
     turn = browser.run(f'return {SHOWN}')
     browser.run(f'document.querySelector({selector!r}).click()')
-    until(browser, f'{SHOWN} > {turn}')
+    browser.until(f'{SHOWN} > {turn}')
 
 
 @pytest.mark.parametrize('width, dark', [(PHONE, True), (DESKTOP, False)])
 def test_the_list_follows_what_is_done(browser, address, width, dark):
     noticed = [browser.open(address, width=width, dark=dark)]
-    popular = until(browser, NAMES)
+    popular = browser.until(NAMES)
     assert 'popularity' in browser.run("return document.getElementById('reason').textContent")
     click(browser, '#anyone')
-    before = until(browser, NAMES)
+    before = browser.until(NAMES)
     assert before != popular and all(re.fullmatch(r'Title \d+ <b>&amp;', name) for name in before)
     click(browser, '#list li .acts button')  # Add, which keeps an event of this user
-    after = until(browser, NAMES)
+    after = browser.until(NAMES)
     assert after != before
     history = browser.run("return [...document.querySelectorAll('#history span')].map(line => line.textContent)")
     assert history[0] == before[0]
     click(browser, '#list li .acts button:nth-child(2)')  # Exclude
-    assert after[0] not in until(browser, NAMES)
+    assert after[0] not in browser.until(NAMES)
     click(browser, '#excluded button')
-    assert until(browser, NAMES) == after
+    assert browser.until(NAMES) == after
     noticed.append(browser.seen())
     assert [seen.console for seen in noticed] == [[], []]
     assert not any(seen.overflows for seen in noticed)
@@ -69,19 +59,19 @@ def test_the_list_follows_what_is_done(browser, address, width, dark):
 
 def test_the_keyboard_is_enough(browser, address):
     browser.open(address, width=PHONE)
-    until(browser, NAMES)
+    browser.until(NAMES)
     field = browser.driver.find_element('id', 'item')
     field.send_keys('title 7')
-    until(browser, "document.querySelectorAll('#item-list li').length === 1")
+    browser.until("document.querySelectorAll('#item-list li').length === 1")
     turn = browser.run(f'return {SHOWN}')
     field.send_keys(Keys.ENTER)
-    until(browser, f'{SHOWN} > {turn}')
+    browser.until(f'{SHOWN} > {turn}')
     assert browser.run("return document.querySelector('#history span').textContent") == TITLES['item é7']
     assert f'nearest in the history: {TITLES["item é7"]} (' in browser.run(
         "return document.querySelector('#list .why').textContent"
     )
     field.send_keys(Keys.ARROW_DOWN)
-    until(browser, "!document.getElementById('item-list').hidden")
+    browser.until("!document.getElementById('item-list').hidden")
     field.send_keys(Keys.ESCAPE)
     assert browser.run("return document.getElementById('item-list').hidden")
 

@@ -3,12 +3,12 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import os
+import math
+import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import pytest
 
 from experiments.bench.http_load import load
 from ssd4rec_jax.run.model_folder import save_model
+from tests.processes import on_one_device, state
+from tests.waiting import until, until_it_is
 
 ITEMS = [f'item é{n}' for n in range(30)]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,18 +39,15 @@ class Process:
     """`ssd4rec serve` on a free port, ready when this is made."""
 
     def __init__(self, model, *more):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self.port = free.getsockname()[1]
-        flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'experiments.serve', f'--model={model}', f'--port={self.port}', *more], cwd=ROOT,
-            env={**os.environ, 'XLA_FLAGS': flags}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, '-m', 'tests.patient', 'experiments.serve', f'--model={model}', '--port=0', *more],
+            env=on_one_device(), stderr=subprocess.PIPE, text=True,
         )
         self.said = []
         for line in self.process.stderr:
             self.said.append(line)
-            if 'ready' in line:
+            if ready := re.match(r'http://127\.0\.0\.1:(\d+): ready', line):
+                self.port = int(ready[1])
                 return
         raise AssertionError(''.join(self.said))
 
@@ -60,13 +58,21 @@ class Process:
     def step(self):
         return json.loads(self.get('/ready'))['step']
 
+    def reloads(self):
+        """How many models were taken in since the start."""
+        return int(float(re.search(r'ssd4rec_reloads_total\{result="done"\} (\S+)|$', self.get('/metrics'))[1] or 0))
+
+    async def reloaded(self, times):
+        """Returns once so many models were taken in."""
+        await until_it_is(lambda: asyncio.to_thread(lambda: self.reloads() >= times))
+
     async def load(self, path, bodies, **how):
-        return await load('127.0.0.1', self.port, path, iter(bodies), **how)
+        return await load('127.0.0.1', self.port, path, iter(bodies), seconds=math.inf, **how)
 
     def end(self, number):
         self.process.send_signal(number)
         self.said += self.process.stderr.readlines()
-        return self.process.wait(30)
+        return self.process.wait()
 
 
 @pytest.fixture
@@ -89,20 +95,18 @@ async def reloaded_under_load(server, folder):
     steps = [server.step()]
     stopping = asyncio.Event()
     bodies = itertools.takewhile(lambda _: not stopping.is_set(), recommend_bodies())
-    loading = asyncio.create_task(server.load('/recommend', bodies, connections=3, seconds=300))
+    loading = asyncio.create_task(server.load('/recommend', bodies, connections=3))
     for change in 'link', 'hangup':
         if change == 'link':
             (folder / 'next').symlink_to('second')
             (folder / 'next').rename(folder / 'model')
-        else:
-            (folder / 'model').unlink()
-            (folder / 'model').symlink_to('first')
+        else:  # The folder stays the same one, so that the watch sees nothing of it.
+            for file in (folder / 'first').iterdir():
+                shutil.copy(file, folder / 'file')
+                (folder / 'file').rename(folder / 'second' / file.name)
             server.process.send_signal(signal.SIGHUP)
-        for _ in range(600):
-            await asyncio.sleep(0.1)
-            if (step := await asyncio.to_thread(server.step)) != steps[-1]:
-                break
-        steps.append(step)
+        await server.reloaded(len(steps))
+        steps.append(await asyncio.to_thread(server.step))
     stopping.set()
     return await loading, steps
 
@@ -128,7 +132,7 @@ async def killed_under_load(server):
 
     writers = [asyncio.create_task(write(number)) for number in range(6)]
     while len(acknowledged) < 60 and not any(writer.done() for writer in writers):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # Where a writer ends too early, the number below says so.
     server.process.send_signal(signal.SIGKILL)
     await asyncio.gather(*writers)
     assert len(acknowledged) >= 60
@@ -141,7 +145,7 @@ def test_reload_kill_and_shutdown(folder, started):
     seen, steps = asyncio.run(reloaded_under_load(first, folder))
     assert steps == [7, 8, 7]
     assert (list(seen['status']), seen['lost']) == ([200], 0), seen
-    assert 'ssd4rec_reloads_total{result="done"} 2.0' in first.get('/metrics')
+    assert first.reloads() == 2
     acknowledged = asyncio.run(killed_under_load(first))
     first.process.wait()
 
@@ -149,12 +153,14 @@ def test_reload_kill_and_shutdown(folder, started):
     for start in range(0, len(acknowledged), 20):
         part = acknowledged[start:start + 20]
         body = json.dumps({'users': part}).encode()
-        status = asyncio.run(second.load('/recommend', [body], connections=1, seconds=60))
+        status = asyncio.run(second.load('/recommend', [body], connections=1))
         assert status['status'] == {200: 1}
 
     async def ended_under_load():
-        loading = asyncio.create_task(second.load('/recommend', recommend_bodies(), connections=8, seconds=60))
-        await asyncio.sleep(0.5)
+        answered = []
+        loading = asyncio.create_task(second.load('/recommend', recommend_bodies(), connections=8, answered=answered))
+        while len(answered) < 80:
+            await asyncio.sleep(0.01)
         code = await asyncio.to_thread(second.end, signal.SIGTERM)
         return await loading, code
 
@@ -167,12 +173,8 @@ def children(server):
     return Path(f'/proc/{server.process.pid}/task/{server.process.pid}/children').read_text().split()
 
 
-def gone(processes):
-    for _ in range(300):
-        if not any(Path(f'/proc/{process}').exists() for process in processes):
-            return True
-        time.sleep(0.1)
-    return False
+def have_ended(processes):
+    return all(state(process) == 'Z' for process in processes)
 
 
 @pytest.mark.slow
@@ -185,23 +187,21 @@ def test_workers_before_live_sessions_reload_and_end_with_their_owner(small, tmp
     assert json.loads(first.get('/ready'))['sessions'] == 'live'
     workers = children(first)
     assert len(workers) == 2
-    assert len(asyncio.run(killed_under_load(first))) >= 60 and gone(workers)
+    assert len(asyncio.run(killed_under_load(first))) >= 60
     first.process.wait()
+    until(lambda: have_ended(workers))
 
     second = started(tmp_path / 'model', '--workers=2')
     event = json.dumps({'events': [{'user': 'user 0 0', 'item': ITEMS[1]}]}).encode()
-    assert asyncio.run(second.load('/events', [event], connections=1, seconds=60))['status'] == {200: 1}
+    assert asyncio.run(second.load('/events', [event], connections=1))['status'] == {200: 1}
 
     async def reloaded():
         body = json.dumps({'users': ['user 0 0', 100]}).encode()
         stopping = asyncio.Event()
         bodies = itertools.takewhile(lambda _: not stopping.is_set(), itertools.repeat(body))
-        loading = asyncio.create_task(second.load('/recommend', bodies, connections=3, seconds=300))
+        loading = asyncio.create_task(second.load('/recommend', bodies, connections=3))
         second.process.send_signal(signal.SIGHUP)
-        for _ in range(2400):
-            await asyncio.sleep(0.1)
-            if 'ssd4rec_reloads_total{result="done"} 1.0' in await asyncio.to_thread(second.get, '/metrics'):
-                break
+        await second.reloaded(1)
         stopping.set()
         return await loading
 
@@ -209,7 +209,8 @@ def test_workers_before_live_sessions_reload_and_end_with_their_owner(small, tmp
     assert (list(seen['status']), seen['lost']) == ([200], 0), seen
     # The load may have ended before the new model saw any of it.
     body = json.dumps({'users': ['user 0 0']}).encode()
-    assert asyncio.run(second.load('/recommend', [body], connections=1, seconds=60))['status'] == {200: 1}
-    metrics, workers = second.get('/metrics'), children(second)
-    assert 'ssd4rec_reloads_total{result="done"} 1.0' in metrics and 'ssd4rec_sessions 1.0' in metrics
-    assert second.end(signal.SIGTERM) == 0 and gone(workers)
+    assert asyncio.run(second.load('/recommend', [body], connections=1))['status'] == {200: 1}
+    workers = children(second)
+    assert second.reloads() == 1 and 'ssd4rec_sessions 1.0' in second.get('/metrics')
+    assert second.end(signal.SIGTERM) == 0
+    until(lambda: have_ended(workers))

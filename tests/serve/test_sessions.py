@@ -1,6 +1,5 @@
 """Live sessions behind the service: they answer as the history read anew does, are bounded, and survive a restart."""
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from tests.export.runs import saved_run
 from tests.serve.calls import calling, post
 from tests.serve.conftest import LIMITS, ONE_DEVICE, served
 from tests.serve.test_answers import ITEMS, assert_same, rows
+from tests.waiting import until
 
 
 def send(service, user, items):
@@ -86,8 +86,7 @@ def test_a_long_history_is_taken_in_parts_while_it_is_read_anew(service, small):
     assert service.serving.sessions.near('long') is None  # too far behind to answer
     service._work_ahead(service.serving)
     session = service.serving.sessions._held['long']
-    while service.serving.sessions._missing(session):
-        time.sleep(0.01)
+    until(lambda: not service.serving.sessions._missing(session))
     assert session.session.length == 150 and len(session.ahead.items) == 0 and session.ahead.events == 150
     found, of_sessions = asked(service, users=['long'])
     assert of_sessions == 1

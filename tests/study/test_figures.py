@@ -10,6 +10,7 @@ from matplotlib.transforms import Bbox
 from experiments import draw_accuracy as draw_accuracy_command
 from ssd4rec_jax.study.figures import draw_accuracy
 from ssd4rec_jax.study.labels import Point, label
+from ssd4rec_jax.study.summary import FORMAT
 from tests.commands.in_process import call
 
 
@@ -43,7 +44,7 @@ def test_the_command_of_the_picture(tmp_path):
     assert done.returncode == 1 and 'give --folders, folders of studies, and --output' in done.stderr
     arguments = f'--folders={tmp_path}', f'--output={tmp_path}/picture'
     for rows, code in (([row('popularity', None, 0.01)], 1), ([row('ours', 30, 0.05, network='ssd4rec')], 0)):
-        (tmp_path / 'study.json').write_text(json.dumps({'format': 1, **summary(*rows)}))
+        (tmp_path / 'study.json').write_text(json.dumps({'format': FORMAT, **summary(*rows)}))
         assert call(draw_accuracy_command.main, *arguments).returncode == code
         assert (tmp_path / 'picture.png').exists() == (tmp_path / 'picture.svg').exists() == (code == 0)
 

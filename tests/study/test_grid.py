@@ -4,7 +4,7 @@ import pytest
 from ssd4rec_jax.config.run import apply_overrides, flat
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.presets import fixed_config
-from ssd4rec_jax.study.grid import cells, known, read_study
+from ssd4rec_jax.study.grid import cells, distinct, known, read_study
 
 STUDIES = (
     'overall', 'beta', 'mask_ratio', 'max_length', 'efficiency', 'layers', 'backward_order', 'components', 'packing',
@@ -45,6 +45,18 @@ def test_what_makes_a_row_comes_after_what_is_said_for_all():
     assert presets['ssd4rec-best'] == fixed_config('amazon-beauty', 'best')[0]
     assert presets['ssd4rec-small'].model.hidden_size == 32
     assert [cell.seed for cell in own if cell.row.counted == 'popularity'] == [None]
+
+
+def test_a_row_that_another_one_equals_is_left_out():
+    study = read_study('components')
+    own = cells(study.rows, 2, lambda preset: fixed_config('ml-100k', preset)[0], lambda config: config)
+    kept, same = distinct(own, study.against)  # This preset has neither a backward direction nor followers.
+    assert same == {'without-backward': 'all', 'without-followers': 'all'}
+    assert kept == [cell for cell in own if cell.row.name not in same] and len(kept) == len(own) - 4
+    kept, same = distinct(own, 'without-backward')
+    assert same == {'all': 'without-backward', 'without-followers': 'without-backward'}
+    counted = grid('overall', seeds=1)[1]
+    assert distinct(counted) == (counted, {})
 
 
 def test_a_peer_in_the_training_of_a_preset_keeps_its_published_network():

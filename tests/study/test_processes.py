@@ -1,27 +1,39 @@
 """Two processes of one command share a study, and one that is killed leaves its cell to the other."""
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from tests.processes import on_one_device, state
 from tests.tiny import tiny_dataset
+from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 FILE = '''
 [mine]
 [[mine.rows]]
 counted = "popularity"
 [[mine.rows]]
 name = "long"
-set = {"train.max_epochs" = 120, "train.patience" = 1000}
+set = {"train.max_epochs" = 8, "train.patience" = 1000}
 [[mine.rows]]
 network = "gru4rec"
 set = {"train.max_epochs" = 1}
+'''
+# A process that halts in the midst of its first training, and keeps its cell until it is killed.
+HALTS = '''
+import os, signal
+from ssd4rec_jax.commands import study
+from ssd4rec_jax.commands.cli import run
+from ssd4rec_jax.run.metrics_log import MetricsLog
+write = MetricsLog.write
+def write_and_halt(self, record):
+    write(self, record)
+    if record['kind'] == 'valid' and record['epoch'] == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+MetricsLog.write = write_and_halt
+run(study.main)
 '''
 
 
@@ -34,33 +46,24 @@ def test_two_processes_share_a_study_and_one_goes_on_alone(tmp_path):
     ))
     (tmp_path / 'studies.toml').write_text(FILE)
 
-    def start() -> subprocess.Popen:
+    def start(*program: str) -> subprocess.Popen:
         command = [
-            sys.executable, '-m', 'experiments.study', '--study=mine', f'--studies={tmp_path}/studies.toml',
+            sys.executable, *program, '--study=mine', f'--studies={tmp_path}/studies.toml',
             '--seeds=1', '--dataset=interactions', f'--data_dir={log}', f'--output={output}',
             '--set=model.hidden_size=8', '--set=train.targets_per_step=64',
         ]
-        env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
-        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=tmp_path, env=on_one_device(), stdout=subprocess.PIPE, text=True)
 
-    def wait_for(there) -> None:
-        for _ in range(3000):
-            if there():
-                return
-            time.sleep(0.1)
-        raise TimeoutError
-
-    first = start()
+    first = start('-c', HALTS)
     try:
-        wait_for(lambda: list(output.glob('runs/long-2024/metrics.jsonl')))
-        first.send_signal(signal.SIGSTOP)  # It keeps the cell until it is killed, however long the second one takes.
-        second = start()
+        until(lambda: state(first.pid) in 'TZ')
+        second = start('-m', 'experiments.study')
         try:
             told = [next(line for line in second.stdout if 'another process runs it' in line)]
             first.send_signal(signal.SIGKILL)
-            of_first = first.communicate(timeout=60)[0].splitlines()
+            of_first = first.communicate()[0].splitlines()
             told += [line.rstrip('\n') for line in second.stdout]
-            second.wait(60)
+            second.wait()
         finally:
             second.kill()
     finally:
@@ -75,4 +78,4 @@ def test_two_processes_share_a_study_and_one_goes_on_alone(tmp_path):
     summary = json.loads((output / 'study.json').read_text())
     assert summary['finished'] == 3 and all(row['test'] for row in summary['rows'])
     long = json.loads((output / 'cells' / 'long-2024.json').read_text())
-    assert long['epochs'] == 120 and [point['epoch'] for point in long['curve']] == list(range(1, 121))
+    assert long['epochs'] == 8 and [point['epoch'] for point in long['curve']] == list(range(1, 9))

@@ -91,7 +91,8 @@ def test_cells_that_have_not_run_are_empty(finished):
     row = early['rows'][1]
     assert row['test'] is row['cost'] is row['by'] is row['difference']['in'] is None and row['curves'] == []
     assert row['cells'][1] == {'seed': 2025, 'file': 'cells/forward-2025.json', 'finished': False}
-    assert '| forward |  |  |  |  |  |  |  |  |  |  |' in markdown(early)
+    assert row['valid'] is early['rows'][0]['valid'] is None
+    assert '| forward |  |  |  |  |  |  |  |  |  |  |  |\n' in markdown(early)
 
 
 def value(metric, rank):
@@ -164,6 +165,9 @@ def test_the_tables_and_figures(finished):
     at = next(number for number, line in enumerate(text) if line.startswith('Ranking, seen items left out.'))
     head, rows = text[at + 2].split(' | '), [line.split(' | ') for line in text[at + 4:at + 7]]
     column = head.index('MRR@10')
+    (at,) = (number for number, line in enumerate(text) if line.startswith('| row | seeds | validation NDCG@10 |'))
+    chose = [max(point['NDCG@10'] for point in folder.read(f'forward-{seed}')['curve']) for seed in (2024, 2025)]
+    assert text[at + 2].split(' | ')[2] == '–' and text[at + 3].split(' | ')[2].startswith(f'{np.mean(chose):.4f} ± ')
     assert [row[0].removeprefix('| ') for row in rows] == ['transition', 'forward', 'masked_most']
     assert [row[column].startswith('**') for row in rows] == [v == max(best.values()) for v in best.values()]
     assert rows[1][column].strip('*').startswith(f'{best["forward"]:.4f} ± ')

@@ -1,15 +1,15 @@
 """The training command end to end: what it writes, and that a killed run ends bitwise like an uninterrupted one."""
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import on_one_device
 
 TINY = [
     '--dataset=interactions', '--data_dir=log.inter', '--preset=published',
@@ -20,20 +20,19 @@ TINY = [
 SPEED = ('targets/s', 'tokens/s', 'train_seconds', 'evaluation_seconds')
 
 
-def start(root: Path, workdir: str, *more: str) -> subprocess.Popen:
-    """Starts the command on one simulated device, with the data and the runs in `root`."""
-    flags = os.environ['XLA_FLAGS'].replace('_device_count=8', '_device_count=1')
-    env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(Path(__file__).parents[2])}
-    command = [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}', *TINY, *more]
-    return subprocess.Popen(
-        command, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def run(
+    root: Path, workdir: str, *more: str, program: str = 'experiments.train', **environment: str
+) -> subprocess.CompletedProcess:
+    """The command on one simulated device, with the data and the runs in `root`."""
+    command = [sys.executable, '-m', program, f'--workdir={workdir}', *TINY, *more]
+    return subprocess.run(command, cwd=root, env=on_one_device(**environment), text=True, capture_output=True)
 
 
-def run(root: Path, workdir: str, *more: str) -> subprocess.CompletedProcess:
-    process = start(root, workdir, *more)
-    out, err = process.communicate(timeout=280)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def stopped_in_mid_epoch(root: Path, workdir: str, number: int) -> subprocess.CompletedProcess:
+    """A run that sends itself a signal in the midst of its first epoch, after some checkpoints."""
+    (root / 'examples').mkdir(exist_ok=True)
+    told = {'RECORD_IN': str(root / 'examples'), 'STOP_AFTER': '9', 'STOP_BY': str(int(number)), 'SAVE_EACH': 'yes'}
+    return run(root, workdir, program='tests.recorded_train', **told)
 
 
 def records(workdir: Path) -> list[dict]:
@@ -42,20 +41,6 @@ def records(workdir: Path) -> list[dict]:
 
 def without_speed(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
-
-
-def stop_in_mid_epoch(process: subprocess.Popen, workdir: Path, number: int) -> None:
-    """Send a signal once there are two checkpoints and the newest was written within an epoch."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        found = sorted((p for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()), key=lambda p: int(p.name))
-        if len(found) >= 2 and json.loads((found[-1] / 'meta.json').read_text())['step_in_epoch']:
-            process.send_signal(number)
-            process.wait(timeout=60)
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
-    raise AssertionError('no checkpoint was written')
 
 
 @pytest.fixture(scope='module')
@@ -114,9 +99,8 @@ def test_a_finished_run_prints_its_table_again_and_changes_nothing(root, whole):
 @pytest.mark.parametrize('damage', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, whole, damage):
     name = f'killed-{damage}'
-    process = start(root, name)
-    stop_in_mid_epoch(process, root / name, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    killed = stopped_in_mid_epoch(root, name, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     if damage:
         steps = [int(p.name) for p in (root / name / 'checkpoints').glob('*') if p.name.isdigit()]
         newest = root / name / 'checkpoints' / str(max(steps))
@@ -137,11 +121,10 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
 @pytest.mark.parametrize('number', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_exit_and_go_on(root, whole, number):
     name = f'stopped-{number}'
-    process = start(root, name)
-    stop_in_mid_epoch(process, root / name, number)
-    out, err = process.communicate()
-    assert process.returncode == 128 + number
-    assert signal.Signals(number).name in err and 'stopped and saved' in out and 'Traceback' not in err
+    stopped = stopped_in_mid_epoch(root, name, number)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert signal.Signals(number).name in stopped.stderr and 'Traceback' not in stopped.stderr
+    assert 'stopped and saved' in stopped.stdout
     assert not (root / name / 'result.json').exists()
     done = run(root, name)
     assert done.returncode == 0, done.stderr

@@ -110,7 +110,7 @@ def test_full_softmax(network, every_prefix, data, model, max_scores):
         logits, targets, _ = dense_scores(net, params, batch, every_prefix)
         return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1))
 
-    expected, expected_grads = jax.value_and_grad(dense)(params)
+    expected, expected_grads = jax.jit(jax.value_and_grad(dense))(params)
     mesh = mesh_of(data, model)
     loss = Loss(functools.partial(softmax_loss_sum, max_scores=max_scores))
     split = net.split(params, mesh)
@@ -131,7 +131,7 @@ def test_full_softmax_of_cosines(x64, data, model):
         logits, targets, _ = dense_scores(net, params, batch, False, temperature=0.3)
         return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1))
 
-    expected, expected_grads = jax.value_and_grad(dense)(params)
+    expected, expected_grads = jax.jit(jax.value_and_grad(dense))(params)
     cosine, _ = init_network(COSINE, ITEMS, seed=0)
     split = cosine.split(params, mesh)
     of = jax.jit(make_gradients(Objective(cosine, 0.0), mesh, split))
@@ -164,7 +164,7 @@ def test_sampled_softmax(network, every_prefix, data, model):
         own = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
         return jnp.sum(jnp.log(jnp.sum(weight * jnp.exp(logits), axis=1)) - own)
 
-    expected, expected_grads = jax.value_and_grad(dense)(params)
+    expected, expected_grads = jax.jit(jax.value_and_grad(dense))(params)
     mesh = mesh_of(data, model)
     split = net.split(params, mesh)
     split = jax.device_put(split, shardings(split, mesh))
@@ -222,7 +222,7 @@ def test_label_smoothing(x64, data, model, seen_bias):
         smoothed = 0.9 * jax.nn.one_hot(targets, ITEMS + 1) + 0.1 / (ITEMS + 1)
         return -jnp.sum(smoothed * jax.nn.log_softmax(logits))
 
-    expected, expected_grads = jax.value_and_grad(dense)(params)
+    expected, expected_grads = jax.jit(jax.value_and_grad(dense))(params)
     loss = make_loss(TrainConfig(loss='full'), FullSoftmax(label_smoothing=0.1), ITEMS)
     split = net.split(params, mesh)
     of = jax.jit(make_gradients(Objective(net, 0.0, False, loss), mesh, split))

@@ -13,8 +13,9 @@ in backward_chunk g is exp(r) times the gradient of y.
 In the shapes, q is the number of tokens of a chunk, heads are those of a program, width is heads * headdim, and a tile
 is the heads whose x fills 128 lanes. "Wide" values have the dtype of dt: float32, or float64 in the interpreter.
 
-A token that is not finite, called bad, enters as zeros, and NaN is put back at the tokens that depend on it. A state is
-marked by NaN if it depends on such a token; its first row tells, see `marked`.
+A token that is not finite, called bad, enters as zeros, and NaN is put back at the tokens that depend on it. Whether a
+state depends on such a token is carried beside it, as its mark [1, 1]: 1.0 if it does, else 0.0. A state in HBM has NaN
+as its mark; its first row tells, see `marked`.
 """
 import functools
 from typing import NamedTuple
@@ -77,7 +78,10 @@ class Decays(NamedTuple):
 
 
 class ChunkGradients(NamedTuple):
-    """dx [q, width], ddt [q, heads], dB and dC [q, d_state], dA [1, heads], dh at the chunk's entry. All are wide."""
+    """dx [q, width], ddt [q, heads], dB and dC [q, d_state], dA [1, heads]; dh and dh_marked at the chunk's entry.
+
+    All are wide.
+    """
 
     dx: jax.Array
     ddt: jax.Array
@@ -85,6 +89,7 @@ class ChunkGradients(NamedTuple):
     dC: jax.Array
     dA: jax.Array
     dh: jax.Array
+    dh_marked: jax.Array
 
 
 def as_float(mask: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -185,18 +190,17 @@ def within(c: Chunk, columns: jax.Array, tile: int, t: Tiling) -> jax.Array:
 
 def next_state(
     c: Chunk, exit_: jax.Array, through: jax.Array, u: jax.Array, h: jax.Array, h_marked: jax.Array
-) -> jax.Array:
-    """The state [d_state, width] at the chunk's exit, marked if it depends on a bad token.
+) -> tuple[jax.Array, jax.Array]:
+    """The state [d_state, width] at the chunk's exit, without a mark, and [1, 1] whether it depends on a bad token.
 
-    exit_ and through are spread. h is the state at the entry, without a mark, and h_marked [1, 1] tells whether it had
-    one.
+    exit_ and through are spread. h and h_marked are the same at the entry.
     """
     added = matmul(c.B, (exit_ * u).astype(c.x.dtype), TN, h.dtype)
     # If the run that entered also leaves, the mark must go on, even where the run's decay has underflowed.
     leaves = as_float(c.last_run == 0, h.dtype)
     at_exit = jnp.where(c.run == c.last_run, c.bad, jnp.zeros_like(c.bad))
     bad = jnp.maximum(jnp.max(at_exit, axis=0, keepdims=True), leaves * h_marked)
-    return nan_where(bad, through * h + added)
+    return through * h + added, bad
 
 
 def between_tokens(c: Chunk, t: Tiling, wide: DTypeLike) -> jax.Array:
@@ -235,37 +239,39 @@ def reach(mask: jax.Array, bad: jax.Array, t: Tiling) -> jax.Array:
     return jnp.max(mask * row, axis=1, keepdims=True)
 
 
-def forward_chunk(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool) -> tuple[jax.Array, jax.Array]:
+def forward_chunk(
+    c: Chunk, A: jax.Array, h: jax.Array, h_marked: jax.Array, t: Tiling, reverse: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The forward pass over one chunk.
 
     Args:
       c: the chunk.
       A: [1, 3 * heads], wide.
-      h: the state [d_state, width] at the chunk's entry, wide, perhaps marked.
+      h: the state [d_state, width] at the chunk's entry, wide, without a mark.
+      h_marked: [1, 1], 1.0 where this state depends on a bad token, else 0.0.
       t: the tiling.
       reverse: whether the scan runs from the right.
 
-    Returns (y [q, width], the state [d_state, width] at the exit). Both are wide. y is NaN at tokens that depend on a
-    bad token, and the state is marked if it does.
+    Returns (y [q, width], h and h_marked at the exit). y is wide, and NaN at tokens that depend on a bad token.
     """
-    h_marked = marked(h)
-    h = unless(h_marked, h)
     d = decays(c, A, t, reverse).spread(t, reverse)
     u = d.dt * c.x.astype(h.dtype)
     bad = jnp.maximum(reach(c.seen[:, :t.chunk], c.bad, t), as_float(c.run == 0, h.dtype) * h_marked)
-    return nan_where(bad, outputs(c, d, u, h, t)), next_state(c, d.exit, d.through, u, h, h_marked)
+    return nan_where(bad, outputs(c, d, u, h, t)), *next_state(c, d.exit, d.through, u, h, h_marked)
 
 
-def exit_state(c: Chunk, A: jax.Array, h: jax.Array, t: Tiling, reverse: bool) -> jax.Array:
-    """Only the state that forward_chunk returns."""
-    h_marked = marked(h)
+def exit_state(
+    c: Chunk, A: jax.Array, h: jax.Array, h_marked: jax.Array, t: Tiling, reverse: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Only the state that forward_chunk returns: h and h_marked at the exit."""
     d = decays(c, A, t, reverse)
     dt, exit_, through = lanes.spread_together([d.dt, d.exit, d.through], t.headdim)
-    return next_state(c, exit_, through, dt * c.x.astype(h.dtype), unless(h_marked, h), h_marked)
+    return next_state(c, exit_, through, dt * c.x.astype(h.dtype), h, h_marked)
 
 
 def backward_chunk(
-    c: Chunk, A: jax.Array, h: jax.Array, g: jax.Array, dh: jax.Array, t: Tiling, reverse: bool
+    c: Chunk, A: jax.Array, h: jax.Array, h_marked: jax.Array, g: jax.Array, dh: jax.Array, dh_marked: jax.Array,
+    t: Tiling, reverse: bool,
 ) -> ChunkGradients:
     """The backward pass over one chunk.
 
@@ -274,17 +280,15 @@ def backward_chunk(
     the same rounded numbers.
 
     Args:
-      c, A, t, reverse: as in forward_chunk.
-      h: the state [d_state, width] at the chunk's entry, wide, perhaps marked.
+      c, A, h, h_marked, t, reverse: as in forward_chunk.
       g: the gradient of y, [q, width].
-      dh: the gradient of the state at the chunk's exit, [d_state, width], wide, perhaps marked.
+      dh, dh_marked: the gradient of the state at the chunk's exit, [d_state, width], wide, without a mark, and [1, 1]
+        whether it depends on a bad token.
     """
     narrow, wide = c.x.dtype, h.dtype
     beyond = as_float(c.run < 0, wide)
     g_bad = jnp.where(beyond > 0, jnp.zeros_like(c.bad), any_bad(g))
     g = unless(jnp.maximum(g_bad, beyond), g)
-    h_marked, dh_marked = marked(h), marked(dh)
-    h, dh = unless(h_marked, h), unless(dh_marked, dh)
     d = decays(c, A, t, reverse).spread(t, reverse)
     x, dt = c.x.astype(wide), d.dt
     g = d.after * g.astype(wide)
@@ -334,8 +338,8 @@ def backward_chunk(
     bad = jnp.maximum(from_inputs, from_gradients)
     through_marked = as_float(c.last_run == 0, wide) * dh_marked
     entry_marked = jnp.maximum(jnp.max(entered * either, axis=0, keepdims=True), through_marked)
-    dh = nan_where(entry_marked, d.through * dh + matmul(c.C, g_entry, TN, wide))
+    dh = d.through * dh + matmul(c.C, g_entry, TN, wide)
     dA = jnp.sum(c.dt[:, :t.heads] * da, axis=0, keepdims=True)
     dA = nan_where(jnp.max(bad, axis=0, keepdims=True), dA)
     dx, ddt, dB, dC = (nan_where(bad, a) for a in (dt * du, ddt, dB, dC))
-    return ChunkGradients(dx, ddt, dB, dC, dA, dh)
+    return ChunkGradients(dx, ddt, dB, dC, dA, dh, entry_marked)

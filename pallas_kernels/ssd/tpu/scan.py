@@ -16,7 +16,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.ssd.tpu.chunk import Chunk, backward_chunk, exit_state, forward_chunk, read_chunk
+from pallas_kernels.ssd.tpu.chunk import (
+    Chunk,
+    backward_chunk,
+    exit_state,
+    forward_chunk,
+    marked,
+    nan_where,
+    read_chunk,
+    unless,
+)
 from pallas_kernels.ssd.tpu.tiling import Tiling
 
 # (tiling, whether the scan runs from the right, whether the kernels run in the interpreter).
@@ -72,59 +81,64 @@ def _walk(
 
 
 def _forward_kernel(x, dt, A, B, C, run, y, *rest, t: Tiling, reverse: bool):
-    *entries, h = rest
+    *entries, h, h_marked = rest
     refs = x, dt, B, C, run
 
     @pl.when(pl.program_id(2) == 0)
     def _():
         h[...] = jnp.zeros_like(h)
+        h_marked[...] = jnp.zeros_like(h_marked)
 
     for ref in entries:
-        ref[0, 0, 0] = h[...]
+        ref[0, 0, 0] = nan_where(h_marked[...], h[...])
 
     def step(chunks):
-        outputs, state = [], h[...]
+        outputs, state, mark = [], h[...], h_marked[...]
         for _, chunk in chunks:
-            out, state = forward_chunk(chunk, A[0, 0], state, t, reverse)
+            out, state, mark = forward_chunk(chunk, A[0, 0], state, mark, t, reverse)
             outputs.append(out)
         for (place, _), out in zip(chunks, outputs, strict=True):
             y[0, _tokens(place, t)] = out.astype(y.dtype)
-        h[...] = state
+        h[...], h_marked[...] = state, mark
 
     _walk(step, refs, t.chunks, t, reverse, leftwards=reverse)
 
 
-def _backward_kernel(x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states, dh, *, t: Tiling, reverse: bool):
+def _backward_kernel(
+    x, dt, A, B, C, run, entry, g, dx, ddt, dB, dC, dA, states, marks, dh, dh_marked, *, t: Tiling, reverse: bool
+):
     refs = x, dt, B, C, run
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        dh[...] = jnp.zeros_like(dh)
-        dA[...] = jnp.zeros_like(dA)
+        for ref in dh, dh_marked, dA:
+            ref[...] = jnp.zeros_like(ref)
 
-    states[_order(0, t.chunks, reverse)] = entry[0, 0, 0]
+    first, mark = _order(0, t.chunks, reverse), marked(entry[0, 0, 0])
+    states[first], marks[first] = unless(mark, entry[0, 0, 0]), mark
 
     def recompute(chunks):
-        state = states[chunks[0].place]
-        exits = [state := exit_state(chunk, A[0, 0], state, t, reverse) for _, chunk in chunks]
-        for k, (place, _) in enumerate(chunks):
-            states[place + (-1 if reverse else 1)] = exits[k]
+        at_entry = states[chunks[0].place], marks[chunks[0].place]
+        exits = [at_entry := exit_state(chunk, A[0, 0], *at_entry, t, reverse) for _, chunk in chunks]
+        for (place, _), (state, mark) in zip(chunks, exits, strict=True):
+            after = place + (-1 if reverse else 1)
+            states[after], marks[after] = state, mark
 
     _walk(recompute, refs, t.chunks - 1, t, reverse, leftwards=reverse)
 
     def step(chunks):
-        before = [(g[0, _tokens(place, t)], states[place]) for place, _ in chunks]
-        gradients, dstate = [], dh[...]
-        for (_, chunk), (g_, state) in zip(chunks, before, strict=True):
-            gradients.append(backward_chunk(chunk, A[0, 0], state, g_, dstate, t, reverse))
-            dstate = gradients[-1].dh
+        before = [(g[0, _tokens(place, t)], states[place], marks[place]) for place, _ in chunks]
+        gradients, dstate, dmark = [], dh[...], dh_marked[...]
+        for (_, chunk), (g_, state, mark) in zip(chunks, before, strict=True):
+            gradients.append(backward_chunk(chunk, A[0, 0], state, mark, g_, dstate, dmark, t, reverse))
+            dstate, dmark = gradients[-1].dh, gradients[-1].dh_marked
         for (place, _), grads in zip(chunks, gradients, strict=True):
             at = _tokens(place, t)
             dx[0, at] = grads.dx.astype(dx.dtype)
             for ref, value in ((ddt, grads.ddt), (dB, grads.dB), (dC, grads.dC)):
                 ref[0, 0, at] = value.astype(ref.dtype)
             dA[0, 0] += grads.dA
-        dh[...] = dstate
+        dh[...], dh_marked[...] = dstate, dmark
 
     _walk(step, refs, t.chunks, t, reverse, leftwards=not reverse)
 
@@ -219,7 +233,7 @@ def _forward(static: Static, x, dt, A, B, C, run, keep_entries: bool) -> tuple[j
         out_shapes.append(((t.groups * t.programs, t.blocks, t.state, t.width), wide))
     return _call(
         _forward_kernel, 'ssd_forward', static, (x, _thrice(dt), _thrice(A), B, C, run), blocks.inputs(), out_specs,
-        out_shapes, [pltpu.VMEM((t.state, t.width), wide)],
+        out_shapes, [pltpu.VMEM((t.state, t.width), wide), pltpu.VMEM((1, 1), wide)],
     )
 
 
@@ -244,7 +258,10 @@ def _ssd_bwd(static: Static, residuals, g):
         [*blocks.inputs(), blocks.entries(), blocks.tokens()],
         [blocks.tokens(), blocks.heads(), blocks.state(1), blocks.state(1), blocks.rates()],
         [(x.shape[1:], x.dtype), (dt.shape[1:], wide), shared, shared, (A.shape[1:], wide)],
-        [pltpu.VMEM((t.chunks, t.state, t.width), wide), pltpu.VMEM((t.state, t.width), wide)],
+        [
+            pltpu.VMEM((t.chunks, t.state, t.width), wide), pltpu.VMEM((t.chunks, 1, 1), wide),
+            pltpu.VMEM((t.state, t.width), wide), pltpu.VMEM((1, 1), wide),
+        ],
     )
     if t.programs > 1:
         split = -1, t.groups, t.programs, t.length, t.state
