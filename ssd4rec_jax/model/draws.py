@@ -5,24 +5,14 @@ for every token, which costs more than the layers that use the draws. Two rounds
 vector instructions per element, and XLA fuses them into the operation that uses them.
 """
 import zlib
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.hashing import mix
 from ssd4rec_jax.model.layout import Layout
-
-Words = TypeVar('Words', jax.Array, np.ndarray)
-
-
-def mix(x: Words) -> Words:
-    """A bijective hash of uint32 values with low bias ("lowbias32" of C. Wellons' hash-prospector); shape kept."""
-    x = x ^ (x >> 16)
-    x = x * np.uint32(0x7FEB352D)
-    x = x ^ (x >> 15)
-    x = x * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 class Draws(NamedTuple):

@@ -3,7 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd4rec_jax.model.draws import Draws, mix
+from pallas_kernels.hashing import mix
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 
 # How many blocks a window has: a token reads the window and one block more. Beyond two, what smaller blocks leave

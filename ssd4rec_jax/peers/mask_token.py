@@ -2,8 +2,9 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.hashing import mix
 from ssd4rec_jax.data.packing import PackedBatch
-from ssd4rec_jax.model.draws import Draws, mix
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.layout import Layout
 
 
