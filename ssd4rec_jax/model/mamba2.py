@@ -94,7 +94,7 @@ class BidirectionalMamba2(nnx.Module):
         'aligned' order it is read at the last token, where it starts, so that it depends on this token alone.
         """
         c = self.config
-        xB, dt = jnp.split(self._project(inputs, 'x', 'B', 'dt'), [c.d_inner + c.ngroups * c.d_state], axis=-1)
+        xB, dt = self._project(inputs, 'xB', 'dt')
         dt = self._dt(dt)
         directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
         forward, *backward = (
@@ -188,11 +188,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def _project_all(self, inputs, at=None):
         """(x, B and C before the convolution, dt, z) at the tokens `at`, or at all tokens where it is None."""
-        c = self.config
-        kernel = self._cast(self.in_proj.kernel)
-        z, xBC, dt = jnp.split(
-            inputs.project(kernel, (slice(None),), at), [c.d_inner, c.d_inner + c.conv_width], axis=-1
-        )
+        z, xBC, dt = self._project(inputs, 'z', 'xBC', 'dt', at=at)
         return xBC, self._dt(dt), z
 
     def _dt(self, dt):
@@ -243,7 +239,8 @@ class BidirectionalMamba2(nnx.Module):
             reverse=reverse,
         )
         y += self._skip(take_tokens(x, at))
-        gate = silu(self._project(inputs, 'z', at=at))
+        (z,) = self._project(inputs, 'z', at=at)
+        gate = silu(z)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _timed(self, x, dt, gaps):
@@ -339,19 +336,23 @@ class BidirectionalMamba2(nnx.Module):
         distance = jnp.arange(c.d_conv, dtype=at.dtype)[:, None]
         inside = layout.lengths[:, None] > distance
         token = jnp.where(inside, at[:, None] + (distance if reverse else -distance), 0)  # [rows, d_conv, segments]
-        taps = self._project(inputs, name, at=token.reshape(len(at), -1)).reshape(*token.shape, -1)
+        (taps,) = self._project(inputs, name, at=token.reshape(len(at), -1))
+        taps = taps.reshape(*token.shape, -1)
         taps = jnp.where(inside[..., None], taps, jnp.zeros_like(taps)) * kernel[::-1, None]
         return silu(bias + sum(taps[:, k] for k in range(c.d_conv)))
 
     def _columns(self) -> dict[str, slice]:
-        """The columns of in_proj, by the name of what they give."""
+        """The columns of in_proj, by the name of what they give. What a convolution reads is side by side."""
         c = self.config
         state = c.ngroups * c.d_state
         widths = {'z': c.d_inner, 'x': c.d_inner, 'B': state, 'C': state, 'dt': c.num_heads}
         stops = dict(zip(widths, itertools.accumulate(widths.values()), strict=True))
-        return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
+        columns = {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
+        start = columns['x'].start
+        return columns | {'xB': slice(start, columns['B'].stop), 'xBC': slice(start, columns['C'].stop)}
 
     def _project(self, inputs, *names: str, at=None):
+        """What in_proj gives under these names, at the tokens `at`, or at all tokens where it is None."""
         columns = self._columns()
         return inputs.project(self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at)
 
