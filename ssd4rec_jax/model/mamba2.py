@@ -12,7 +12,7 @@ from pallas_kernels.target import target
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.gap_scales import GapScales
-from ssd4rec_jax.model.implementation import named_implementation
+from ssd4rec_jax.model.implementation import named, named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
@@ -207,7 +207,7 @@ class BidirectionalMamba2(nnx.Module):
         x, B, C = self._by_head(*conv)
         scanned, dt = self._timed(x, dt, layout.gaps(reverse=reverse))
         # A scan that adds D x itself reads x once less. Times may change x, and D skips what they do.
-        own = scanned is x and named_implementation(self.config) == 'pallas_gpu'
+        own = scanned is x and named(self.config, 'pallas_gpu', 'pallas_gpu_fused')
         y = ssd_scan(
             scanned, dt, self._A(), B, C, D=self.D_skip[...] if own else None, segment_ids=layout.segment_ids,
             reverse=reverse, implementation=named_implementation(self.config),
@@ -218,7 +218,8 @@ class BidirectionalMamba2(nnx.Module):
         """f, or f + beta * b, before out_proj, from the scans of one or both directions: [rows, tokens, expand * D]."""
         c = self.config
         mirrored = (False, c.backward_order == 'reversed')[:len(ys)]
-        if named_implementation(c) == 'pallas_gpu' and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:
+        kernels = named(c, 'pallas_gpu', 'pallas_gpu_fused')
+        if kernels and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:
             how = gated_norm.GatedNorm((1.0, c.beta)[:len(ys)], mirrored, self.norm.epsilon, target().interpret)
             weight = self.norm.scale[...].astype(jnp.float32)
             return gated_norm.gated_norms(how, tuple(ys), z, weight, layout.mirror)
@@ -321,7 +322,7 @@ class BidirectionalMamba2(nnx.Module):
         widths = (c.d_inner, *[c.ngroups * c.d_state] * ((channels - c.d_inner) // (c.ngroups * c.d_state)))
         return parts_of_short_convs(
             x, self.conv_kernel[...][:, :channels], self.conv_bias[...][:channels], layout, directions, widths,
-            named_implementation(c),
+            fused=named(c, 'pallas_gpu_fused'),
         )
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
