@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.target import target
 from ssd4rec_jax.model.dense import matmul
 from ssd4rec_jax.model.layout import take_tokens
 
@@ -20,19 +19,22 @@ class TokenInputs(NamedTuple):
         """The vectors [rows, n, D] of the tokens that index int32 [rows, n] selects; of all tokens where it is None."""
         return self.u if index is None else take_tokens(self.u, index)
 
-    def project(self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None) -> list[jax.Array]:
-        """The products of `at(index)` and parts of the columns of kernel [D, width], each [rows, n, columns]."""
-        kernels = [kernel[:, part] for part in parts]
-        if target().platform == 'gpu':
-            # What is cut out of a whole, or put together for its gradient, is copied there. XLA would make one product of
-            # all that have the same operand, and takes what lies behind a barrier for another one.
-            u, products = self.at(index), []
-            for part in kernels:
-                products.append(matmul(u, part))
-                u = jax.lax.optimization_barrier(u)
-            return products
-        whole = matmul(self.at(index), jnp.concatenate(kernels, axis=1))
-        return jnp.split(whole, tuple(itertools.accumulate(part.shape[1] for part in kernels))[:-1], axis=-1)
+    def project(
+        self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None, *, apart: bool = False
+    ) -> list[jax.Array]:
+        """The products of `at(index)` and parts of the columns of kernel [D, width], each [rows, n, columns].
+
+        apart: as products of their own, for kernels of a GPU, to which what is cut out of a whole would be copied.
+        """
+        u, kernels = self.at(index), [kernel[:, part] for part in parts]
+        if not apart:
+            whole = matmul(u, jnp.concatenate(kernels, axis=1))
+            return jnp.split(whole, tuple(itertools.accumulate(part.shape[1] for part in kernels))[:-1], axis=-1)
+        products = []
+        for part in kernels:
+            products.append(matmul(u, part))
+            u = jax.lax.optimization_barrier(u)  # XLA makes one product of all that have the same operand.
+        return products
 
 
 class ProjectedItems(NamedTuple):
@@ -55,9 +57,11 @@ class ItemInputs(NamedTuple):
         """The same as TokenInputs.at."""
         return self._rows(self.table.vectors, index)
 
-    def project(self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None) -> list[jax.Array]:
+    def project(
+        self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None, *, apart: bool = False
+    ) -> list[jax.Array]:
         """The same as TokenInputs.project, read from the table."""
-        del kernel  # The table has already been multiplied by it.
+        del kernel, apart  # The table has already been multiplied by the kernel.
         return [self._rows(self.table.projected[:, part], index) for part in parts]
 
     def _rows(self, table, index):

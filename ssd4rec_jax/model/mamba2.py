@@ -355,7 +355,10 @@ class BidirectionalMamba2(nnx.Module):
     def _project(self, inputs, *names: str, at=None):
         """What in_proj gives under these names, at the tokens `at`, or at all tokens where it is None."""
         columns = self._columns()
-        return inputs.project(self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at)
+        return inputs.project(
+            self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at,
+            apart=named(self.config, 'pallas_gpu_fused'),
+        )
 
     def _cast(self, param):
         return param[...].astype(self.in_proj.dtype)

@@ -139,7 +139,7 @@ class Encoder(nnx.Module):
             return ItemInputs(table, items)
         h = take_rows(embedding, items).astype(self.dtype)
         if config.norm_embedding:
-            h = per_token(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
+            h = self.norm.residual(h, None, config.dropout_prob, draws, 'embedding', drops_first=True)
         return TokenInputs(h)
 
 
