@@ -4,34 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.bench.around import layer_norm_of_sum
 from pallas_kernels.ssd.gpu import residual_norm as kernels
 from pallas_kernels.ssd.gpu.residual_norm import ResidualNorm, residual_norm, why_not_residual_norm
 
 MISSING = why_not_residual_norm(jnp.bfloat16, 256)
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-
-
-def hashed(x):
-    """The hash of uint32 values, in Python's integers."""
-    x = x.astype(object)
-    for factor, shift in ((0x7FEB352D, 16), (0x846CA68B, 15)):
-        x = (x ^ (x >> shift)) * factor % 2**32
-    return x ^ (x >> 16)
-
-
-def definition(how, a, u, scale, shift, keys):
-    dropped = np.zeros(a.shape, bool)
-    if keys is not None:
-        words = hashed(np.arange(1, a.shape[-1] + 1))
-        dropped = hashed(np.asarray(keys)[..., None].astype(object) ^ words) < round(how.dropout * 2**32)
-
-    def drop(x, here):
-        return jnp.where(dropped.astype(bool) & here, 0, x / (1 - how.dropout if here else 1))
-
-    x = drop(a if u is None else a + u, how.drops_first)
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    n = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + how.epsilon)
-    return drop(n * scale + shift, not how.drops_first)
 
 
 def both(f, how, g, *arguments, keys):
@@ -71,9 +49,23 @@ def test_values_and_gradients(shape, with_u, how, monkeypatch):
     keys = keys if how.dropout else None
     made = both(residual_norm, how._replace(interpret=True), g, *arguments, keys=keys)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
-    expected = both(definition, how, g.astype(jnp.float32), *wide, keys=keys)
+    expected = both(layer_norm_of_sum, how, g.astype(jnp.float32), *wide, keys=keys)
     assert made[0].dtype == made[1][0].dtype == jnp.bfloat16
     assert_near(made, expected)
+
+
+def hashed(x):
+    """The hash of 32 bits that dropout draws from, in Python's integers."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> shift)) * factor % 2**32
+    return x ^ (x >> 16)
+
+
+def test_an_element_is_dropped_where_the_hash_of_its_token_and_channel_is_small():
+    (a, u, scale, shift), _, keys = example(1, 8, 64, True)
+    y = residual_norm(ResidualNorm(0.25, interpret=True), a, u, scale, shift, keys)
+    expected = [[hashed(int(key) ^ hashed(channel)) < 2**30 for channel in range(1, 65)] for key in keys[0]]
+    np.testing.assert_array_equal(np.asarray(y[0] == 0), expected)
 
 
 def test_a_token_that_is_not_finite_spoils_no_other_token():

@@ -155,10 +155,10 @@ class _Call:
     with dropout, the words of the channels and the keys of its tokens.
     """
 
-    def __init__(self, how: ResidualNorm, streams: Any, values: Any, keys: jax.Array | None) -> None:
+    def __init__(self, how: ResidualNorm, streams: Any, values: Any, keys: Any) -> None:
         self.how = how
         self.streams = [tokens.flat(a, STEP) for a in streams if a is not None]
-        total, *self.channels = self.streams[0].shape
+        total, self.channels = len(self.streams[0]), self.streams[0].shape[1:]
         self.steps = total // STEP
         self.out = jax.ShapeDtypeStruct(self.streams[0].shape, jnp.bfloat16)
         # As many programs as the chip holds, so that they start and end together.
