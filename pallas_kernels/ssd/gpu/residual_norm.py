@@ -26,6 +26,7 @@ STEP = 8
 SLOTS = 2  # Several programs share a multiprocessor, so that few buffers of each keep enough bytes on their way.
 MULTIPROCESSORS = 132
 AT_A_TIME = 8  # The programs that a multiprocessor has registers for.
+RESERVED = 3 * 1024  # Shared memory of a program for barriers, keys, sums over warps, and the system.
 MOST_STEPS = 32  # A program's keys are one copy, of at most 256 values.
 
 
@@ -162,8 +163,8 @@ class _Call:
         self.steps = total // STEP
         self.out = jax.ShapeDtypeStruct(self.streams[0].shape, jnp.bfloat16)
         # As many programs as the chip holds, so that they start and end together.
-        buffers = SLOTS * STEP * (len(self.streams) + 1) * 2 * math.prod(self.channels)
-        at_a_time = min(AT_A_TIME, tiles.SHARED_MEMORY // (tiles.RESERVED + buffers))
+        of_channel = SLOTS * STEP * 2 * (len(self.streams) + 1) + 4 * 4
+        at_a_time = min(AT_A_TIME, tiles.SHARED_MEMORY // (of_channel * math.prod(self.channels) + RESERVED))
         self.programs = min(self.steps, max(MULTIPROCESSORS * at_a_time, -(-self.steps // MOST_STEPS)))
         self.once = [tokens.by_lanes(a) for a in values]
         self.drops = keys is not None and how.dropout > 0
