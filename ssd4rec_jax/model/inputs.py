@@ -9,7 +9,6 @@ from ssd4rec_jax.model.dense import matmul
 from ssd4rec_jax.model.layout import take_tokens
 
 
-
 class TokenInputs(NamedTuple):
     """Inputs that are projected token by token. u: [rows, tokens, D]."""
 

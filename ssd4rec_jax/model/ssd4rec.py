@@ -8,7 +8,7 @@ from jax import export
 from pallas_kernels import take_rows
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.bissd import BiSSDLayer
-from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.model.inputs import ItemInputs, ProjectedItems, TokenInputs
 from ssd4rec_jax.model.layout import Layout
