@@ -176,17 +176,19 @@ def stages(steps: int, once: int, a_stage: int) -> int:
 
 def call(
     kernel: Callable[..., None], out_type: Any, *operands: jax.Array, grid: tuple[int, ...],
-    grid_names: tuple[str, ...], scratch_types: Sequence[Any] = (), interpret: bool,
+    grid_names: tuple[str, ...], scratch_types: Sequence[Any] = (), warpgroups: int = 1, interpret: bool,
 ) -> Any:
-    """Call plgpu.kernel with this package's parameters on the operands. A program is one warpgroup.
+    """Call plgpu.kernel with this package's parameters on the operands.
 
-    Returns arrays in the structure of out_type.
+    A program is one warpgroup, or several, which read their number from the axis 'warpgroup'. Returns arrays in the
+    structure of out_type.
     """
     made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
         # The function that makes the kernel names it in profiles and in the compiler's reports.
         kernel_name=kernel.__qualname__.split('.')[0],
+        **(dict(num_threads=warpgroups, thread_name='warpgroup') if warpgroups > 1 else {}),
         **(dict(interpret=plgpu.InterpretGPUParams()) if interpret else {}),
     )(*operands)
     # Inside shard_map, results vary over the axes that the operands vary over. plgpu.kernel does not track this.
@@ -196,10 +198,10 @@ def call(
     )
 
 
-def wide_square() -> Any:
-    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+def wide_square(*number: int) -> Any:
+    """A float32 buffer [Q, Q] in shared memory, or several, in which threads that hold a wgmma's result do not collide."""
     return plgpu.SMEM(
-        (CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+        (*number, CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
 
 
@@ -221,6 +223,14 @@ def tile(ref: Any) -> jax.Array:
 def finite(a: jax.Array) -> jax.Array:
     """The array with zeros in place of values that are not finite."""
     return jnp.where(jnp.abs(a) < jnp.inf, a, 0.0)
+
+
+def clean(ref: Any) -> None:
+    """Put zeros in place of values that are not finite in a bfloat16 matrix in shared memory, 64 columns at a time."""
+    columns_of_ref = ref.shape[1]
+    for first in range(0, columns_of_ref, CHUNK):
+        its = pl.ds(first, min(CHUNK, columns_of_ref - first))
+        ref.at[:, its][...] = finite(tile(ref.at[:, its])).astype(jnp.bfloat16)
 
 
 def over_rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
