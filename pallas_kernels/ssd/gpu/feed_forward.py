@@ -112,11 +112,12 @@ def _feed_forward(how, h, parameters, keys, *, keep):
             def product(total):
                 def step(k, done):
                     now = first.channels(k)
-                    bias, drops = here.channels(b1_ref, now), here.dropped(0, now)
+                    h_smem, inner_smem = (a.at[lax.optimization_barrier(here.worker)] for a in (all_h, all_inner))
+                    bias = here.channels(b1_ref, now)
                     a = tiles.product(h_smem, first.wait(k).transpose((1, 0))) + bias
                     first.leave(k)
                     phi, _ = _normal(a)
-                    inner_smem[...] = here.kept(a * phi, drops).astype(jnp.bfloat16)
+                    inner_smem[...] = (a * (phi * here.mask(0, now, here.factor))).astype(jnp.bfloat16)
                     plgpu.commit_smem()
                     plgpu.wgmma(total, inner_smem, second.wait(k))
                     plgpu.wgmma_wait(0)
@@ -143,10 +144,10 @@ def _feed_forward(how, h, parameters, keys, *, keep):
                 n_ref, inverse_ref = kept_refs
                 inverse_ref.at[here.tokens][...] = inverse
                 write(n, n_ref)
-            write([
-                here.kept(piece * here.channels(scale_ref, its) + here.channels(shift_ref, its), here.dropped(1, its))
+            write((
+                (piece * here.channels(scale_ref, its) + here.channels(shift_ref, its)) * here.mask(1, its, here.factor)
                 for its, piece in zip(call.pieces, n, strict=True)
-            ], out_ref)
+            ), out_ref)
             plgpu.wait_smem_to_gmem(0)
 
         call.program(work, draws, (first, second))
@@ -183,7 +184,7 @@ def _gradients(how, residuals, g):
             )
             mean = along = 0.0
             for its in call.pieces:
-                g = here.zeroed(tiles.tile(g_smem.at[:, its]), here.dropped(1, its))
+                g = tiles.tile(g_smem.at[:, its]) * here.mask(1, its, 1.0)
                 g_smem.at[:, its][...] = g.astype(jnp.bfloat16)
                 dn = g * here.channels(scale_ref, its)
                 mean += jnp.sum(dn, axis=1) * (1 / call.channels)
@@ -208,15 +209,19 @@ def _gradients(how, residuals, g):
             def product(total):
                 def step(k, done):
                     now = first.channels(k)
-                    bias, drops = here.channels(b1_ref, now), here.dropped(0, now)
+                    h_smem, ds_smem, inner_smem, da_smem = (
+                        a.at[lax.optimization_barrier(here.worker)] for a in (all_h, all_ds, all_inner, all_da)
+                    )
+                    bias = here.channels(b1_ref, now)
                     w1, w2 = first.wait(k), second.wait(k)
                     a, dinner = _products((h_smem, w1.transpose((1, 0))), (ds_smem, w2.transpose((1, 0))))
                     second.leave(k)
                     a += bias
                     phi, slope = _normal(a)
+                    mask = here.mask(0, now, here.factor)
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    inner_smem[...] = here.kept(a * phi, drops).astype(jnp.bfloat16)
-                    da_smem[...] = here.kept(dinner * (phi + a * slope), drops).astype(jnp.bfloat16)
+                    inner_smem[...] = (a * (phi * mask)).astype(jnp.bfloat16)
+                    da_smem[...] = (dinner * mask * (phi + a * slope)).astype(jnp.bfloat16)
                     plgpu.commit_smem()
                     plgpu.wgmma(total, da_smem, w1)
                     plgpu.copy_smem_to_gmem(inner_smem, inner_ref.at[here.tokens, now])
@@ -287,10 +292,10 @@ def _normal(x):
     """
     exponential = jnp.exp(-0.5 * x * x)
     t = 1 / (1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x))
-    powers = 0.0
+    series = 0.0
     for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        powers = (powers + 0.5 * coefficient) * t
-    tail = powers * exponential
+        series = series * t + 0.5 * coefficient
+    tail = series * t * exponential
     return jnp.where(x < 0, tail, 1 - tail), exponential * (1 / math.sqrt(2 * math.pi))
 
 
@@ -435,18 +440,10 @@ class _Here:
         """Load a value for each of these channels, and give it to all tokens."""
         return over_columns(tiles.vector(ref.at[its], 0), (TOKENS, its.size))
 
-    def dropped(self, kind, its):
-        """Whether the inner (0) or the outer (1) dropout drops these channels of each token; None if it drops none."""
+    def mask(self, kind, its, kept):
+        """`kept` where the inner (kind 0) or the outer (1) dropout keeps these channels of a token, and 0 elsewhere."""
         if not self.draws:
-            return None
+            return kept
         words, *keys = self.draws
         key = over_rows(tiles.vector(keys[kind].at[self.tokens], 1), (TOKENS, its.size))
-        return dropped(key, self.channels(words, its), self.dropout)
-
-    def zeroed(self, a, drops):
-        """The array with zeros where it is dropped."""
-        return a if drops is None else jnp.where(drops, 0.0, a)
-
-    def kept(self, a, drops):
-        """The array after dropout."""
-        return self.zeroed(a * self.factor, drops)
+        return jnp.where(dropped(key, self.channels(words, its), self.dropout), 0.0, kept)
