@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ssd.arguments import check_scan
+from pallas_kernels.ssd.gpu.fused.scan import ssd_scan_pallas_gpu_fused, why_not_pallas_gpu_fused
 from pallas_kernels.ssd.gpu.scan import ssd_scan_pallas_gpu, why_not_pallas_gpu
 from pallas_kernels.ssd.pointwise import Limit, skip_and_gate, step_sizes
 from pallas_kernels.ssd.reference import ssd_scan_reference
@@ -35,12 +36,14 @@ class Implementation(NamedTuple):
     """An entry of the table.
 
     scan(x, dt, A, B, C, run, reverse=, chunk_size=) computes y. why_not(call) returns the reason why the implementation
-    cannot serve the call, as a sentence, or None if it can. skips: scan also takes D=, and adds D x to y.
+    cannot serve the call, as a sentence, or None if it can. skips: scan also takes D=, and adds D x to y. named: it is
+    taken only where a call names it, because no chip has run it.
     """
 
     scan: Callable[..., jax.Array]
     why_not: Callable[[Call], str | None]
     skips: bool = False
+    named: bool = False
 
 
 def _reference(x, dt, A, B, C, run, *, reverse, chunk_size):
@@ -64,20 +67,30 @@ def _why_not_pallas_tpu(call: Call) -> str | None:
     return tpu_tiling.why_not(*call, interpret)
 
 
-def _pallas_gpu(x, dt, A, B, C, run, *, reverse, chunk_size, D=None):
+def _pallas_gpu(scan_on_gpu, x, dt, A, B, C, run, *, reverse, chunk_size, D=None):
     interpret = target().interpret
-    return ssd_scan_pallas_gpu(x, dt, A, B, C, run, reverse=reverse, D=D, chunk_size=chunk_size, interpret=interpret)
+    return scan_on_gpu(x, dt, A, B, C, run, reverse=reverse, D=D, chunk_size=chunk_size, interpret=interpret)
 
 
-def _why_not_pallas_gpu(call: Call) -> str | None:
+def _why_not_pallas_gpu(name: str, why_not: Callable[..., str | None], call: Call) -> str | None:
     platform, interpret = target()
     if platform != 'gpu':
-        return f'pallas_gpu runs on NVIDIA GPUs and this program is for {platform}'
+        return f'{name} runs on NVIDIA GPUs and this program is for {platform}'
     if not interpret and jax.default_backend() == 'gpu':
         capability = str(getattr(jax.devices()[0], 'compute_capability', 'unknown'))
         if not capability.startswith('9.'):
-            return f'pallas_gpu needs a Hopper GPU, compute capability 9.0, and this one has {capability}'
-    return why_not_pallas_gpu(call.x_dtype, call.x_shape[3], call.B_shape[3], call.chunk_size)
+            return f'{name} needs a Hopper GPU, compute capability 9.0, and this one has {capability}'
+    return why_not(call.x_dtype, call.x_shape[3], call.B_shape[3], call.chunk_size)
+
+
+def _on_gpu(
+    name: str, scan: Callable[..., jax.Array], why_not: Callable[..., str | None], *, named: bool = False
+) -> Implementation:
+    """The entry of an implementation by Mosaic GPU kernels."""
+    return Implementation(
+        functools.partial(_pallas_gpu, scan), functools.partial(_why_not_pallas_gpu, name, why_not), skips=True,
+        named=named,
+    )
 
 
 def _always(call: Call) -> None:
@@ -88,7 +101,8 @@ def _always(call: Call) -> None:
 # was tried and took a quarter of xla's time or less (docs/measurements.md).
 IMPLEMENTATIONS: dict[str, Implementation] = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
-    'pallas_gpu': Implementation(_pallas_gpu, _why_not_pallas_gpu, skips=True),
+    'pallas_gpu': _on_gpu('pallas_gpu', ssd_scan_pallas_gpu, why_not_pallas_gpu),
+    'pallas_gpu_fused': _on_gpu('pallas_gpu_fused', ssd_scan_pallas_gpu_fused, why_not_pallas_gpu_fused, named=True),
     'xla': Implementation(_xla, _always),
     'reference': Implementation(_reference, _always),
 }
@@ -99,13 +113,15 @@ def choose_implementation(call: Call, asked: str | Sequence[str] | None = None) 
 
     Args:
       call: the shapes and dtypes of the call.
-      asked: a name out of IMPLEMENTATIONS, or several, or None for all of them. The first that can serve the call is
-        taken.
+      asked: a name out of IMPLEMENTATIONS, or several, or None for all that need not be named. The first that can
+        serve the call is taken.
 
     Raises ValueError if a name is unknown, and with all reasons if no implementation that was asked for can serve the
     call.
     """
-    names = (asked,) if isinstance(asked, str) else tuple(IMPLEMENTATIONS if asked is None else asked)
+    if asked is None:
+        asked = tuple(name for name, entry in IMPLEMENTATIONS.items() if not entry.named)
+    names = (asked,) if isinstance(asked, str) else tuple(asked)
     for name in names:
         if name not in IMPLEMENTATIONS:
             raise ValueError(f'implementation={name!r} is unknown: there are {", ".join(IMPLEMENTATIONS)}')
@@ -185,6 +201,7 @@ def ssd_scan(
       chunk_size: tokens of a chunk. None takes the default of the platform.
       implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference', or a sequence of these names, of which the first
         that can serve the call is taken. None stands for all of them (see pallas_kernels.tracing_for).
+        'pallas_gpu_fused' is taken only where it is named: no chip has run it.
 
     Returns y, with the shape and dtype of x, or (y, final states), the latter in float32, or float64 for float64 x.
 

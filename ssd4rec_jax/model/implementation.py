@@ -12,6 +12,11 @@ def named_implementation(config: ModelConfig) -> str | None:
     return None if config.ssd_implementation == 'auto' else config.ssd_implementation
 
 
+def named(config: ModelConfig, *names: str) -> bool:
+    """Whether the settings name one of these implementations, so that what surrounds its scan may be kernels too."""
+    return named_implementation(config) in names
+
+
 def ssd_implementation(config: Any, rows: int, tokens: int) -> str | None:
     """The name of the implementation that scans a batch of [rows, tokens]; None for a network without SSD scans.
 

@@ -12,7 +12,7 @@ from pallas_kernels.target import target
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.dense import dot_general
 from ssd4rec_jax.model.gap_scales import GapScales
-from ssd4rec_jax.model.implementation import named_implementation
+from ssd4rec_jax.model.implementation import named, named_implementation
 from ssd4rec_jax.model.inputs import ItemInputs, TokenInputs
 from ssd4rec_jax.model.layout import Layout, mirror_within_segment, of_history, take_tokens
 from ssd4rec_jax.model.per_token import per_token
@@ -94,7 +94,7 @@ class BidirectionalMamba2(nnx.Module):
         'aligned' order it is read at the last token, where it starts, so that it depends on this token alone.
         """
         c = self.config
-        xB, dt = jnp.split(self._project(inputs, 'x', 'B', 'dt'), [c.d_inner + c.ngroups * c.d_state], axis=-1)
+        xB, dt = self._project(inputs, 'xB', 'dt')
         dt = self._dt(dt)
         directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
         forward, *backward = (
@@ -188,11 +188,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def _project_all(self, inputs, at=None):
         """(x, B and C before the convolution, dt, z) at the tokens `at`, or at all tokens where it is None."""
-        c = self.config
-        kernel = self._cast(self.in_proj.kernel)
-        z, xBC, dt = jnp.split(
-            inputs.project(kernel, (slice(None),), at), [c.d_inner, c.d_inner + c.conv_width], axis=-1
-        )
+        z, xBC, dt = self._project(inputs, 'z', 'xBC', 'dt', at=at)
         return xBC, self._dt(dt), z
 
     def _dt(self, dt):
@@ -211,7 +207,7 @@ class BidirectionalMamba2(nnx.Module):
         x, B, C = self._by_head(*conv)
         scanned, dt = self._timed(x, dt, layout.gaps(reverse=reverse))
         # A scan that adds D x itself reads x once less. Times may change x, and D skips what they do.
-        own = scanned is x and named_implementation(self.config) == 'pallas_gpu'
+        own = scanned is x and named(self.config, 'pallas_gpu', 'pallas_gpu_fused')
         y = ssd_scan(
             scanned, dt, self._A(), B, C, D=self.D_skip[...] if own else None, segment_ids=layout.segment_ids,
             reverse=reverse, implementation=named_implementation(self.config),
@@ -222,7 +218,8 @@ class BidirectionalMamba2(nnx.Module):
         """f, or f + beta * b, before out_proj, from the scans of one or both directions: [rows, tokens, expand * D]."""
         c = self.config
         mirrored = (False, c.backward_order == 'reversed')[:len(ys)]
-        if named_implementation(c) == 'pallas_gpu' and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:
+        kernels = named(c, 'pallas_gpu', 'pallas_gpu_fused')
+        if kernels and gated_norm.why_not_gated_norms(z.dtype, c.d_inner) is None:
             how = gated_norm.GatedNorm((1.0, c.beta)[:len(ys)], mirrored, self.norm.epsilon, target().interpret)
             weight = self.norm.scale[...].astype(jnp.float32)
             return gated_norm.gated_norms(how, tuple(ys), z, weight, layout.mirror)
@@ -243,7 +240,8 @@ class BidirectionalMamba2(nnx.Module):
             reverse=reverse,
         )
         y += self._skip(take_tokens(x, at))
-        gate = silu(self._project(inputs, 'z', at=at))
+        (z,) = self._project(inputs, 'z', at=at)
+        gate = silu(z)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
     def _timed(self, x, dt, gaps):
@@ -324,7 +322,7 @@ class BidirectionalMamba2(nnx.Module):
         widths = (c.d_inner, *[c.ngroups * c.d_state] * ((channels - c.d_inner) // (c.ngroups * c.d_state)))
         return parts_of_short_convs(
             x, self.conv_kernel[...][:, :channels], self.conv_bias[...][:channels], layout, directions, widths,
-            named_implementation(c),
+            fused=named(c, 'pallas_gpu_fused'),
         )
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
@@ -339,19 +337,23 @@ class BidirectionalMamba2(nnx.Module):
         distance = jnp.arange(c.d_conv, dtype=at.dtype)[:, None]
         inside = layout.lengths[:, None] > distance
         token = jnp.where(inside, at[:, None] + (distance if reverse else -distance), 0)  # [rows, d_conv, segments]
-        taps = self._project(inputs, name, at=token.reshape(len(at), -1)).reshape(*token.shape, -1)
+        (taps,) = self._project(inputs, name, at=token.reshape(len(at), -1))
+        taps = taps.reshape(*token.shape, -1)
         taps = jnp.where(inside[..., None], taps, jnp.zeros_like(taps)) * kernel[::-1, None]
         return silu(bias + sum(taps[:, k] for k in range(c.d_conv)))
 
     def _columns(self) -> dict[str, slice]:
-        """The columns of in_proj, by the name of what they give."""
+        """The columns of in_proj, by the name of what they give. What a convolution reads is side by side."""
         c = self.config
         state = c.ngroups * c.d_state
         widths = {'z': c.d_inner, 'x': c.d_inner, 'B': state, 'C': state, 'dt': c.num_heads}
         stops = dict(zip(widths, itertools.accumulate(widths.values()), strict=True))
-        return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
+        columns = {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
+        start = columns['x'].start
+        return columns | {'xB': slice(start, columns['B'].stop), 'xBC': slice(start, columns['C'].stop)}
 
     def _project(self, inputs, *names: str, at=None):
+        """What in_proj gives under these names, at the tokens `at`, or at all tokens where it is None."""
         columns = self._columns()
         return inputs.project(self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at)
 

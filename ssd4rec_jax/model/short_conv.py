@@ -26,17 +26,15 @@ def short_conv(
 
 def parts_of_short_convs(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, directions: tuple[bool, ...],
-    widths: tuple[int, ...], implementation: str | None,
+    widths: tuple[int, ...], *, fused: bool,
 ) -> tuple[tuple[jax.Array, ...], ...]:
-    """short_convs, each cut into arrays of so many columns; in one kernel beside the scan of `pallas_gpu`, if it can.
+    """short_convs, each cut into arrays of so many columns; with `fused` as one kernel of a GPU, if that can serve it.
 
-    kernel, bias: in the dtype of the parameters. implementation: that of the scan, as in ssd_scan.
+    kernel, bias: in the dtype of the parameters.
     """
-    interpret = target().interpret
-    obstacle = gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths, interpret=interpret)
-    if implementation == 'pallas_gpu' and obstacle is None:
+    if fused and gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths) is None:
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
-        how = gpu.Convolution(directions, widths, interpret)
+        how = gpu.Convolution(directions, widths, target().interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
     # What is cut out of a whole is a copy on a GPU, so x, the widest by far, is convolved by itself there.
     groups = (widths[:1], widths[1:]) if target().platform == 'gpu' else (widths,)

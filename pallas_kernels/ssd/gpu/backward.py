@@ -162,101 +162,86 @@ def state_columns(t: Tiles) -> int:
 def keys_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of key_gradients in bytes: (once, for each stage of the pipeline)."""
     width = state_columns(t)
-    once = 2 * CHUNK * (CHUNK + 2 * width + t.width)
-    return once, 2 * (2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK) + 4 * t.width
+    return 2 * CHUNK * (CHUNK + 3 * width + t.width), 2 * t.width * (CHUNK + width) + 4 * 2 * t.heads * CHUNK
 
 
 def key_gradients(
-    t: Tiles, dscores: jax.Array, B: jax.Array, C: jax.Array, of_B: tuple[jax.Array, jax.Array, jax.Array],
-    of_C: tuple[jax.Array, jax.Array, jax.Array], *, interpret: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """dB = dS^T C + sum over heads of (exit u) dh and dC = dS B + sum over heads of (entry g) h.
+    t: Tiles, dscores: jax.Array, others: jax.Array, own: jax.Array, v: jax.Array, weight: jax.Array,
+    states: jax.Array, *, transposed: bool, interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient of `own`, which is B or C: dscores @ others + sum over heads of (weight v) state.
 
     Args:
       t: the sizes.
       dscores: [M groups Q, Q] bfloat16, the sum over parts of the dS^T of chunk_gradients.
-      B, C: bfloat16, in the shapes of tiles.py.
-      of_B: (x, exit dt float32 [M groups blocks, heads, Q], dh: the gradients of the states at the chunks' exits).
-      of_C: (g, entry like exit dt, h: the states at the chunks' entries).
+      others: C for the gradient of B, and B for that of C.
+      own: B or C.
+      v: x for the gradient of B, and g for that of C.
+      weight: [M groups blocks, heads, Q] float32: exit dt for the gradient of B, and entry for that of C.
+      states: the gradients of the states at the exits for B, and the states at the entries for C.
+      transposed: take dscores^T, for C.
       interpret: run the kernel in the interpreter.
 
-    Returns (dB, dC, sums float32 [M groups blocks, 2 heads, Q], and for each row of a state the sum of h dh, float32
-    [M groups blocks heads P]). The two kinds of sums are (exit u) dh B and (entry g) h C of each token.
+    Returns (dB or dC like B, sums float32 [M groups blocks, heads, Q] of weight_i v_i state own_i).
     """
     width = state_columns(t)
     cuts = t.state // width
     blocks = t.all_chunks * t.groups * t.blocks
     slots = tiles.stages(t.blocks, *keys_memory(t))
 
-    def kernel(dscores_ref, B_ref, C_ref, x_ref, exit_ref, dh_ref, g_ref, entry_ref, h_ref, dB_ref, dC_ref, sums_ref,
-               across_ref, dscores_smem, B_smem, C_smem, scaled_smem, all_sums_smem, acrosses_smem, barrier):
+    def kernel(dscores_ref, others_ref, own_ref, v_ref, weight_ref, states_ref, out_ref, sums_ref,
+               dscores_smem, others_smem, own_smem, out_smem, scaled_smem, all_sums_smem, barrier):
         column = lax.axis_index('column')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), 0, 0)
         of_group = here.tokens, pl.ds((here.group * cuts + column) * width, width)
         tiles.load(
             (dscores_ref.at[pl.ds((here.m * t.groups + here.group) * CHUNK, CHUNK)], dscores_smem),
-            (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), barrier=barrier,
+            (others_ref.at[of_group], others_smem), (own_ref.at[of_group], own_smem), barrier=barrier,
         )
-        within = tiles.product(dscores_smem, C_smem), tiles.product(dscores_smem.transpose((1, 0)), B_smem)
+        scores = dscores_smem.transpose((1, 0)) if transposed else dscores_smem
+        within = tiles.product(scores, others_smem)
 
-        def step(x_smem, exit_smem, dh_smem, g_smem, entry_smem, h_smem, sums_smem, across_smem, totals):
-            def added(kind, total, own_smem, v_smem, weight_smem, state_smem):
-                read = tiles.product(own_smem, state_smem.transpose((1, 0)))
-                for head in range(t.heads):
-                    its = t.columns(head)
-                    part = tiles.finite(tile(v_smem.at[:, its]))
-                    part = (part * over_rows(rows(weight_smem.at[head]), part.shape)).astype(jnp.bfloat16)
-                    scaled_smem.at[:, its][...] = part
-                    of_head = read[:, head * t.headdim:(head + 1) * t.headdim]
-                    sums_smem.at[kind * t.heads + head][...] = jnp.sum(part.astype(jnp.float32) * of_head, axis=1)
-                plgpu.commit_smem()
-                return total + tiles.product(scaled_smem, state_smem)
+        def step(v_smem, weight_smem, state_smem, sums_smem, total):
+            read = tiles.product(own_smem, state_smem.transpose((1, 0)))
+            for head in range(t.heads):
+                its = t.columns(head)
+                part = tiles.finite(tile(v_smem.at[:, its]))
+                part = (part * over_rows(rows(weight_smem.at[head]), part.shape)).astype(jnp.bfloat16)
+                scaled_smem.at[:, its][...] = part
+                of_head = read[:, head * t.headdim:(head + 1) * t.headdim]
+                sums_smem.at[head][...] = jnp.sum(part.astype(jnp.float32) * of_head, axis=1)
+            plgpu.commit_smem()
+            return total + tiles.product(scaled_smem, state_smem)
 
-            for first in range(0, t.width, CHUNK):
-                its = pl.ds(first, CHUNK)
-                across_smem.at[its][...] = jnp.sum(tile(h_smem.at[its]) * tile(dh_smem.at[its]), axis=1)
-            dB, dC = totals
-            dB = added(0, dB, B_smem, x_smem, exit_smem, dh_smem)
-            return dB, added(1, dC, C_smem, g_smem, entry_smem, h_smem)
-
-        of_block = [
-            t.chunk_block(here), t.vectors_block(here, 1),
-            t.block((t.width, width), lambda k: (t.number(here, k), column)),
-        ]
-        totals = tiles.pipeline(
-            step, steps=t.blocks, slots=slots, in_specs=of_block * 2,
-            outputs=[
-                (all_sums_smem, lambda k: sums_ref.at[column * blocks + t.number(here, k)]),
-                (acrosses_smem, lambda k: across_ref.at[column * blocks + t.number(here, k)]),
+        total = tiles.pipeline(
+            step, steps=t.blocks, slots=slots,
+            in_specs=[
+                t.chunk_block(here), t.vectors_block(here, 1),
+                t.block((t.width, width), lambda k: (t.number(here, k), column)),
             ],
+            outputs=[(all_sums_smem, lambda k: sums_ref.at[column * blocks + t.number(here, k)])],
             init_carry=within,
-        )(x_ref, exit_ref, dh_ref, g_ref, entry_ref, h_ref)
-        made_smem = B_smem, C_smem  # They are read no more.
-        for smem, total in zip(made_smem, totals, strict=True):
-            smem[...] = total.astype(jnp.bfloat16)
+        )(v_ref, weight_ref, states_ref)
+        out_smem[...] = total.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        for smem, ref in zip(made_smem, (dB_ref, dC_ref), strict=True):
-            plgpu.copy_smem_to_gmem(smem, ref.at[of_group])
+        plgpu.copy_smem_to_gmem(out_smem, out_ref.at[of_group])
         plgpu.wait_smem_to_gmem(0)
 
-    dB, dC, sums, across = tiles.call(
+    gradient, sums = tiles.call(
         kernel,
         [
-            *[jax.ShapeDtypeStruct(B.shape, jnp.bfloat16)] * 2,
-            jax.ShapeDtypeStruct((cuts * blocks, 2 * t.heads, CHUNK), jnp.float32),
-            jax.ShapeDtypeStruct((cuts * blocks, t.width), jnp.float32),
+            jax.ShapeDtypeStruct(own.shape, jnp.bfloat16),
+            jax.ShapeDtypeStruct((cuts * blocks, t.heads, CHUNK), jnp.float32),
         ],
-        dscores, B, C, *of_B, *of_C,
+        dscores, others, own, v, weight, states,
         grid=(t.all_chunks, t.groups, cuts), grid_names=('chunk', 'group', 'column'),
         scratch_types=[
-            t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 2, t.shared(CHUNK, t.width),
-            plgpu.SMEM((slots, 2 * t.heads, CHUNK), jnp.float32), plgpu.SMEM((slots, t.width), jnp.float32),
-            plgpu.Barrier(num_arrivals=3),
+            t.shared(CHUNK, CHUNK), *[t.shared(CHUNK, width)] * 3, t.shared(CHUNK, t.width),
+            plgpu.SMEM((slots, t.heads, CHUNK), jnp.float32), plgpu.Barrier(num_arrivals=3),
         ],
         interpret=interpret,
     )
-    sums, across = (jnp.sum(a.reshape(cuts, blocks, *a.shape[1:]), axis=0) for a in (sums, across))
-    return dB, dC, sums, across.reshape(-1)
+    return gradient, jnp.sum(sums.reshape(cuts, blocks, t.heads, CHUNK), axis=0)
 
 
 MEMORY = {'chunk_gradients': gradients_memory, 'key_gradients': keys_memory}

@@ -26,12 +26,10 @@ CARRY_STAGES = 6
 
 def states_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of chunk_states in bytes: (once, for each stage of the pipeline)."""
-    return 2 * CHUNK * (t.state + t.width), 2 * t.width * (CHUNK + t.state) + 4 * (t.heads + 1) * CHUNK
+    return 2 * CHUNK * (t.state + t.width), 2 * t.width * (CHUNK + t.state) + 4 * t.heads * CHUNK
 
 
-def chunk_states(
-    t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, interpret: bool
-) -> tuple[jax.Array, jax.Array]:
+def chunk_states(t: Tiles, v: jax.Array, weight: jax.Array, key: jax.Array, *, interpret: bool) -> jax.Array:
     """For each chunk, the sum of weight_j v_j key_j^T over its tokens j.
 
     Args:
@@ -41,23 +39,20 @@ def chunk_states(
       key: in the shape of B, bfloat16.
       interpret: run the kernel in the interpreter.
 
-    Returns ([M groups blocks heads P, N] bfloat16, how many values of v are not finite, float32 [M groups blocks, Q]).
+    Returns [M groups blocks heads P, N] bfloat16.
     """
     slots = tiles.stages(t.steps, *states_memory(t))
 
-    def kernel(v_ref, weight_ref, key_ref, out_ref, bad_ref, key_smem, scaled_smem, out_smem, bads_smem, barrier):
+    def kernel(v_ref, weight_ref, key_ref, out_ref, key_smem, scaled_smem, out_smem, barrier):
         here = Place.of_part(t)
         tiles.load((key_ref.at[here.tokens, pl.ds(here.group * t.state, t.state)], key_smem), barrier=barrier)
 
-        def step(v_smem, weight_smem, state_smem, bad_smem):
-            bad = 0
+        def step(v_smem, weight_smem, state_smem):
             for head in range(t.heads):
                 its = t.columns(head)
-                loaded = tile(v_smem.at[:, its])
-                part, weight = tiles.finite(loaded), rows(weight_smem.at[head])
-                scaled_smem.at[:, its][...] = (part * over_rows(weight, part.shape)).astype(jnp.bfloat16)
-                bad += jnp.sum(jnp.where(jnp.abs(loaded) < jnp.inf, 0.0, 1.0), axis=1)
-            bad_smem[...] = bad
+                part = tiles.finite(tile(v_smem.at[:, its]))
+                weighted = part * over_rows(rows(weight_smem.at[head]), part.shape)
+                scaled_smem.at[:, its][...] = weighted.astype(jnp.bfloat16)
             plgpu.commit_smem()
             for first, width in t.state_tiles:
                 state = tiles.product(scaled_smem.transpose((1, 0)), key_smem.at[:, pl.ds(first, width)])
@@ -65,24 +60,16 @@ def chunk_states(
 
         tiles.pipeline(
             step, steps=t.steps, slots=slots, in_specs=[t.chunk_block(here), t.vectors_block(here, 1)],
-            outputs=[
-                (out_smem, lambda k: out_ref.at[pl.ds(t.number(here, k) * t.width, t.width)]),
-                (bads_smem, lambda k: bad_ref.at[t.number(here, k)]),
-            ],
+            outputs=[(out_smem, lambda k: out_ref.at[pl.ds(t.number(here, k) * t.width, t.width)])],
         )(v_ref, weight_ref)
 
-    blocks = t.all_chunks * t.groups * t.blocks
     return tiles.call(
         kernel,
-        [
-            jax.ShapeDtypeStruct((blocks * t.width, t.state), jnp.bfloat16),
-            jax.ShapeDtypeStruct((blocks, CHUNK), jnp.float32),
-        ],
+        jax.ShapeDtypeStruct((t.all_chunks * t.groups * t.blocks * t.width, t.state), jnp.bfloat16),
         v, weight, key,
         **tiles.parts_grid(t),
         scratch_types=[
-            t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state),
-            plgpu.SMEM((slots, CHUNK), jnp.float32), plgpu.Barrier(),
+            t.shared(CHUNK, t.state), t.shared(CHUNK, t.width), t.shared(slots, t.width, t.state), plgpu.Barrier(),
         ],
         interpret=interpret,
     )

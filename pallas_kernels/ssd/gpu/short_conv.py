@@ -98,16 +98,8 @@ class Convolution(NamedTuple):
         return a if filled == len(a) else jnp.pad(a, [(0, filled - len(a)), *[(0, 0)] * (a.ndim - 1)])
 
 
-def why_not_short_convs(
-    x_dtype: DTypeLike, taps: int, widths: tuple[int, ...], *, interpret: bool = False
-) -> str | None:
-    """The reason why short_convs cannot serve a call with so many taps, as a sentence, or None if it can.
-
-    It serves none but interpreted ones: on an H200 it gave wrong values. What the compiler's text shows to have caused
-    them is mended (docs/decisions/ssd-kernels.md), which no GPU has run.
-    """
-    if not interpret:
-        return 'the kernel of the short convolution gave wrong values on an H200, so it is only interpreted'
+def why_not_short_convs(x_dtype: DTypeLike, taps: int, widths: tuple[int, ...]) -> str | None:
+    """The reason why short_convs cannot serve a call with so many taps, as a sentence, or None if it can."""
     if plgpu is None or jax.__version_info__ < (0, 11):
         return f'the kernel of the short convolution needs JAX 0.11 or later and this is {jax.__version__}'
     if jnp.dtype(x_dtype) != jnp.bfloat16:

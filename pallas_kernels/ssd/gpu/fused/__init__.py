@@ -1,0 +1,4 @@
+"""pallas_gpu_fused: the scan of pallas_gpu in kernels that read and write less.
+
+states.py makes the states at the chunks' entries in one walk, and scan.py holds the operation.
+"""

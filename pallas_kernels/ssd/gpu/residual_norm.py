@@ -1,0 +1,228 @@
+"""LayerNorm of a sum, with dropout after or before it, forward and backward, each as one Mosaic GPU kernel.
+
+    x = a + u or a;    n = (x - mean(x)) / sqrt(var(x) + epsilon);    out = drop(n scale + shift)
+
+XLA writes the sum, the normalized values and masked gradients to memory and reads them again. These kernels read a, u
+and the result's gradient once, make everything else again, and write the result, and in the backward pass the gradient
+of x and what each program adds to those of scale and shift. A program works on TOKENS tokens, STEP at a time, while the
+next ones are loaded.
+"""
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
+
+from pallas_kernels.ssd.gpu import tiles, tokens
+from pallas_kernels.ssd.gpu.drops import channel_words, dropped
+from pallas_kernels.ssd.gpu.tiles import over_rows, plgpu
+from pallas_kernels.ssd.gpu.tokens import AT_ONCE, LANES, MOST_CHANNELS, mean_of_token, read
+
+TOKENS = 64
+STEP = 8
+SLOTS = 2  # Several programs share a multiprocessor, so that few buffers of each keep enough bytes on their way.
+
+
+class ResidualNorm(NamedTuple):
+    """What a call computes.
+
+    dropout: the probability with which an element is dropped. drops_first: drop elements of a + u instead of the
+    result. epsilon: added to the variance. interpret: run the kernels in the interpreter.
+    """
+
+    dropout: float = 0.0
+    drops_first: bool = False
+    epsilon: float = 1e-12
+    interpret: bool = False
+
+
+def why_not_residual_norm(a_dtype: DTypeLike, channels: int) -> str | None:
+    """The reason why residual_norm cannot serve a call, as a sentence, or None if it can."""
+    if plgpu is None or jax.__version_info__ < (0, 11):
+        return f'the kernel of the residual norm needs JAX 0.11 or later and this is {jax.__version__}'
+    if jnp.dtype(a_dtype) != jnp.bfloat16:
+        return f'the kernel of the residual norm takes bfloat16 and its input is {jnp.dtype(a_dtype)}'
+    if channels % LANES or channels > MOST_CHANNELS:
+        return f'the kernel of the residual norm takes multiples of {LANES} channels up to {MOST_CHANNELS}, not {channels}'
+    return None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def residual_norm(
+    how: ResidualNorm, a: jax.Array, u: jax.Array | None, scale: jax.Array, shift: jax.Array, keys: jax.Array | None
+) -> jax.Array:
+    """dropout(LayerNorm(a + u)), or LayerNorm(dropout(a + u)) with how.drops_first.
+
+    Args:
+      how: what to compute.
+      a: [rows, tokens, channels], bfloat16.
+      u: like a, or None for zeros.
+      scale, shift: [channels], float32.
+      keys: uint32 [rows, tokens], from which a token's draws are made (drops.py), or None for no dropout.
+
+    Returns an array like a. It computes in float32. A token that is not finite gives NaN in its own elements alone.
+    """
+    return _residual_norm(how, a, u, scale, shift, keys)
+
+
+def _residual_norm(how, a, u, scale, shift, keys):
+    call = _Call(how, (a, u), (scale, shift), keys)
+
+    def kernel(*refs):
+        *refs, out_ref, once, out_smem, barrier = refs
+        here = _Here(call, refs, once, barrier)
+
+        def step(*refs):
+            *x_smem, made_smem, k = refs
+            here.wait(k)
+            for first in range(0, STEP, AT_ONCE):
+                now = pl.ds(first, AT_ONCE)
+                before, after = here.dropouts(k * STEP + first)
+                n, _ = _normalized(how, before(_sum(x_smem, now)))
+                made_smem.at[now][...] = after(n * here.values(0) + here.values(1)).astype(jnp.bfloat16)
+            return k + 1
+
+        here.pipeline(step, out_smem, out_ref, jnp.int32(0))
+
+    return call.like(a, call.run(kernel, call.out))
+
+
+def _residual_norm_gradients(how, arguments, g):
+    a, u, scale, keys = arguments
+    call = _Call(how, (g, a, u), (scale,), keys)
+    sums = jax.ShapeDtypeStruct((call.programs, 2, *call.channels), jnp.float32)
+
+    def kernel(*refs):
+        *refs, dx_ref, sums_ref, once, dx_smem, barrier, sums_smem = refs
+        here = _Here(call, refs, once, barrier)
+
+        def step(*refs):
+            g_smem, *x_smem, made_smem, (k, dscale, dshift) = refs
+            here.wait(k)
+            for first in range(0, STEP, AT_ONCE):
+                now = pl.ds(first, AT_ONCE)
+                before, after = here.dropouts(k * STEP + first)
+                n, inverse = _normalized(how, before(_sum(x_smem, now)))
+                g = after(read(g_smem.at[now]))
+                dn = g * here.values(0)
+                dscale, dshift = dscale + g * n, dshift + g
+                mean, along = (over_rows(mean_of_token(d), n.shape) for d in (dn, dn * n))
+                made_smem.at[now][...] = before(inverse * (dn - mean - n * along)).astype(jnp.bfloat16)
+            return k + 1, dscale, dshift
+
+        nothing = plgpu.layout_cast(jnp.zeros((AT_ONCE, *call.channels), jnp.float32), tokens.layout())
+        _, *totals = here.pipeline(step, dx_smem, dx_ref, (jnp.int32(0), nothing, nothing))
+        for kind, total in enumerate(totals):
+            sums_smem.at[kind][...] = jnp.sum(total, axis=0)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(sums_smem, sums_ref.at[here.program])
+        plgpu.wait_smem_to_gmem(0)
+
+    made, sums = call.run(kernel, (call.out, sums), plgpu.SMEM(sums.shape[1:], sums.dtype))
+    dx, (dscale, dshift) = call.like(a, made), jnp.sum(sums, axis=0).reshape(2, -1)
+    return dx, None if u is None else dx, dscale, dshift, None
+
+
+residual_norm.defvjp(
+    lambda how, a, u, scale, shift, keys: (_residual_norm(how, a, u, scale, shift, keys), (a, u, scale, keys)),
+    _residual_norm_gradients,
+)
+
+
+def _normalized(how, x):
+    """(x with mean 0 and variance 1 for each token, 1 / the standard deviation)."""
+    centred = x - over_rows(mean_of_token(x), x.shape)
+    inverse = over_rows(lax.rsqrt(mean_of_token(centred * centred) + how.epsilon), x.shape)
+    return centred * inverse, inverse
+
+
+def _sum(refs, now):
+    return sum(read(ref.at[now]) for ref in refs)
+
+
+class _Call:
+    """A call of a kernel.
+
+    streams: what a program reads STEP tokens at a time. once: what it reads at its start, values of the channels and,
+    with dropout, the words of the channels and the keys of its tokens.
+    """
+
+    def __init__(self, how: ResidualNorm, streams: Any, values: Any, keys: jax.Array | None) -> None:
+        self.how = how
+        self.streams = [tokens.flat(a, TOKENS) for a in streams if a is not None]
+        self.once = [a.reshape(-1, LANES) for a in values]
+        self.drops = keys is not None and how.dropout > 0
+        if self.drops:
+            words = jnp.asarray(channel_words(values[0].size)).reshape(-1, LANES)
+            self.once += [words, jnp.pad(keys.reshape(-1), (0, -keys.size % TOKENS))]
+        total, *self.channels = self.streams[0].shape
+        self.programs = total // TOKENS
+        self.out = jax.ShapeDtypeStruct(self.streams[0].shape, jnp.bfloat16)
+
+    def run(self, kernel: Any, out_type: Any, *scratch: Any) -> Any:
+        """Call the kernel with refs of `once`, `streams` and the results, buffers for `once` and a result, a barrier,
+        and `scratch`."""
+        once = [plgpu.SMEM(a.shape if a.ndim > 1 else (TOKENS,), a.dtype) for a in self.once]
+        return tiles.call(
+            kernel, out_type, *self.once, *self.streams, grid=(self.programs,), grid_names=('program',),
+            scratch_types=[
+                once, tokens.buffer((SLOTS, STEP, *self.channels)), plgpu.Barrier(num_arrivals=len(once)), *scratch,
+            ],
+            interpret=self.how.interpret,
+        )
+
+    def like(self, a: jax.Array, made: jax.Array) -> jax.Array:
+        """What was made of the tokens of a, in its shape."""
+        return made[:a.shape[0] * a.shape[1]].reshape(a.shape)
+
+
+class _Here:
+    """What a program of a call reads, and its pipeline."""
+
+    def __init__(self, call: _Call, refs: Any, once: Any, barrier: Any) -> None:
+        self.call, self.once, self.barrier, self.program = call, once, barrier, lax.axis_index('program')
+        once_refs, self.streams = refs[:len(once)], refs[len(once):]
+        for ref, smem in zip(once_refs, once, strict=True):
+            own = ref if len(ref.shape) > 1 else ref.at[pl.ds(self.program * TOKENS, TOKENS)]
+            plgpu.copy_gmem_to_smem(own, smem, barrier)
+
+    def pipeline(self, step: Any, out_smem: Any, out_ref: Any, carry: Any) -> Any:
+        """Run step(*streams, result, carry) for all tokens; returns the last carry."""
+        steps = TOKENS // STEP
+        block = plgpu.BlockSpec(
+            (STEP, *self.call.channels), lambda k: (self.program * steps + k, 0, 0), transforms=tokens.transforms()
+        )
+        return tiles.pipeline(
+            step, steps=steps, slots=SLOTS, in_specs=[block] * len(self.streams), init_carry=carry,
+            outputs=[(out_smem, lambda k: out_ref.at[pl.ds((self.program * steps + k) * STEP, STEP)])],
+        )(*self.streams)
+
+    def wait(self, k: Any) -> None:
+        """In the first step, wait for what is read once. It is on its way together with the first tokens."""
+
+        @pl.when(k == 0)
+        def _():
+            plgpu.barrier_wait(self.barrier)
+
+    def values(self, number: int) -> jax.Array:
+        """A value for each channel, at AT_ONCE tokens."""
+        return tokens.of_channels(self.once[number])
+
+    def dropouts(self, first: Any) -> tuple[Any, Any]:
+        """Dropout before and after the norm, functions of the AT_ONCE tokens from the program's token `first` on."""
+
+        def same(x):
+            return x
+
+        def drop(x):
+            return jnp.where(drops, 0.0, x * (1 / (1 - self.call.how.dropout)))
+
+        if not self.call.drops:
+            return same, same
+        *_, words, keys = self.once
+        keys = tokens.of_tokens(keys.at[pl.ds(first, AT_ONCE)], self.call.channels)
+        drops = dropped(keys, tokens.of_channels(words), self.call.how.dropout)
+        return (drop, same) if self.call.how.drops_first else (same, drop)
