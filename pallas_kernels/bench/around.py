@@ -1,7 +1,7 @@
 """Whether the kernels around pallas_gpu's scan agree with their definitions on this machine's device, and their times.
 
-They are the short convolution and the gated norms. The definitions are written with XLA's plain operations and
-computed in float32.
+They are the short convolution, the gated norms and the LayerNorm of a sum with dropout. The definitions are written
+with XLA's plain operations and computed in float32.
 """
 import functools
 from collections.abc import Callable, Iterator
@@ -13,7 +13,9 @@ import numpy as np
 
 from pallas_kernels.bench.agreement import TOLERANCE, largest_errors
 from pallas_kernels.bench.clock import compiled, device_seconds
+from pallas_kernels.hashing import mix
 from pallas_kernels.ssd.gpu.gated_norm import GatedNorm, gated_norms
+from pallas_kernels.ssd.gpu.residual_norm import ResidualNorm, residual_norm
 from pallas_kernels.ssd.gpu.short_conv import Convolution, short_convs
 
 REPEATS = 5
@@ -74,6 +76,24 @@ def norms(how: GatedNorm, ys: tuple[jax.Array, ...], z: jax.Array, weight: jax.A
     return weight * total
 
 
+def layer_norm_of_sum(
+    how: ResidualNorm, a: jax.Array, u: jax.Array | None, scale: jax.Array, shift: jax.Array, keys: jax.Array | None
+) -> jax.Array:
+    """What residual_norm computes, in the dtype of its arguments."""
+
+    def drop(x: jax.Array, now: bool) -> jax.Array:
+        if keys is None or not now:
+            return x
+        words = mix(np.arange(1, x.shape[-1] + 1, dtype=np.uint32))
+        dropped = mix(keys[..., None] ^ words) < np.uint32(round(how.dropout * 2**32))
+        return jnp.where(dropped, 0, x / (1 - how.dropout))
+
+    x = drop(a if u is None else a + u, how.drops_first)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    n = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + how.epsilon)
+    return drop(n * scale + shift, not how.drops_first)
+
+
 def convolution_case(rows: int, tokens: int, widths: tuple[int, ...], directions: tuple[bool, ...]) -> Case:
     """The short convolution with random numbers."""
     rng, how = np.random.default_rng(1), Convolution(directions, widths)
@@ -107,15 +127,37 @@ def norm_case(rows: int, tokens: int, channels: int, elsewhere: tuple[bool, ...]
     )
 
 
+def residual_case(rows: int, tokens: int, channels: int, with_u: bool, how: ResidualNorm) -> Case:
+    """The LayerNorm of a sum with random numbers; scale and shift are parts of a longer vector."""
+    rng = np.random.default_rng(4)
+    keys = jnp.asarray(rng.integers(0, 2**32, size=(rows, tokens), dtype=np.uint32))
+    scale, shift = (slice(first, first + channels) for first in (VECTOR_START, VECTOR_START + channels))
+
+    def of(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda vector, a, u=None: f(how, a, u, vector[scale], vector[shift], keys)
+
+    return Case(
+        f'residual_norm {rows}x{tokens}x{channels}, {1 + with_u} summands, drops first {how.drops_first}',
+        of(residual_norm), of(layer_norm_of_sum),
+        (
+            jnp.asarray(rng.normal(size=VECTOR_START + 2 * channels), jnp.float32),
+            *(_normal(rng, rows, tokens, channels) for _ in range(1 + with_u)),
+        ),
+    )
+
+
 def _normal(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
 
 
 def cases() -> Iterator[Case]:
-    """The gated norms, which `auto` takes, first; then the convolution, from programs of 16 columns to KuaiRand's."""
+    """The gated norms, which `auto` takes, first; the residual norm; the convolution, from 16 columns to KuaiRand's."""
     yield norm_case(2, 96, 128, (False, True))
     yield norm_case(1, 1024, 512, (False,))
     yield norm_case(7, 7488, 512, (False, True))
+    yield residual_case(3, 100, 64, True, ResidualNorm(0.3))
+    yield residual_case(7, 7488, 256, False, ResidualNorm(0.3, drops_first=True))
+    yield residual_case(7, 7488, 256, True, ResidualNorm(0.3))
     yield convolution_case(1, 98, (16,), (False,))
     yield convolution_case(1, 98, (64,), (False,))
     yield convolution_case(2, 300, (512, 64), (True,))

@@ -17,11 +17,9 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.ssd.gpu import tiles
 from pallas_kernels.ssd.gpu.tiles import over_rows, plgpu
+from pallas_kernels.ssd.gpu.tokens import AT_ONCE, LANES, MOST_CHANNELS, flat, layout, mean_of_token, of_channels, read
 
 TOKENS = 8
-AT_ONCE = 4  # The tokens that are in registers at a time, one in each warp.
-LANES = 64  # The copy engine takes at most 256 values along an axis, so channels are cut into so many.
-MOST_CHANNELS = 512  # More do not fit into the registers of a warpgroup.
 
 
 class GatedNorm(NamedTuple):
@@ -36,31 +34,10 @@ class GatedNorm(NamedTuple):
     epsilon: float
     interpret: bool = False
 
-    @property
-    def layout(self) -> Any:
-        """How [tokens, channels / 64, 64] lie in registers: a token's channels in one warp, two of them in a thread."""
-        return plgpu.Layout.TILED(
-            plgpu.Tiling(((AT_ONCE, 1, LANES), (2,))), warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1
-        )
-
-    def read(self, ref: Any) -> jax.Array:
-        """Load [tokens, channels] from shared memory, in float32."""
-        return plgpu.load(ref, layout=self.layout, optimized=False).astype(jnp.float32)
-
-    def weight(self, ref: Any) -> jax.Array:
-        """Load a value for each channel, at every token."""
-        weight = plgpu.load(ref, layout=self.layout.reduce(0), optimized=False)
-        return lax.broadcast_in_dim(weight, (AT_ONCE, *ref.shape), (1, 2))
-
     def normalized(self, a: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(a / root of its mean square, 1 / that root) for a [tokens, channels / 64, 64]."""
         inverse = over_rows(lax.rsqrt(mean_of_token(a * a) + self.epsilon), a.shape)
         return a * inverse, inverse
-
-
-def mean_of_token(a: jax.Array) -> jax.Array:
-    """The mean of each token's channels: [tokens]."""
-    return jnp.sum(jnp.sum(a, axis=1), axis=1) * (1 / (a.shape[1] * a.shape[2]))
 
 
 def why_not_gated_norms(y_dtype: DTypeLike, channels: int) -> str | None:
@@ -94,7 +71,7 @@ def gated_norms(
 
 
 def _normalize(how, ys, z, weight, other):
-    flat_ys, flat_z, flat_other = [_flat(y) for y in ys], _flat(z), _flat_tokens(other)
+    flat_ys, flat_z, flat_other = [flat(y, TOKENS) for y in ys], flat(z, TOKENS), _flat_tokens(other)
     tokens, *channels = flat_z.shape
     gathers = any(how.elsewhere)
 
@@ -113,9 +90,9 @@ def _normalize(how, ys, z, weight, other):
             now = pl.ds(turn * AT_ONCE, AT_ONCE)
             total = jnp.zeros((AT_ONCE, *channels), jnp.float32)
             for k, (scale, elsewhere) in enumerate(zip(how.scales, how.elsewhere, strict=True)):
-                z = how.read(z_smem.at[int(elsewhere), now])
-                total += scale * how.normalized(how.read(y_smem.at[k, now]) * (z / (1 + jnp.exp(-z))))[0]
-            out_smem.at[now][...] = (total * how.weight(weight_smem)).astype(jnp.bfloat16)
+                z = read(z_smem.at[int(elsewhere), now])
+                total += scale * how.normalized(read(y_smem.at[k, now]) * (z / (1 + jnp.exp(-z))))[0]
+            out_smem.at[now][...] = (total * of_channels(weight_smem)).astype(jnp.bfloat16)
             return done
 
         lax.fori_loop(0, TOKENS // AT_ONCE, some, None)
@@ -137,7 +114,8 @@ def _normalize(how, ys, z, weight, other):
 
 def _normalize_gradients(how, arguments, g):
     ys, z, weight, other = arguments
-    flat_ys, flat_z, flat_g, flat_other = [_flat(y) for y in ys], _flat(z), _flat(g), _flat_tokens(other)
+    flat_ys, flat_other = [flat(y, TOKENS) for y in ys], _flat_tokens(other)
+    flat_z, flat_g = flat(z, TOKENS), flat(g, TOKENS)
     tokens, *channels = flat_z.shape
     gathers = any(how.elsewhere)
 
@@ -156,11 +134,11 @@ def _normalize_gradients(how, arguments, g):
         # The other token of a token's other token is the token itself, so that g is read there as y was.
         def some(turn, dweight):
             now = pl.ds(turn * AT_ONCE, AT_ONCE)
-            z, weight = how.read(z_smem.at[now]), how.weight(weight_smem)
+            z, weight = read(z_smem.at[now]), of_channels(weight_smem)
             sigmoid = 1 / (1 + jnp.exp(-z))
             gate, dgate = z * sigmoid, jnp.zeros_like(z)
             for k, (scale, elsewhere) in enumerate(zip(how.scales, how.elsewhere, strict=True)):
-                g, y = scale * how.read(g_smem.at[int(elsewhere), now]), how.read(y_smem.at[k, now])
+                g, y = scale * read(g_smem.at[int(elsewhere), now]), read(y_smem.at[k, now])
                 n, inverse = how.normalized(y * gate)
                 dweight += jnp.sum(g * n, axis=0)
                 dn = g * weight
@@ -170,7 +148,7 @@ def _normalize_gradients(how, arguments, g):
             dz_smem.at[now][...] = (dgate * (sigmoid * (1 + z * (1 - sigmoid)))).astype(jnp.bfloat16)
             return dweight
 
-        nothing = plgpu.layout_cast(jnp.zeros(channels, jnp.float32), how.layout.reduce(0))
+        nothing = plgpu.layout_cast(jnp.zeros(channels, jnp.float32), layout(3).reduce(0))
         dweight_smem[...] = lax.fori_loop(0, TOKENS // AT_ONCE, some, nothing)
         plgpu.commit_smem()
         for k in range(len(ys)):
@@ -201,13 +179,6 @@ gated_norms.defvjp(lambda how, *arguments: (_normalize(how, *arguments), argumen
 
 def _rows(channels, number):
     return plgpu.SMEM((number, TOKENS, *channels), jnp.bfloat16)
-
-
-def _flat(a):
-    """[rows, tokens, channels] -> [all tokens, channels / 64, 64], with zeros up to whole programs."""
-    a = a.reshape(a.shape[0] * a.shape[1], -1, LANES)
-    gap = -len(a) % TOKENS
-    return jnp.pad(a, [(0, gap), *[(0, 0)] * (a.ndim - 1)]) if gap else a
 
 
 def _flat_tokens(other):

@@ -4,10 +4,11 @@
 
 XLA writes the sum, the normalized values and masked gradients to memory and reads them again. These kernels read a, u
 and the result's gradient once, make everything else again, and write the result, and in the backward pass the gradient
-of x and what each program adds to those of scale and shift. A program works on TOKENS tokens, STEP at a time, while the
-next ones are loaded.
+of x and what each program adds to those of scale and shift. A program works on a run of tokens, STEP at a time, while
+the next ones are loaded.
 """
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,12 @@ from pallas_kernels.ssd.gpu.drops import channel_words, dropped
 from pallas_kernels.ssd.gpu.tiles import over_rows, plgpu
 from pallas_kernels.ssd.gpu.tokens import AT_ONCE, LANES, MOST_CHANNELS, mean_of_token, read
 
-TOKENS = 64
 STEP = 8
 SLOTS = 2  # Several programs share a multiprocessor, so that few buffers of each keep enough bytes on their way.
+MULTIPROCESSORS = 132
+AT_A_TIME = 8  # The programs that a multiprocessor has registers for.
+RESERVED = 3 * 1024  # Shared memory of a program for barriers, keys, sums over warps, and the system.
+MOST_STEPS = 32  # A program's keys are one copy, of at most 256 values.
 
 
 class ResidualNorm(NamedTuple):
@@ -46,7 +50,8 @@ def why_not_residual_norm(a_dtype: DTypeLike, channels: int) -> str | None:
     if jnp.dtype(a_dtype) != jnp.bfloat16:
         return f'the kernel of the residual norm takes bfloat16 and its input is {jnp.dtype(a_dtype)}'
     if channels % LANES or channels > MOST_CHANNELS:
-        return f'the kernel of the residual norm takes multiples of {LANES} channels up to {MOST_CHANNELS}, not {channels}'
+        return (f'the kernel of the residual norm takes multiples of {LANES} channels up to {MOST_CHANNELS}, '
+                f'not {channels}')
     return None
 
 
@@ -93,10 +98,10 @@ def _residual_norm(how, a, u, scale, shift, keys):
 def _residual_norm_gradients(how, arguments, g):
     a, u, scale, keys = arguments
     call = _Call(how, (g, a, u), (scale,), keys)
-    sums = jax.ShapeDtypeStruct((call.programs, 2, *call.channels), jnp.float32)
+    sums = jax.ShapeDtypeStruct((call.programs, *call.channels), jnp.float32)
 
     def kernel(*refs):
-        *refs, dx_ref, sums_ref, once, dx_smem, barrier, sums_smem = refs
+        *refs, dx_ref, dscale_ref, dshift_ref, once, dx_smem, barrier, dscale_smem, dshift_smem = refs
         here = _Here(call, refs, once, barrier)
 
         def step(*refs):
@@ -113,16 +118,17 @@ def _residual_norm_gradients(how, arguments, g):
                 made_smem.at[now][...] = before(inverse * (dn - mean - n * along)).astype(jnp.bfloat16)
             return k + 1, dscale, dshift
 
-        nothing = plgpu.layout_cast(jnp.zeros((AT_ONCE, *call.channels), jnp.float32), tokens.layout())
-        _, *totals = here.pipeline(step, dx_smem, dx_ref, (jnp.int32(0), nothing, nothing))
-        for kind, total in enumerate(totals):
-            sums_smem.at[kind][...] = jnp.sum(total, axis=0)
+        nothing = jnp.zeros((AT_ONCE, *call.channels), jnp.float32)
+        nothing = plgpu.layout_cast(nothing, tokens.layout(nothing.ndim))
+        _, dscale, dshift = here.pipeline(step, dx_smem, dx_ref, (jnp.int32(0), nothing, nothing))
+        dscale_smem[...], dshift_smem[...] = jnp.sum(dscale, axis=0), jnp.sum(dshift, axis=0)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(sums_smem, sums_ref.at[here.program])
+        plgpu.copy_smem_to_gmem(dscale_smem, dscale_ref.at[here.program])
+        plgpu.copy_smem_to_gmem(dshift_smem, dshift_ref.at[here.program])
         plgpu.wait_smem_to_gmem(0)
 
-    made, sums = call.run(kernel, (call.out, sums), plgpu.SMEM(sums.shape[1:], sums.dtype))
-    dx, (dscale, dshift) = call.like(a, made), jnp.sum(sums, axis=0).reshape(2, -1)
+    dx, *parts = call.run(kernel, (call.out, sums, sums), *[plgpu.SMEM(call.channels, jnp.float32)] * 2)
+    dx, (dscale, dshift) = call.like(a, dx), (jnp.sum(part, axis=0).reshape(scale.shape) for part in parts)
     return dx, None if u is None else dx, dscale, dshift, None
 
 
@@ -150,27 +156,38 @@ class _Call:
     with dropout, the words of the channels and the keys of its tokens.
     """
 
-    def __init__(self, how: ResidualNorm, streams: Any, values: Any, keys: jax.Array | None) -> None:
+    def __init__(self, how: ResidualNorm, streams: Any, values: Any, keys: Any) -> None:
         self.how = how
-        self.streams = [tokens.flat(a, TOKENS) for a in streams if a is not None]
-        self.once = [a.reshape(-1, LANES) for a in values]
+        self.streams = [tokens.flat(a, STEP) for a in streams if a is not None]
+        total, self.channels = len(self.streams[0]), self.streams[0].shape[1:]
+        self.steps = total // STEP
+        self.out = jax.ShapeDtypeStruct(self.streams[0].shape, jnp.bfloat16)
+        # As many programs as the chip holds, so that they start and end together.
+        of_channel = SLOTS * STEP * 2 * (len(self.streams) + 1) + 4 * 4
+        at_a_time = min(AT_A_TIME, tiles.SHARED_MEMORY // (of_channel * math.prod(self.channels) + RESERVED))
+        self.programs = min(self.steps, max(MULTIPROCESSORS * at_a_time, -(-self.steps // MOST_STEPS)))
+        self.once = [tokens.by_lanes(a) for a in values]
         self.drops = keys is not None and how.dropout > 0
         if self.drops:
-            words = jnp.asarray(channel_words(values[0].size)).reshape(-1, LANES)
-            self.once += [words, jnp.pad(keys.reshape(-1), (0, -keys.size % TOKENS))]
-        total, *self.channels = self.streams[0].shape
-        self.programs = total // TOKENS
-        self.out = jax.ShapeDtypeStruct(self.streams[0].shape, jnp.bfloat16)
+            words = tokens.by_lanes(jnp.asarray(channel_words(values[0].size)))
+            # A program that works on one step less than others still reads as many keys.
+            self.once += [words, jnp.pad(keys.reshape(-1), (0, (self.steps + 1) * STEP - keys.size))]
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of a program that works on the most."""
+        return -(-self.steps // self.programs) * STEP
 
     def run(self, kernel: Any, out_type: Any, *scratch: Any) -> Any:
         """Call the kernel with refs of `once`, `streams` and the results, buffers for `once` and a result, a barrier,
         and `scratch`."""
-        once = [plgpu.SMEM(a.shape if a.ndim > 1 else (TOKENS,), a.dtype) for a in self.once]
+        once = [plgpu.SMEM(self.channels, a.dtype) for a in self.once]
+        if self.drops:
+            once[-1] = plgpu.SMEM((self.most_tokens,), jnp.uint32)
+        made = plgpu.SMEM((SLOTS, STEP, *self.channels), jnp.bfloat16, transforms=tokens.transforms())
         return tiles.call(
             kernel, out_type, *self.once, *self.streams, grid=(self.programs,), grid_names=('program',),
-            scratch_types=[
-                once, tokens.buffer((SLOTS, STEP, *self.channels)), plgpu.Barrier(num_arrivals=len(once)), *scratch,
-            ],
+            scratch_types=[once, made, plgpu.Barrier(num_arrivals=len(once)), *scratch],
             interpret=self.how.interpret,
         )
 
@@ -184,20 +201,24 @@ class _Here:
 
     def __init__(self, call: _Call, refs: Any, once: Any, barrier: Any) -> None:
         self.call, self.once, self.barrier, self.program = call, once, barrier, lax.axis_index('program')
-        once_refs, self.streams = refs[:len(once)], refs[len(once):]
-        for ref, smem in zip(once_refs, once, strict=True):
-            own = ref if len(ref.shape) > 1 else ref.at[pl.ds(self.program * TOKENS, TOKENS)]
-            plgpu.copy_gmem_to_smem(own, smem, barrier)
+        each, more = divmod(call.steps, call.programs)
+        self.first = self.program * each + jnp.minimum(self.program, more)
+        self.steps = each + jnp.where(self.program < more, 1, 0) if more else each
+        sources, self.streams = [*refs[:len(once)]], refs[len(once):]
+        if call.drops:
+            sources[-1] = sources[-1].at[pl.ds(self.first * STEP, call.most_tokens)]
+        for source, smem in zip(sources, once, strict=True):
+            plgpu.copy_gmem_to_smem(source, smem, barrier)
 
     def pipeline(self, step: Any, out_smem: Any, out_ref: Any, carry: Any) -> Any:
         """Run step(*streams, result, carry) for all tokens; returns the last carry."""
-        steps = TOKENS // STEP
+        shape = (STEP, *self.call.channels)
         block = plgpu.BlockSpec(
-            (STEP, *self.call.channels), lambda k: (self.program * steps + k, 0, 0), transforms=tokens.transforms()
+            shape, lambda k: (self.first + k, *[0] * (len(shape) - 1)), transforms=tokens.transforms()
         )
         return tiles.pipeline(
-            step, steps=steps, slots=SLOTS, in_specs=[block] * len(self.streams), init_carry=carry,
-            outputs=[(out_smem, lambda k: out_ref.at[pl.ds((self.program * steps + k) * STEP, STEP)])],
+            step, steps=self.steps, slots=SLOTS, in_specs=[block] * len(self.streams), init_carry=carry,
+            outputs=[(out_smem, lambda k: out_ref.at[pl.ds((self.first + k) * STEP, STEP)])],
         )(*self.streams)
 
     def wait(self, k: Any) -> None:

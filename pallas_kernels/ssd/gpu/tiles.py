@@ -265,7 +265,7 @@ def register_product(a: jax.Array, b: Any, *, transposed: bool = False, interpre
 
 
 def pipeline(
-    body: Callable[..., Any], *, steps: int, slots: int, in_specs: list[Any],
+    body: Callable[..., Any], *, steps: int | jax.Array, slots: int, in_specs: list[Any],
     outputs: list[tuple[Any, Callable[[Any], Any]]], init_carry: Any = None,
 ) -> Callable[..., Any]:
     """plgpu.emit_pipeline for the inputs, with outputs that are copied here.
@@ -274,7 +274,7 @@ def pipeline(
 
     Args:
       body: takes the refs of the inputs and of the outputs and, with init_carry, the carry. It returns the next carry.
-      steps: the steps of the pipeline.
+      steps: the steps of the pipeline, at least 1.
       slots: the buffers of each input and output.
       in_specs: the specs of the inputs.
       outputs: pairs of buffers in shared memory, [slots, ...], and a function from the step to the ref to copy to.
