@@ -3,15 +3,15 @@
     s = W2 drop(gelu(W1 h + b1)) + b2 + h;    n = (s - mean(s)) / sqrt(var(s) + epsilon);    out = drop(n scale + shift)
 
 XLA writes what lies between the two products, four times as wide as h, and reads it again. Here each direction is one
-Mosaic GPU kernel. A program works on the tokens of two warpgroups, whose h stays in shared memory, and walks over the
-hidden channels: a third warpgroup fetches the weights of CHUNK of them at a time for both. The forward kernel writes out,
-and n where gradients follow. The backward kernel makes the hidden channels again, and writes them and their gradients,
-of which the caller's matmul makes the gradients of the weights.
+Mosaic GPU kernel, and only the backward kernel writes it: it makes the hidden channels again, and writes them and their
+gradients, of which the gradients of the weights are made. A program works on the tokens of two warpgroups, whose h is
+in shared memory, and walks over the hidden channels, whose weights a third warpgroup fetches for both. The forward
+kernel writes out, and n where gradients follow.
 """
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +89,8 @@ def feed_forward(
       keys: uint32 [rows, tokens] for the inner and for the outer dropout, from which a token's draws are made
         (drops.py), or None for no dropout.
 
-    Returns an array like h. It computes in float32. A token that is not finite gives NaN in its own elements, and in the
-    gradients of all parameters.
+    Returns an array like h. It computes in float32. A token that is not finite gives NaN in its own elements alone, and
+    in the gradients of the parameters.
     """
     return _unflat(_feed_forward(how, h, parameters, keys, keep=False)[0], h)
 
@@ -98,21 +98,22 @@ def feed_forward(
 def _feed_forward(how, h, parameters, keys, *, keep):
     """[out], and with `keep` also n and 1 / the standard deviation of each token, of all tokens one after another."""
     call = _Call(how, h, parameters, keys, VALUES_CHUNK)
-    outs = [call.wide(call.channels), *([call.wide(call.channels), call.per_token()] if keep else [])]
+    wide = call.wide(call.channels)
+    outs = [wide, *([wide, jax.ShapeDtypeStruct((len(call.h),), jnp.float32)] if keep else [])]
 
     def kernel(h_ref, w1_ref, w2_ref, b1_ref, b2_ref, scale_ref, shift_ref, *refs):
-        *refs, all_h, all_inner, loaded, of_w1, of_w2 = refs
+        *refs, buffers, loaded, of_w1, of_w2 = refs
         draws, (out_ref, *kept_refs) = refs[:-len(outs)], refs[-len(outs):]
         first, second = _Stream(call, w1_ref, *of_w1), _Stream(call, w2_ref, *of_w2)
 
         def work(here):
-            h_smem, inner_smem = all_h.at[here.worker], all_inner.at[here.worker]
+            h_smem, _ = here.own(buffers)
             tiles.load((h_ref.at[here.tokens], h_smem), barrier=loaded.at[here.worker])
 
             def product(total):
                 def step(k, done):
                     now = first.channels(k)
-                    h_smem, inner_smem = (a.at[lax.optimization_barrier(here.worker)] for a in (all_h, all_inner))
+                    h_smem, inner_smem = here.own(buffers)
                     bias = here.channels(b1_ref, now)
                     a = tiles.product(h_smem, first.wait(k).transpose((1, 0))) + bias
                     first.leave(k)
@@ -154,31 +155,31 @@ def _feed_forward(how, h, parameters, keys, *, keep):
 
     return call.run(
         kernel, outs, parameters.b1, parameters.b2, parameters.scale, parameters.shift,
-        scratch=[
-            call.shared(WORKERS, TOKENS, call.channels), call.shared(WORKERS, TOKENS, call.chunk),
-            plgpu.Barrier(num_barriers=WORKERS),
-        ],
+        scratch=[call.buffers(call.channels, call.chunk), plgpu.Barrier(num_barriers=WORKERS)],
     )
 
 
 def _gradients(how, residuals, g):
     h, parameters, keys, n, inverse = residuals
     call = _Call(how, h, parameters, keys, GRADIENTS_CHUNK)
-    outs = [
-        *[call.wide(call.channels)] * 2, *[call.wide(call.hidden)] * 2,
-        call.per_tile(call.hidden), *[call.per_tile(call.channels)] * 3,
-    ]
+    # The sums over a worker's tokens for the gradients of b1, b2, scale and shift, beside one another.
+    widths = call.hidden, call.channels, call.channels, call.channels
+    starts = [sum(widths[:k]) for k in range(len(widths))]
+    sums = jax.ShapeDtypeStruct((call.tiles, sum(widths)), jnp.float32)
+    outs = [*[call.wide(call.channels)] * 2, *[call.wide(call.hidden)] * 2, sums]
 
     def kernel(h_ref, w1_ref, w2_ref, b1_ref, scale_ref, g_ref, n_ref, inverse_ref, *refs):
-        *refs, all_h, all_ds, all_inner, all_da, loaded, h_loaded, of_w1, of_w2 = refs
+        *refs, buffers, loaded, h_loaded, of_w1, of_w2 = refs
         draws, refs = refs[:-len(outs)], refs[-len(outs):]
-        dh_ref, ds_ref, inner_ref, da_ref, db1_ref, db2_ref, dscale_ref, dshift_ref = refs
+        dh_ref, ds_ref, inner_ref, da_ref, sums_ref = refs
         first, second = _Stream(call, w1_ref, *of_w1), _Stream(call, w2_ref, *of_w2)
 
         def work(here):
-            h_smem, ds_smem, inner_smem, da_smem = (a.at[here.worker] for a in (all_h, all_ds, all_inner, all_da))
-            # n and g are read before h and the gradient of s are there, and lie in their places.
-            n_smem, g_smem = h_smem, ds_smem
+            def add_up(kind, its, terms):
+                sums_ref.at[here.tile, pl.ds(starts[kind] + its.start, its.size)][...] = jnp.sum(terms, axis=0)
+
+            h_smem, ds_smem, *_ = here.own(buffers)
+            n_smem, g_smem = h_smem, ds_smem  # They are read before h and the gradient of s lie there.
             tiles.load(
                 (n_ref.at[here.tokens], n_smem), (g_ref.at[here.tokens], g_smem), barrier=loaded.at[here.worker]
             )
@@ -191,8 +192,8 @@ def _gradients(how, residuals, g):
                 along += jnp.sum(dn * tiles.tile(n_smem.at[:, its]), axis=1) * (1 / call.channels)
             for its in call.pieces:
                 g, n = _by_channel(g_smem.at[:, its]), _by_channel(n_smem.at[:, its])
-                dscale_ref.at[here.tile, its][...] = jnp.sum(g * n, axis=0) * here.factor
-                dshift_ref.at[here.tile, its][...] = jnp.sum(g, axis=0) * here.factor
+                add_up(2, its, g * n * here.factor)
+                add_up(3, its, g * here.factor)
             inverse = tiles.vector(inverse_ref.at[here.tokens], 1) * here.factor
             for its in call.pieces:
                 dn = tiles.tile(g_smem.at[:, its]) * here.channels(scale_ref, its)
@@ -203,15 +204,13 @@ def _gradients(how, residuals, g):
             plgpu.copy_gmem_to_smem(h_ref.at[here.tokens], h_smem, h_loaded.at[here.worker])
             plgpu.copy_smem_to_gmem(ds_smem, ds_ref.at[here.tokens])
             for its in call.pieces:
-                db2_ref.at[here.tile, its][...] = jnp.sum(_by_channel(ds_smem.at[:, its]), axis=0)
+                add_up(1, its, _by_channel(ds_smem.at[:, its]))
             plgpu.barrier_wait(h_loaded.at[here.worker])
 
             def product(total):
                 def step(k, done):
                     now = first.channels(k)
-                    h_smem, ds_smem, inner_smem, da_smem = (
-                        a.at[lax.optimization_barrier(here.worker)] for a in (all_h, all_ds, all_inner, all_da)
-                    )
+                    h_smem, ds_smem, inner_smem, da_smem = here.own(buffers)
                     bias = here.channels(b1_ref, now)
                     w1, w2 = first.wait(k), second.wait(k)
                     a, dinner = _products((h_smem, w1.transpose((1, 0))), (ds_smem, w2.transpose((1, 0))))
@@ -226,7 +225,7 @@ def _gradients(how, residuals, g):
                     plgpu.wgmma(total, da_smem, w1)
                     plgpu.copy_smem_to_gmem(inner_smem, inner_ref.at[here.tokens, now])
                     plgpu.copy_smem_to_gmem(da_smem, da_ref.at[here.tokens, now])
-                    db1_ref.at[here.tile, now][...] = jnp.sum(_by_channel(da_smem), axis=0)
+                    add_up(0, now, _by_channel(da_smem))
                     plgpu.wgmma_wait(0)
                     first.leave(k)
                     return done
@@ -244,14 +243,14 @@ def _gradients(how, residuals, g):
 
         call.program(work, draws, (second, first))  # W2's buffer is free first.
 
-    dh, ds, inner, da, *sums = call.run(
+    dh, ds, inner, da, sums = call.run(
         kernel, outs, parameters.b1, parameters.scale, _flat(g), n, inverse,
         scratch=[
-            *[call.shared(WORKERS, TOKENS, call.channels)] * 2, *[call.shared(WORKERS, TOKENS, call.chunk)] * 2,
+            call.buffers(call.channels, call.channels, call.chunk, call.chunk),
             plgpu.Barrier(num_arrivals=2, num_barriers=WORKERS), plgpu.Barrier(num_barriers=WORKERS),
         ],
     )
-    db1, db2, dscale, dshift = (jnp.sum(a, axis=0) for a in sums)
+    db1, db2, dscale, dshift = jnp.split(jnp.sum(sums, axis=0), starts[1:])
     dw1, dw2 = how.transposed_matmul(call.h, da), how.transposed_matmul(inner, ds)
     return _unflat(dh, h), Parameters(dw1, db1, dw2, db2, dscale, dshift), None
 
@@ -343,18 +342,14 @@ class _Call:
         """The type of a bfloat16 value for each token and column."""
         return jax.ShapeDtypeStruct((len(self.h), columns), jnp.bfloat16)
 
-    def per_token(self):
-        """The type of a float32 value for each token."""
-        return jax.ShapeDtypeStruct((len(self.h),), jnp.float32)
-
-    def per_tile(self, columns):
-        """The type of float32 sums over the tokens of each warpgroup."""
-        return jax.ShapeDtypeStruct((self.tiles, columns), jnp.float32)
-
     def shared(self, *shape):
         """A bfloat16 buffer in shared memory that wgmma and TMA can read."""
         transforms = plgpu.TilingTransform((8, self.chunk)), plgpu.SwizzleTransform(2 * self.chunk)
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+
+    def buffers(self, *columns):
+        """For each of these numbers of columns, a buffer of them for the tokens of every worker."""
+        return [self.shared(WORKERS, TOKENS, n) for n in columns]
 
     def run(self, kernel, outs, *operands, scratch):
         """Call the kernel with refs of h, weights, operands, draws and results, `scratch`, and two streams' buffers."""
@@ -435,6 +430,14 @@ class _Here:
         self.tokens = pl.ds(self.tile * TOKENS, TOKENS)
         self.dropout = call.how.dropout
         self.factor = 1 / (1 - self.dropout) if draws else 1.0
+
+    def own(self, buffers):
+        """This worker's parts of the buffers.
+
+        A loop that uses them calls this in each step, since their addresses would fill its registers: the compiler does
+        not see that the worker is the same in all steps.
+        """
+        return [a.at[lax.optimization_barrier(self.worker)] for a in buffers]
 
     def channels(self, ref, its):
         """Load a value for each of these channels, and give it to all tokens."""
