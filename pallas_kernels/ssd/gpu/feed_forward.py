@@ -4,9 +4,9 @@
 
 XLA writes what lies between the two products, four times as wide as h, and reads it again. Here each direction is one
 Mosaic GPU kernel, and only the backward kernel writes it: it makes the hidden channels again, and writes them and their
-gradients, of which the gradients of the weights are made. A program works on the tokens of two warpgroups, whose h is
-in shared memory, and walks over the hidden channels, whose weights a third warpgroup fetches for both. The forward
-kernel writes out, and n where gradients follow.
+gradients, of which the gradients of the weights are made. A program works on the tokens of two workers (workers.py),
+whose h is in shared memory, and walks over the hidden channels, whose weights are fetched for both. The forward kernel
+writes out, and n where gradients follow.
 """
 import functools
 import math
@@ -19,17 +19,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
-from pallas_kernels.ssd.gpu import tiles
+from pallas_kernels.ssd.gpu import tiles, workers
 from pallas_kernels.ssd.gpu.drops import channel_words, dropped
-from pallas_kernels.ssd.gpu.tiles import WARPGROUP, over_columns, over_rows, plgpu
+from pallas_kernels.ssd.gpu.tiles import over_columns, over_rows, plgpu
+from pallas_kernels.ssd.gpu.workers import SLOTS, WORKERS, Stream
 
-TOKENS = 64  # The tokens of a warpgroup: the rows of one wgmma.
-WORKERS = 2  # The warpgroups of a program that compute.
-SLOTS = 2  # The buffers through which weights pass.
+TOKENS = 64  # The tokens of a worker: the rows of one wgmma.
 VALUES_CHUNK, GRADIENTS_CHUNK = 64, 32  # Hidden channels in a step; the backward kernel has shared memory for fewer.
 PIECE = 64  # The columns of out, or of its gradient, that are worked on at a time.
 MOST_CHANNELS = 256  # More do not fit into the registers of a warpgroup.
-WORKING, FETCHING = 232, 40  # The registers of a thread.
 
 
 def transposed_matmul(u: jax.Array, g: jax.Array) -> jax.Array:
@@ -104,16 +102,17 @@ def _feed_forward(how, h, parameters, keys, *, keep):
     def kernel(h_ref, w1_ref, w2_ref, b1_ref, b2_ref, scale_ref, shift_ref, *refs):
         *refs, buffers, loaded, of_w1, of_w2 = refs
         draws, (out_ref, *kept_refs) = refs[:-len(outs)], refs[-len(outs):]
-        first, second = _Stream(call, w1_ref, *of_w1), _Stream(call, w2_ref, *of_w2)
+        first, second = Stream(w1_ref, call.chunk, of_w1), Stream(w2_ref, call.chunk, of_w2)
 
-        def work(here):
-            h_smem, _ = here.own(buffers)
-            tiles.load((h_ref.at[here.tokens], h_smem), barrier=loaded.at[here.worker])
+        def work(worker):
+            here = _Here(call, worker, draws)
+            h_smem, _ = workers.own(worker, buffers)
+            tiles.load((h_ref.at[here.tokens], h_smem), barrier=loaded.at[worker])
 
             def product(total):
                 def step(k, done):
-                    now = first.channels(k)
-                    h_smem, inner_smem = here.own(buffers)
+                    now = first.slice(k)
+                    h_smem, inner_smem = workers.own(worker, buffers)
                     bias = here.channels(b1_ref, now)
                     a = tiles.product(h_smem, first.wait(k).transpose((1, 0))) + bias
                     first.leave(k)
@@ -151,7 +150,7 @@ def _feed_forward(how, h, parameters, keys, *, keep):
             ), out_ref)
             plgpu.wait_smem_to_gmem(0)
 
-        call.program(work, draws, (first, second))
+        workers.run(work, (first, second))
 
     return call.run(
         kernel, outs, parameters.b1, parameters.b2, parameters.scale, parameters.shift,
@@ -172,16 +171,18 @@ def _feed_forward_gradients(how, residuals, g):
         *refs, buffers, loaded, h_loaded, of_w1, of_w2 = refs
         draws, refs = refs[:-len(outs)], refs[-len(outs):]
         dh_ref, ds_ref, inner_ref, da_ref, sums_ref = refs
-        first, second = _Stream(call, w1_ref, *of_w1), _Stream(call, w2_ref, *of_w2)
+        first, second = Stream(w1_ref, call.chunk, of_w1), Stream(w2_ref, call.chunk, of_w2)
 
-        def work(here):
+        def work(worker):
+            here = _Here(call, worker, draws)
+
             def add_up(kind, its, terms):
                 sums_ref.at[here.tile, pl.ds(starts[kind] + its.start, its.size)][...] = jnp.sum(terms, axis=0)
 
-            h_smem, ds_smem, *_ = here.own(buffers)
+            h_smem, ds_smem, *_ = workers.own(worker, buffers)
             n_smem, g_smem = h_smem, ds_smem  # They are read before h and the gradient of s lie there.
             tiles.load(
-                (n_ref.at[here.tokens], n_smem), (g_ref.at[here.tokens], g_smem), barrier=loaded.at[here.worker]
+                (n_ref.at[here.tokens], n_smem), (g_ref.at[here.tokens], g_smem), barrier=loaded.at[worker]
             )
             mean = along = 0.0
             for its in call.pieces:
@@ -201,16 +202,16 @@ def _feed_forward_gradients(how, residuals, g):
                 ds = over_rows(inverse, dn.shape) * (dn - over_rows(mean, dn.shape) - along_n)
                 ds_smem.at[:, its][...] = ds.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.copy_gmem_to_smem(h_ref.at[here.tokens], h_smem, h_loaded.at[here.worker])
+            plgpu.copy_gmem_to_smem(h_ref.at[here.tokens], h_smem, h_loaded.at[worker])
             plgpu.copy_smem_to_gmem(ds_smem, ds_ref.at[here.tokens])
             for its in call.pieces:
                 add_up(1, its, _by_channel(ds_smem.at[:, its]))
-            plgpu.barrier_wait(h_loaded.at[here.worker])
+            plgpu.barrier_wait(h_loaded.at[worker])
 
             def product(total):
                 def step(k, done):
-                    now = first.channels(k)
-                    h_smem, ds_smem, inner_smem, da_smem = here.own(buffers)
+                    now = first.slice(k)
+                    h_smem, ds_smem, inner_smem, da_smem = workers.own(worker, buffers)
                     bias = here.channels(b1_ref, now)
                     w1, w2 = first.wait(k), second.wait(k)
                     a, dinner = _products((h_smem, w1.transpose((1, 0))), (ds_smem, w2.transpose((1, 0))))
@@ -241,7 +242,7 @@ def _feed_forward_gradients(how, residuals, g):
             plgpu.copy_smem_to_gmem(h_smem, dh_ref.at[here.tokens])
             plgpu.wait_smem_to_gmem(0)
 
-        call.program(work, draws, (second, first))  # W2's buffer is free first.
+        workers.run(work, (second, first))  # W2's buffer is free first.
 
     dh, ds, inner, da, sums = call.run(
         kernel, outs, parameters.b1, parameters.scale, _flat(g), n, inverse,
@@ -264,7 +265,7 @@ feed_forward.defvjp(_forward, _feed_forward_gradients)
 
 
 def _flat(a):
-    """[rows, tokens, ...] -> [all tokens, ...], with zeros up to whole warpgroups."""
+    """[rows, tokens, ...] -> [all tokens, ...], with zeros up to whole workers."""
     a = a.reshape(-1, *a.shape[2:])
     gap = -len(a) % TOKENS
     return jnp.pad(a, [(0, gap), *[(0, 0)] * (a.ndim - 1)]) if gap else a
@@ -353,69 +354,12 @@ class _Call:
 
     def run(self, kernel, outs, *operands, scratch):
         """Call the kernel with refs of h, weights, operands, draws and results, `scratch`, and two streams' buffers."""
-        stream = (
-            self.shared(SLOTS, self.chunk, self.channels), plgpu.Barrier(num_barriers=SLOTS),
-            plgpu.Barrier(num_arrivals=WORKERS, num_barriers=SLOTS),
-        )
+        stream = Stream.scratch(self.shared(SLOTS, self.chunk, self.channels))
         return tiles.call(
             kernel, outs, self.h, *self.weights, *operands, *self.draws, grid=(-(-self.tiles // WORKERS),),
             grid_names=('program',), scratch_types=[*scratch, stream, stream], warpgroups=WORKERS + 1,
             interpret=self.how.interpret,
         )
-
-    def program(self, work, draws, streams):
-        """Run work(_Here) in each worker, and fetch what the streams need in the warpgroup after them."""
-        worker = lax.axis_index(WARPGROUP)
-
-        @pl.when(worker < WORKERS)
-        def _work():
-            plgpu.set_max_registers(WORKING, action='increase')
-            work(_Here(self, worker, draws))
-
-        @pl.when(worker == WORKERS)
-        def _fetch():
-            plgpu.set_max_registers(FETCHING, action='decrease')
-
-            def step(k, done):
-                for stream in streams:
-                    stream.fetch(k)
-                return done
-
-            lax.fori_loop(0, self.steps, step, None)
-
-
-class _Stream:
-    """The weights of each step's hidden channels, which pass through SLOTS buffers that all workers read."""
-
-    def __init__(self, call, ref, smem, full, free):
-        self.call, self.ref, self.smem, self.full, self.free = call, ref, smem, full, free
-
-    def channels(self, k):
-        """The hidden channels of step k."""
-        return pl.ds(k * self.call.chunk, self.call.chunk)
-
-    def fetch(self, k):
-        """Copy the weights of step k, once all workers have left those that lie in their place."""
-        slot = lax.rem(k, jnp.int32(SLOTS))
-
-        @pl.when(k >= SLOTS)
-        def _():
-            plgpu.barrier_wait(self.free.at[slot])
-
-        plgpu.copy_gmem_to_smem(self.ref.at[self.channels(k)], self.smem.at[slot], self.full.at[slot])
-
-    def wait(self, k):
-        """The weights of step k, [chunk, D], when they are there."""
-        slot = lax.rem(k, jnp.int32(SLOTS))
-        plgpu.barrier_wait(self.full.at[slot])
-        return self.smem.at[slot]
-
-    def leave(self, k):
-        """Say that this worker does not read the weights of step k any more."""
-
-        @pl.when(k + SLOTS < self.call.steps)
-        def _():
-            plgpu.barrier_arrive(self.free.at[lax.rem(k, jnp.int32(SLOTS))])
 
 
 class _Here:
@@ -425,19 +369,11 @@ class _Here:
     """
 
     def __init__(self, call, worker, draws):
-        self.worker, self.draws = worker, draws
+        self.draws = draws
         self.tile = jnp.minimum(lax.axis_index('program') * WORKERS + worker, call.tiles - 1)
         self.tokens = pl.ds(self.tile * TOKENS, TOKENS)
         self.dropout = call.how.dropout
         self.factor = 1 / (1 - self.dropout) if draws else 1.0
-
-    def own(self, buffers):
-        """This worker's parts of the buffers.
-
-        A loop that uses them calls this in each step, since their addresses would fill its registers: the compiler does
-        not see that the worker is the same in all steps.
-        """
-        return [a.at[lax.optimization_barrier(self.worker)] for a in buffers]
 
     def channels(self, ref, its):
         """Load a value for each of these channels, and give it to all tokens."""
