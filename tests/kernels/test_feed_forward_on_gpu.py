@@ -1,10 +1,13 @@
 """The Mosaic GPU kernels of the feed-forward network, interpreted beside the definition in float32."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels.bench.around import feed_forward_network
+from pallas_kernels.ssd.gpu import tiles
 from pallas_kernels.ssd.gpu.feed_forward import FeedForward, Parameters, feed_forward, why_not_feed_forward
 
 MISSING = why_not_feed_forward(jnp.bfloat16, 256, 1024)
@@ -50,6 +53,12 @@ def test_values_and_gradients(shape, dropout):
     assert made[0].dtype == made[1].dtype == jnp.bfloat16
     wide = h.astype(jnp.float32), parameters, keys, g.astype(jnp.float32)
     assert_near(made, both(feed_forward_network, FeedForward(dropout), *wide))
+
+
+def test_warpgroups_wait_for_one_another(monkeypatch):
+    watched = functools.partial(tiles.plgpu.InterpretGPUParams, detect_races=True)  # A race raises an error.
+    monkeypatch.setattr(tiles.plgpu, 'InterpretGPUParams', watched)
+    jax.block_until_ready(both(feed_forward, FeedForward(interpret=True), *example(1, 128, 64, 0.0)))
 
 
 def test_a_token_that_is_not_finite_spoils_no_other_token():
