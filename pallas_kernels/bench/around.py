@@ -1,6 +1,7 @@
 """Whether the kernels around pallas_gpu's scan agree with their definitions on this machine's device, and their times.
 
-They are the short convolution, the gated norms and the LayerNorm of a sum with dropout. The definitions are written
+They are the short convolution, the gated norms, the LayerNorm of a sum with dropout and the feed-forward network. The
+definitions are written
 with XLA's plain operations and computed in float32.
 """
 import functools
@@ -14,6 +15,7 @@ import numpy as np
 from pallas_kernels.bench.agreement import TOLERANCE, largest_errors
 from pallas_kernels.bench.clock import compiled, device_seconds
 from pallas_kernels.hashing import mix
+from pallas_kernels.ssd.gpu.feed_forward import FeedForward, Parameters, feed_forward
 from pallas_kernels.ssd.gpu.gated_norm import GatedNorm, gated_norms
 from pallas_kernels.ssd.gpu.residual_norm import ResidualNorm, residual_norm
 from pallas_kernels.ssd.gpu.short_conv import Convolution, short_convs
@@ -76,22 +78,34 @@ def norms(how: GatedNorm, ys: tuple[jax.Array, ...], z: jax.Array, weight: jax.A
     return weight * total
 
 
+def dropout(x: jax.Array, probability: float, keys: jax.Array | None) -> jax.Array:
+    """The dropout of x [..., channels] that the kernels draw from keys [...]; keys=None drops nothing."""
+    if keys is None:
+        return x
+    words = mix(np.arange(1, x.shape[-1] + 1, dtype=np.uint32))
+    dropped = mix(keys[..., None] ^ words) < np.uint32(round(probability * 2**32))
+    return jnp.where(dropped, 0, x / (1 - probability))
+
+
 def layer_norm_of_sum(
     how: ResidualNorm, a: jax.Array, u: jax.Array | None, scale: jax.Array, shift: jax.Array, keys: jax.Array | None
 ) -> jax.Array:
     """What residual_norm computes, in the dtype of its arguments."""
-
-    def drop(x: jax.Array, now: bool) -> jax.Array:
-        if keys is None or not now:
-            return x
-        words = mix(np.arange(1, x.shape[-1] + 1, dtype=np.uint32))
-        dropped = mix(keys[..., None] ^ words) < np.uint32(round(how.dropout * 2**32))
-        return jnp.where(dropped, 0, x / (1 - how.dropout))
-
-    x = drop(a if u is None else a + u, how.drops_first)
+    x = dropout(a if u is None else a + u, how.dropout, keys if how.drops_first else None)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     n = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + how.epsilon)
-    return drop(n * scale + shift, not how.drops_first)
+    return dropout(n * scale + shift, how.dropout, None if how.drops_first else keys)
+
+
+def feed_forward_network(
+    how: FeedForward, h: jax.Array, parameters: Parameters, keys: tuple[jax.Array, jax.Array] | None
+) -> jax.Array:
+    """What feed_forward computes, in the dtype of its arguments."""
+    p, (inner_keys, outer_keys) = parameters, keys or (None, None)
+    product = functools.partial(jnp.matmul, precision='highest')
+    inner = dropout(jax.nn.gelu(product(h, p.w1) + p.b1, approximate=False), how.dropout, inner_keys)
+    norm = ResidualNorm(how.dropout, epsilon=how.epsilon)
+    return layer_norm_of_sum(norm, product(inner, p.w2) + p.b2, h, p.scale, p.shift, outer_keys)
 
 
 def convolution_case(rows: int, tokens: int, widths: tuple[int, ...], directions: tuple[bool, ...]) -> Case:
@@ -150,14 +164,37 @@ def _normal(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
 
 
+def feed_forward_case(rows: int, tokens: int, channels: int, how: FeedForward) -> Case:
+    """The feed-forward network with random numbers, and weights that bfloat16 holds."""
+    rng = np.random.default_rng(5)
+    keys = tuple(jnp.asarray(rng.integers(0, 2**32, size=(rows, tokens), dtype=np.uint32)) for _ in range(2))
+    w1, w2 = (
+        (_normal(rng, *shape) / shape[0] ** 0.5).astype(jnp.float32)
+        for shape in ((channels, 4 * channels), (4 * channels, channels))
+    )
+    b1, b2, scale, shift = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in (4 * channels, *[channels] * 3))
+
+    def of(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return lambda h, *parameters: f(how, h, Parameters(*parameters), keys if how.dropout else None)
+
+    return Case(
+        f'feed_forward {rows}x{tokens}x{channels}, dropout {how.dropout}', of(feed_forward), of(feed_forward_network),
+        (_normal(rng, rows, tokens, channels), w1, b1, w2, b2, scale, shift),
+    )
+
+
 def cases() -> Iterator[Case]:
-    """The gated norms, which `auto` takes, first; the residual norm; the convolution, from 16 columns to KuaiRand's."""
+    """The gated norms, which `auto` takes, first; the residual norm and the feed-forward network; the convolution, from
+    16 columns to KuaiRand's."""
     yield norm_case(2, 96, 128, (False, True))
     yield norm_case(1, 1024, 512, (False,))
     yield norm_case(7, 7488, 512, (False, True))
     yield residual_case(3, 100, 64, True, ResidualNorm(0.3))
     yield residual_case(7, 7488, 256, False, ResidualNorm(0.3, drops_first=True))
     yield residual_case(7, 7488, 256, True, ResidualNorm(0.3))
+    yield feed_forward_case(1, 100, 64, FeedForward())
+    yield feed_forward_case(3, 100, 128, FeedForward(0.3))
+    yield feed_forward_case(7, 7488, 256, FeedForward(0.3))
     yield convolution_case(1, 98, (16,), (False,))
     yield convolution_case(1, 98, (64,), (False,))
     yield convolution_case(2, 300, (512, 64), (True,))

@@ -35,6 +35,7 @@ STATE_TILE = 64  # columns of a state that one accumulator holds
 # With fewer programs than this, the blocks of a group are shared among several programs. A multiprocessor runs two
 # programs at a time, so that 132 multiprocessors run 512 programs about two times over.
 PROGRAMS = 512
+WARPGROUP = 'warpgroup'  # The axis of the warpgroups of one program.
 
 
 class Tiles(NamedTuple):
@@ -180,15 +181,16 @@ def call(
 ) -> Any:
     """Call plgpu.kernel with this package's parameters on the operands.
 
-    A program is one warpgroup, or several, which read their number from the axis 'warpgroup'. Returns arrays in the
-    structure of out_type.
+    A program is one warpgroup, or several, which read their number from the axis WARPGROUP. These must sum over nothing
+    that lies in several warps, because Mosaic gives them all the same buffer for that. Returns arrays in the structure
+    of out_type.
     """
     made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
         # The function that makes the kernel names it in profiles and in the compiler's reports.
         kernel_name=kernel.__qualname__.split('.')[0],
-        **(dict(num_threads=warpgroups, thread_name='warpgroup') if warpgroups > 1 else {}),
+        **(dict(num_threads=warpgroups, thread_name=WARPGROUP) if warpgroups > 1 else {}),
         **(dict(interpret=plgpu.InterpretGPUParams()) if interpret else {}),
     )(*operands)
     # Inside shard_map, results vary over the axes that the operands vary over. plgpu.kernel does not track this.
@@ -213,6 +215,11 @@ def rows(ref: Any) -> jax.Array:
 def columns(ref: Any) -> jax.Array:
     """Load a vector [Q] from shared memory, one value for each column of a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0))
+
+
+def vector(ref: Any, axis: int) -> jax.Array:
+    """Load a vector from device memory, one value for each row (axis 1) or column (axis 0) of a wgmma's result."""
+    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(axis), optimized=False)
 
 
 def tile(ref: Any) -> jax.Array:

@@ -162,7 +162,7 @@ def scan_gradients(
                D_smem, dscores_smem, dx_smem, of_tokens_smem, dD_smem, out_smem, across_smem, loaded, ready, full, used,
                finished, *states_smem):
         dh_smem, h_smem = states_smem[:d.keys], states_smem[d.keys:]  # each key's columns apart
-        warpgroup, part = lax.axis_index('warpgroup'), lax.axis_index('part')
+        warpgroup, part = lax.axis_index(tiles.WARPGROUP), lax.axis_index('part')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), part, part * d.steps)
 
         def number(k):
