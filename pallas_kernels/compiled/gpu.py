@@ -163,10 +163,12 @@ def launches_by_kind(module: Module) -> dict[str, tuple[int, int]]:
 
 def kind_of(instruction: Instruction, module: Module) -> str:
     """What a launch does, by the most telling operation in it."""
-    if instruction.opcode == 'custom-call':
-        return 'Mosaic kernels' if 'mosaic_gpu' in instruction.attributes else 'library calls'
     inside = [instruction] if instruction.opcode != 'fusion' else list(_inside(module, module.body(instruction)))
     opcodes = {i.opcode for i in inside}
+    if any('mosaic_gpu' in i.attributes for i in inside if i.opcode == 'custom-call'):
+        return 'Mosaic kernels'
+    if instruction.opcode == 'custom-call':
+        return 'library calls'
     for kind, telling in (
         ('matmul', {'dot', 'convolution'}), ('sort', {'sort'}), ('scatter', {'scatter'}),
         ('reduction', {'reduce', 'reduce-window'}), ('gather', {'gather'}),

@@ -111,14 +111,15 @@ def _result(instruction, inner, module) -> int:
     fused, root = _root(module, inner)
     while root.opcode == 'fusion':
         fused, root = _root(module, module.body(root))
-    roots = [root]
-    if root.opcode == 'tuple':
-        by_name = {i.name: i for i in fused}
-        roots = [by_name[name] for name in root.operands]
-    shapes = split_tuple(instruction.shape)
     if _START in root.attributes:
-        return _in_hbm(shapes[1])  # The first part repeats the operand, the others are flags.
-    return sum(_written(r, shape, fused, module) for r, shape in zip(roots, shapes, strict=False))
+        return _in_hbm(split_tuple(instruction.shape)[1])  # The first part repeats the operand, the others are flags.
+    if root.opcode != 'tuple':
+        return _written(root, instruction.shape, fused, module)  # It may have several results itself, as a kernel has.
+    by_name = {i.name: i for i in fused}
+    return sum(
+        _written(by_name[name], shape, fused, module)
+        for name, shape in zip(root.operands, split_tuple(instruction.shape), strict=True)
+    )
 
 
 def _root(module: Module, computation: str) -> tuple[list[Instruction], Instruction]:

@@ -1,11 +1,15 @@
 """One Bi-SSD layer: bidirectional mixer, residual connection, LayerNorm, dropout and position-wise FFN."""
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.ssd.gpu import feed_forward as gpu
+from pallas_kernels.target import target
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.model.dense import dot_general
+from ssd4rec_jax.model.dense import dot_general, transposed_matmul
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.gelu import gelu
+from ssd4rec_jax.model.implementation import named
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.mamba2 import LINEAR_INIT, BidirectionalMamba2, Inputs
 from ssd4rec_jax.model.norms import layer_norm
@@ -18,12 +22,19 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, **kwargs):
         self.dropout_prob = config.dropout_prob
+        self.fused = named(config, 'pallas_gpu_fused')
         linear = dict(kernel_init=LINEAR_INIT, dot_general=dot_general, **kwargs)
         self.w_1 = nnx.Linear(config.hidden_size, 4 * config.hidden_size, **linear)
         self.w_2 = nnx.Linear(4 * config.hidden_size, config.hidden_size, **linear)
         self.norm = layer_norm(config, **kwargs)
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
+        if self.fused and gpu.why_not_feed_forward(h.dtype, h.shape[-1], self.w_1.out_features) is None:
+            how = gpu.FeedForward(self.dropout_prob, self.norm.epsilon, transposed_matmul, target().interpret)
+            params = self.w_1.kernel, self.w_1.bias, self.w_2.kernel, self.w_2.bias, self.norm.scale, self.norm.bias
+            parameters = gpu.Parameters(*(param[...].astype(jnp.float32) for param in params))
+            keys = None if draws is None else (draws.keys(f'{name}.inner'), draws.keys(f'{name}.out'))
+            return gpu.feed_forward(how, h, parameters, keys)
         inner = dropout(gelu(per_token(self.w_1, h)), self.dropout_prob, draws, f'{name}.inner')
         return self.norm.residual(per_token(self.w_2, inner), h, self.dropout_prob, draws, f'{name}.out')
 

@@ -1,6 +1,7 @@
 """Parsing HLO text, on lines written by hand, and the bytes that it moves from and to HBM."""
 import pytest
 
+from pallas_kernels.compiled.gpu import launches_by_kind
 from pallas_kernels.compiled.hbm import hbm_bytes
 from pallas_kernels.compiled.hlo import Module, shape_bytes, split_tuple
 
@@ -144,3 +145,23 @@ ENTRY %main (p: f32[256]) -> f32[256] {
 }
 """
     assert hbm_bytes(Module.parse(text)) == 1024 + 256 + 1024
+
+
+def test_all_results_of_a_kernel_in_a_fusion_count():
+    text = """HloModule m
+
+%sliced (p: f32[512], q: f32[256]) -> (f32[256], f32[128]) {
+  %p = f32[512]{0} parameter(0)
+  %part = f32[64]{0} slice(%p), slice={[64:128]}
+  %q = f32[256]{0} parameter(1)
+  ROOT %made = (f32[256]{0}, f32[128]{0}) custom-call(%part, %q), custom_call_target="mosaic_gpu_v2"
+}
+
+ENTRY %main (p: f32[512], q: f32[256]) -> (f32[256], f32[128]) {
+  %p = f32[512]{0} parameter(0)
+  %q = f32[256]{0} parameter(1)
+  ROOT %fused = (f32[256]{0}, f32[128]{0}) fusion(%p, %q), kind=kCustom, calls=%sliced
+}
+"""
+    assert hbm_bytes(Module.parse(text)) == 4 * (64 + 256 + 256 + 128)
+    assert launches_by_kind(Module.parse(text)) == {'Mosaic kernels': (1, 4 * (64 + 256 + 256 + 128))}

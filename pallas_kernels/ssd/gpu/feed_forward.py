@@ -19,8 +19,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
+from pallas_kernels.hashing import channel_words
 from pallas_kernels.ssd.gpu import tiles, workers
-from pallas_kernels.ssd.gpu.drops import channel_words, dropped
+from pallas_kernels.ssd.gpu.drops import dropped
 from pallas_kernels.ssd.gpu.tiles import over_columns, over_rows, plgpu
 from pallas_kernels.ssd.gpu.workers import SLOTS, WORKERS, Stream
 
