@@ -26,17 +26,21 @@ from ssd4rec_jax.train.program import TrainProgram
 
 LOG = published('kuairand')
 ONE_PASS = ('train.objective=one_pass', 'model.bidirectional=last')  # All layers read forward, except for the last one.
+KERNELS = 'pallas_gpu', 'pallas_gpu_fused'
 
 
 def kuairand_programs(device: jax.Device) -> Iterator[Program]:
     """The train step with each implementation of the scan, that of one_pass, and the evaluation step."""
     for form, changes in {'prefix': (), 'one_pass': ONE_PASS}.items():
-        for name in ('pallas_gpu', 'xla') if form == 'prefix' else ('pallas_gpu',):
-            config = apply_overrides(
-                default_config('kuairand'), ['model.dtype=bfloat16', f'model.ssd_implementation={name}', *changes]
-            )
-            yield train_step(f'train {form} {name}', config, device)
-    yield evaluation_step('evaluate pallas_gpu', apply_overrides(config, ['model.bidirectional=all']), device)
+        for name in (*KERNELS, 'xla') if form == 'prefix' else KERNELS:
+            yield train_step(f'train {form} {name}', _config(name, *changes), device)
+    for name in KERNELS:
+        yield evaluation_step(f'evaluate {name}', _config(name), device)
+
+
+def _config(implementation: str, *changes: str) -> RunConfig:
+    changes = ('model.dtype=bfloat16', f'model.ssd_implementation={implementation}', *changes)
+    return apply_overrides(default_config('kuairand'), list(changes))
 
 
 def train_step(name: str, config: RunConfig, device: jax.Device) -> Program:

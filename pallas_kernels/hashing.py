@@ -14,3 +14,8 @@ def mix(x: Words) -> Words:
     x = x ^ (x >> 15)
     x = x * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+def channel_words(channels: int) -> np.ndarray:
+    """The words of channels 0, 1, ...: uint32 [channels], constants that a token's key is mixed with."""
+    return mix(np.arange(1, channels + 1, dtype=np.uint32))

@@ -25,7 +25,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
         inner = dropout(gelu(per_token(self.w_1, h)), self.dropout_prob, draws, f'{name}.inner')
-        return dropout(per_token(self.norm, per_token(self.w_2, inner) + h), self.dropout_prob, draws, f'{name}.out')
+        return self.norm.residual(per_token(self.w_2, inner), h, self.dropout_prob, draws, f'{name}.out')
 
 
 class BiSSDLayer(nnx.Module):
@@ -66,5 +66,5 @@ class BiSSDLayer(nnx.Module):
         return self._after_mixer(mixed, inputs.at(), None, ''), state
 
     def _after_mixer(self, mixed, u, draws, name):
-        h = dropout(per_token(self.norm, mixed + u), self.dropout_prob, draws, f'{name}.mixer')
+        h = self.norm.residual(mixed, u, self.dropout_prob, draws, f'{name}.mixer')
         return h if self.ffn is None else self.ffn(h, draws, f'{name}.ffn')

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.hashing import mix
+from pallas_kernels.hashing import channel_words, mix
 from ssd4rec_jax.model.layout import Layout
 
 
@@ -38,14 +38,18 @@ class Draws(NamedTuple):
         """The draws of one of several networks that learn side by side; number 0 has the draws of a single network."""
         return Draws(self.token_keys ^ mix(jnp.uint32(number)))
 
+    def keys(self, stream: str) -> jax.Array:
+        """uint32 [rows, tokens], a key for each token from which the draws of a stream are made."""
+        return mix(self.token_keys ^ np.uint32(zlib.crc32(stream.encode())))
+
     def below(self, probability: float, stream: str, channels: int | None = None) -> jax.Array:
         """Booleans that are True with the given probability: [rows, tokens] or [rows, tokens, channels].
 
         Two streams never share draws; asking the same stream again gives the same draws.
         """
-        keys = mix(self.token_keys ^ np.uint32(zlib.crc32(stream.encode())))
+        keys = self.keys(stream)
         if channels is not None:
-            keys = mix(keys[..., None] ^ mix(np.arange(1, channels + 1, dtype=np.uint32)))
+            keys = mix(keys[..., None] ^ channel_words(channels))
         return keys < np.uint32(round(probability * 2**32))
 
     def dropout(self, x: jax.Array, probability: float, stream: str) -> jax.Array:

@@ -1,14 +1,15 @@
 """The inputs of a layer: one vector per token, or rows of an item table that was projected in place of the tokens."""
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.target import target
 from ssd4rec_jax.model.dense import matmul
 from ssd4rec_jax.model.layout import take_tokens
 
+TILE = 64  # columns that a kernel of a GPU copies at a time
 
 
 class TokenInputs(NamedTuple):
@@ -20,19 +21,23 @@ class TokenInputs(NamedTuple):
         """The vectors [rows, n, D] of the tokens that index int32 [rows, n] selects; of all tokens where it is None."""
         return self.u if index is None else take_tokens(self.u, index)
 
-    def project(self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None) -> list[jax.Array]:
-        """The products of `at(index)` and parts of the columns of kernel [D, width], each [rows, n, columns]."""
-        kernels = [kernel[:, part] for part in parts]
-        if target().platform == 'gpu':
-            # What is cut out of a whole, or put together for its gradient, is copied there. XLA would make one product of
-            # all that have the same operand, and takes what lies behind a barrier for another one.
-            u, products = self.at(index), []
-            for part in kernels:
-                products.append(matmul(u, part))
-                u = jax.lax.optimization_barrier(u)
-            return products
-        whole = matmul(self.at(index), jnp.concatenate(kernels, axis=1))
-        return jnp.split(whole, tuple(itertools.accumulate(part.shape[1] for part in kernels))[:-1], axis=-1)
+    def project(
+        self, kernel: jax.Array, parts: Sequence[Sequence[slice]], index: jax.Array | None = None, *,
+        apart: bool = False,
+    ) -> list[jax.Array]:
+        """The products of `at(index)` and columns of kernel [D, width], those of each part side by side in an array.
+
+        Each array is [rows, n, columns]. apart: as products of their own, for kernels of a GPU, to which what is cut
+        out of a whole would be copied. Such a kernel copies tiles of 64 columns, so zeros make each array's columns a
+        multiple of 64.
+        """
+        u, products = self.at(index), []
+        if not apart:
+            return _cut(matmul(u, jnp.concatenate(_runs(kernel, parts), axis=1)), parts)
+        for part in parts:
+            products.append(matmul(u, _whole_tiles(kernel, part)))
+            u = jax.lax.optimization_barrier(u)  # XLA makes one product of all that have the same operand.
+        return products
 
 
 class ProjectedItems(NamedTuple):
@@ -55,11 +60,38 @@ class ItemInputs(NamedTuple):
         """The same as TokenInputs.at."""
         return self._rows(self.table.vectors, index)
 
-    def project(self, kernel: jax.Array, parts: tuple[slice, ...], index: jax.Array | None = None) -> list[jax.Array]:
+    def project(
+        self, kernel: jax.Array, parts: Sequence[Sequence[slice]], index: jax.Array | None = None, *,
+        apart: bool = False,
+    ) -> list[jax.Array]:
         """The same as TokenInputs.project, read from the table."""
         del kernel  # The table has already been multiplied by it.
-        return [self._rows(self.table.projected[:, part], index) for part in parts]
+        if apart:
+            return [self._rows(_whole_tiles(self.table.projected, part), index) for part in parts]
+        runs = _runs(self.table.projected, parts)
+        return _cut(jnp.concatenate([self._rows(run, index) for run in runs], axis=-1), parts)
 
     def _rows(self, table, index):
         items = self.items if index is None else jnp.take_along_axis(self.items, index, axis=1)
         return jnp.take(table, items, axis=0, mode='clip')
+
+
+def _runs(a, parts):
+    """The columns of all parts of a [n, width], in order; those that lie side by side are one array."""
+    runs: list[slice] = []
+    for columns in itertools.chain(*parts):
+        follows = runs and runs[-1].stop == columns.start
+        runs.append(slice(runs.pop().start, columns.stop) if follows else columns)
+    return [a[:, run] for run in runs]
+
+
+def _whole_tiles(a, part):
+    """The columns of a part of a [n, width], with zeros up to whole tiles."""
+    columns = jnp.concatenate(_runs(a, [part]), axis=1)
+    return jnp.pad(columns, ((0, 0), (0, -columns.shape[1] % TILE)))
+
+
+def _cut(whole, parts):
+    """The array cut into its parts."""
+    widths = (sum(columns.stop - columns.start for columns in part) for part in parts)
+    return jnp.split(whole, tuple(itertools.accumulate(widths))[:-1], axis=-1)

@@ -50,6 +50,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         self.config = config
+        self.fused = named(config, 'pallas_gpu_fused')
         linear = dict(
             use_bias=False, kernel_init=LINEAR_INIT, dot_general=dot_general, dtype=dtype, param_dtype=param_dtype,
             rngs=rngs,
@@ -79,11 +80,11 @@ class BidirectionalMamba2(nnx.Module):
     def __call__(self, inputs: Inputs, layout: Layout) -> jax.Array:
         """f + beta * b at every token: [rows, tokens, D] in the module's dtype."""
         c = self.config
-        xBC, dt, z = self._project_all(inputs)
+        z, projected = self._project(inputs, ('z',), ('x', 'B', 'C', 'dt'), apart=self.fused)
         directions = (False,) if c.beta == 0 else (False, True)
-        return self.out_proj(self._gated_norms(z, layout, [
-            self._scan(conv, dt, layout, reverse=reverse)
-            for reverse, conv in zip(directions, self._convs(xBC, layout, directions), strict=True)
+        convs, dt = self._convs(projected, layout, directions, 'B', 'C')
+        return self.out_proj(self._gated_norms(z[..., :c.d_inner], layout, [
+            self._scan(conv, dt, layout, reverse=reverse) for reverse, conv in zip(directions, convs, strict=True)
         ]))
 
     def readout(self, inputs: Inputs, layout: Layout) -> jax.Array:
@@ -94,12 +95,12 @@ class BidirectionalMamba2(nnx.Module):
         'aligned' order it is read at the last token, where it starts, so that it depends on this token alone.
         """
         c = self.config
-        xB, dt = self._project(inputs, 'xB', 'dt')
-        dt = self._dt(dt)
+        (projected,) = self._project(inputs, ('x', 'B', 'dt'), apart=self.fused)
         directions = (False, True) if c.beta != 0 and c.backward_order == 'reversed' else (False,)
+        convs, dt = self._convs(projected, layout, directions, 'B')
         forward, *backward = (
             self._query(inputs, conv, dt, layout, layout.starts if reverse else layout.ends, reverse=reverse)
-            for reverse, conv in zip(directions, self._convs(xB, layout, directions), strict=True)
+            for reverse, conv in zip(directions, convs, strict=True)
         )
         if c.beta == 0:
             return self.out_proj(forward)
@@ -115,11 +116,13 @@ class BidirectionalMamba2(nnx.Module):
         backward direction see _prefix_backward.
         """
         c = self.config
-        xBC, dt, z = self._project_all(inputs)
-        (conv,) = self._convs(xBC, layout, (False,))
+        z, projected = self._project(inputs, ('z',), ('x', 'B', 'C', 'dt'), apart=self.fused)
+        (conv,), dt = self._convs(projected, layout, (False,), 'B', 'C')
+        z = z[..., :c.d_inner]
         forward = self._gated_norms(z, layout, [self._scan(conv, dt, layout, reverse=False)])
         if c.beta == 0:
             return self.out_proj(forward)
+        xBC = projected[..., :c.conv_width]
         if c.backward_order == 'reversed':
             backward = self._prefix_backward(xBC, dt, silu(z), layout)
         else:
@@ -188,7 +191,7 @@ class BidirectionalMamba2(nnx.Module):
 
     def _project_all(self, inputs, at=None):
         """(x, B and C before the convolution, dt, z) at the tokens `at`, or at all tokens where it is None."""
-        z, xBC, dt = self._project(inputs, 'z', 'xBC', 'dt', at=at)
+        z, xBC, dt = self._project(inputs, ('z',), ('x', 'B', 'C'), ('dt',), at=at)
         return xBC, self._dt(dt), z
 
     def _dt(self, dt):
@@ -240,7 +243,7 @@ class BidirectionalMamba2(nnx.Module):
             reverse=reverse,
         )
         y += self._skip(take_tokens(x, at))
-        (z,) = self._project(inputs, 'z', at=at)
+        (z,) = self._project(inputs, ('z',), at=at)
         gate = silu(z)
         return per_token(self.norm, y.reshape(gate.shape) * gate)
 
@@ -315,15 +318,18 @@ class BidirectionalMamba2(nnx.Module):
         )
         return jnp.einsum('blh,blhp->blhp', w * score, x.astype(w.dtype))
 
-    def _convs(self, x, layout, directions):
-        """The short convolution of x, B and C, or of x and B alone, in each of the directions, cut into these."""
+    def _convs(self, projected, layout, directions, *others):
+        """The short convolution of x and `others`, out of B and C, in each of the directions, cut into these; and dt.
+
+        projected: [rows, tokens, columns], what in_proj gives for all of them, in this order.
+        """
         c = self.config
-        channels = x.shape[-1]
-        widths = (c.d_inner, *[c.ngroups * c.d_state] * ((channels - c.d_inner) // (c.ngroups * c.d_state)))
-        return parts_of_short_convs(
-            x, self.conv_kernel[...][:, :channels], self.conv_bias[...][:channels], layout, directions, widths,
-            fused=named(c, 'pallas_gpu_fused'),
+        widths = (c.d_inner, *[c.ngroups * c.d_state] * len(others))
+        convs, dt = parts_of_short_convs(
+            projected, self.conv_kernel[...][:, :sum(widths)], self.conv_bias[...][:sum(widths)], layout, directions,
+            widths, fused=self.fused,
         )
+        return convs, self._dt(dt[..., :c.num_heads])
 
     def _conv_at(self, inputs, name, layout, at, *, reverse):
         """silu of the short convolution of the columns `name` at one token of each history: [rows, segments, columns].
@@ -337,25 +343,27 @@ class BidirectionalMamba2(nnx.Module):
         distance = jnp.arange(c.d_conv, dtype=at.dtype)[:, None]
         inside = layout.lengths[:, None] > distance
         token = jnp.where(inside, at[:, None] + (distance if reverse else -distance), 0)  # [rows, d_conv, segments]
-        (taps,) = self._project(inputs, name, at=token.reshape(len(at), -1))
+        (taps,) = self._project(inputs, (name,), at=token.reshape(len(at), -1))
         taps = taps.reshape(*token.shape, -1)
         taps = jnp.where(inside[..., None], taps, jnp.zeros_like(taps)) * kernel[::-1, None]
         return silu(bias + sum(taps[:, k] for k in range(c.d_conv)))
 
     def _columns(self) -> dict[str, slice]:
-        """The columns of in_proj, by the name of what they give. What a convolution reads is side by side."""
+        """The columns of in_proj, by the name of what they give."""
         c = self.config
         state = c.ngroups * c.d_state
         widths = {'z': c.d_inner, 'x': c.d_inner, 'B': state, 'C': state, 'dt': c.num_heads}
         stops = dict(zip(widths, itertools.accumulate(widths.values()), strict=True))
-        columns = {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
-        start = columns['x'].start
-        return columns | {'xB': slice(start, columns['B'].stop), 'xBC': slice(start, columns['C'].stop)}
+        return {name: slice(stops[name] - width, stops[name]) for name, width in widths.items()}
 
-    def _project(self, inputs, *names: str, at=None):
-        """What in_proj gives under these names, at the tokens `at`, or at all tokens where it is None."""
+    def _project(self, inputs, *parts: tuple[str, ...], at=None, apart=False):
+        """What in_proj gives under these names at the tokens `at`, or at all tokens where it is None.
+
+        Each part is an array with the columns of its names side by side, and with apart zeros may follow them.
+        """
         columns = self._columns()
-        return inputs.project(self._cast(self.in_proj.kernel), tuple(columns[name] for name in names), at)
+        by_part = [[columns[name] for name in part] for part in parts]
+        return inputs.project(self._cast(self.in_proj.kernel), by_part, at, apart=apart)
 
     def _cast(self, param):
         return param[...].astype(self.in_proj.dtype)

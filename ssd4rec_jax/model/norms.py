@@ -6,14 +6,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.ssd.gpu import residual_norm
 from pallas_kernels.target import target
 from ssd4rec_jax.config.model import ModelConfig
+from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.implementation import named
+from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.token_sums import token_sums
 
 
-def layer_norm(config: ModelConfig, **kwargs: Any) -> nnx.LayerNorm:
+def layer_norm(config: ModelConfig, **kwargs: Any) -> 'LayerNorm':
     """The released code's LayerNorm over hidden_size, with eps 1e-12 and the two-pass variance; kwargs go to flax."""
-    return LayerNorm(config.hidden_size, epsilon=1e-12, use_fast_variance=False, **kwargs)
+    norm = LayerNorm(config.hidden_size, epsilon=1e-12, use_fast_variance=False, **kwargs)
+    norm.fused = named(config, 'pallas_gpu_fused')
+    return norm
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -22,7 +28,29 @@ class LayerNorm(nnx.LayerNorm):
     A GPU's kernel sums either over channels or over tokens, so the gradient of the scale cannot be summed where values
     are normalized. XLA would write each token's part of it in float32, and would read the tokens once more for that of
     the bias. Here the normalized values are written in x's dtype, and both gradients are summed in one kernel.
+
+    fused: whether `residual` is one kernel of a GPU, where that can serve it.
     """
+
+    fused = False
+
+    def residual(
+        self, a: jax.Array, u: jax.Array | None, probability: float, draws: Draws | None, stream: str, *,
+        drops_first: bool = False,
+    ) -> jax.Array:
+        """dropout(self(a + u)), or self(dropout(a + u)) with drops_first: an array like a [rows, tokens, channels].
+
+        u: like a, or None for zeros. probability, draws and stream are those of the dropout.
+        """
+        if self.fused and residual_norm.why_not_residual_norm(a.dtype, a.shape[-1]) is None:
+            how = residual_norm.ResidualNorm(probability, drops_first, self.epsilon, target().interpret)
+            scale, bias = (param[...].astype(jnp.float32) for param in (self.scale, self.bias))
+            keys = None if draws is None else draws.keys(stream)
+            return residual_norm.residual_norm(how, a, u, scale, bias, keys)
+        a = a if u is None else a + u
+        if drops_first:
+            return per_token(self, dropout(a, probability, draws, stream))
+        return dropout(per_token(self, a), probability, draws, stream)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """x [..., channels] normalized, in its shape and dtype."""

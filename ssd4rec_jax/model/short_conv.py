@@ -27,15 +27,16 @@ def short_conv(
 def parts_of_short_convs(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout, directions: tuple[bool, ...],
     widths: tuple[int, ...], *, fused: bool,
-) -> tuple[tuple[jax.Array, ...], ...]:
-    """short_convs, each cut into arrays of so many columns; with `fused` as one kernel of a GPU, if that can serve it.
+) -> tuple[tuple[tuple[jax.Array, ...], ...], jax.Array]:
+    """(short_convs of the first columns of x, each cut into arrays of these widths; the other columns as they are).
 
-    kernel, bias: in the dtype of the parameters.
+    kernel, bias: in the dtype of the parameters. fused: as one kernel of a GPU, where that can serve it.
     """
     if fused and gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths) is None:
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
         how = gpu.Convolution(directions, widths, target().interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)
+    x, rest = jnp.split(x, (sum(widths),), axis=-1)
     # What is cut out of a whole is a copy on a GPU, so x, the widest by far, is convolved by itself there.
     groups = (widths[:1], widths[1:]) if target().platform == 'gpu' else (widths,)
     x_parts, kernels, biases = (_cut(a.astype(x.dtype), [sum(group) for group in groups]) for a in (x, kernel, bias))
@@ -43,7 +44,7 @@ def parts_of_short_convs(
         [_cut(conv, group) for conv in short_convs(of_group, taps, shift, layout, directions)]
         for group, of_group, taps, shift in zip(groups, x_parts, kernels, biases, strict=True)
     ]
-    return tuple(tuple(itertools.chain(*parts)) for parts in zip(*made, strict=True))
+    return tuple(tuple(itertools.chain(*parts)) for parts in zip(*made, strict=True)), rest
 
 
 def _cut(a, widths):

@@ -8,7 +8,7 @@ from jax import export
 from pallas_kernels import take_rows
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.model.bissd import BiSSDLayer
-from ssd4rec_jax.model.draws import Draws, dropout
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.dtypes import compute_dtype
 from ssd4rec_jax.model.inputs import ItemInputs, ProjectedItems, TokenInputs
 from ssd4rec_jax.model.layout import Layout
@@ -139,7 +139,7 @@ class Encoder(nnx.Module):
             return ItemInputs(table, items)
         h = take_rows(embedding, items).astype(self.dtype)
         if config.norm_embedding:
-            h = per_token(self.norm, dropout(h, config.dropout_prob, draws, 'embedding'))
+            h = self.norm.residual(h, None, config.dropout_prob, draws, 'embedding', drops_first=True)
         return TokenInputs(h)
 
 

@@ -39,19 +39,23 @@ def assert_near(ours, theirs):
 def test_short_convolution_and_its_gradients(lengths, widths, directions, bad):
     rng = np.random.default_rng(0)
     histories = reaches(lengths)
-    x = jnp.asarray(rng.normal(size=(1, sum(lengths), sum(widths))), jnp.bfloat16)
-    taps = jnp.asarray(rng.normal(size=(5, sum(widths))), jnp.float32)
-    gs = [jnp.asarray(rng.normal(size=x.shape), jnp.bfloat16) for _ in directions]
+    channels, rest = sum(widths), 8
+    x = jnp.asarray(rng.normal(size=(1, sum(lengths), channels + rest)), jnp.bfloat16)
+    taps = jnp.asarray(rng.normal(size=(5, channels)), jnp.float32)
+    columns = *[channels] * len(directions), rest
+    gs = [jnp.asarray(rng.normal(size=(1, sum(lengths), n)), jnp.bfloat16) for n in columns]
     if bad:  # A history of NaN reaches no other one.
         x = x.at[0, :lengths[0]].set(jnp.nan)
 
     def ours(x, taps):
         how = short_conv.Convolution(directions, widths, interpret=True)
-        return [jnp.concatenate(parts, axis=-1) for parts in short_conv.short_convs(how, x, taps, *histories[:2])]
+        made, rest = short_conv.short_convs(how, x, taps, *histories[:2])
+        return [*(jnp.concatenate(parts, axis=-1) for parts in made), rest]
 
     y, pull = jax.vjp(ours, x, taps)
     expected, expected_pull = jax.vjp(
-        lambda x, taps: list(around.convolutions(x, taps, histories, directions)), x.astype(jnp.float32), taps
+        lambda x, taps: [*around.convolutions(x[..., :channels], taps, histories, directions), x[..., channels:]],
+        x.astype(jnp.float32), taps,
     )
     (dx, dtaps), (expected_dx, expected_dtaps) = pull(gs), expected_pull([g.astype(jnp.float32) for g in gs])
     assert_near((y, dx), (expected, expected_dx))

@@ -44,7 +44,8 @@ def assert_near(ours, theirs):
 ])
 def test_values_and_gradients(shape, with_u, how, monkeypatch):
     monkeypatch.setattr(kernels, 'MULTIPROCESSORS', 1)
-    monkeypatch.setattr(kernels, 'AT_A_TIME', 2)  # Of 5 steps one program takes 3, and reads into its first buffers again.
+    # Of 5 steps one program takes 3, and reads into its first buffers again.
+    monkeypatch.setattr(kernels, 'AT_A_TIME', 2)
     arguments, g, keys = example(*shape, with_u)
     keys = keys if how.dropout else None
     made = both(residual_norm, how._replace(interpret=True), g, *arguments, keys=keys)

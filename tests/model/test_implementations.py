@@ -10,6 +10,7 @@ from flax import nnx
 from pallas_kernels import tracing_for
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.model.draws import Draws
 from ssd4rec_jax.model.implementation import ssd_implementation
 from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.ssd4rec import SSD4Rec
@@ -53,6 +54,42 @@ def test_pallas_tpu_gives_the_same_value_and_gradients_as_xla(x64):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10 * max(np.abs(theirs).max(), 1e-9))
 
     jax.tree.map(check, grads, expected_grads)
+
+
+def of_draws(dtype, implementation):
+    """The value and gradients, with dropout, of a network of two layers that kernels of a GPU can serve."""
+    config = ModelConfig(
+        hidden_size=64, num_layers=2, d_state=16, headdim=16, beta=0.3, dropout_prob=0.3, dtype=dtype,
+        ssd_implementation=implementation,
+    )
+    graphdef, params = nnx.split(SSD4Rec(config, 30, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    batch = pack([[(0, rng.integers(1, 31, n).tolist()) for n in (3, 1, 40, 2)]], tokens=64, segments=4)
+    layout = Layout.of(batch)
+    draws = Draws.of(jnp.uint32(3), jnp.uint32(0), layout)
+    cotangent = jnp.asarray(rng.normal(size=(1, 4, 64)), jnp.float32)
+
+    def scalar(params):
+        readout = nnx.merge(graphdef, params).readout(batch.items, layout, draws).astype(jnp.float32)
+        return jnp.sum(readout * cotangent), readout
+
+    (_, readout), grads = jax.jit(jax.value_and_grad(scalar, has_aux=True))(params)
+    return {'readout': readout, **nnx.to_pure_dict(grads)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason='the kernels of a GPU need JAX 0.11')
+def test_pallas_gpu_fused_is_as_near_to_float32_as_xla_in_bfloat16():
+    exact, rounded = of_draws('float32', 'xla'), of_draws('bfloat16', 'xla')
+    with tracing_for('gpu', interpret=True):
+        ours = of_draws('bfloat16', 'pallas_gpu_fused')
+
+    def check(ours, rounded, exact):
+        error, of_xla = (np.sqrt(np.mean((a - exact) ** 2)) for a in (ours, rounded))
+        scale = np.sqrt(np.mean(exact**2))
+        assert error <= 1.5 * of_xla + 1e-3 * scale and error < 0.1 * scale
+
+    jax.tree.map(check, ours, rounded, exact)
 
 
 def test_what_runs_is_chosen_by_platform_and_shape():

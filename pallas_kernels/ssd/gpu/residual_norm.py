@@ -17,8 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
+from pallas_kernels.hashing import channel_words
 from pallas_kernels.ssd.gpu import tiles, tokens
-from pallas_kernels.ssd.gpu.drops import channel_words, dropped
+from pallas_kernels.ssd.gpu.drops import dropped
 from pallas_kernels.ssd.gpu.tiles import over_rows, plgpu
 from pallas_kernels.ssd.gpu.tokens import AT_ONCE, LANES, MOST_CHANNELS, mean_of_token, read
 

@@ -114,16 +114,17 @@ def why_not_short_convs(x_dtype: DTypeLike, taps: int, widths: tuple[int, ...]) 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def short_convs(
     how: Convolution, x: jax.Array, taps: jax.Array, position: jax.Array, remaining: jax.Array
-) -> tuple[tuple[jax.Array, ...], ...]:
+) -> tuple[tuple[tuple[jax.Array, ...], ...], jax.Array]:
     """silu of the causal depthwise convolution within each history, in each of how.directions.
 
     Args:
       how: what to compute.
-      x: [rows, tokens, channels], bfloat16; channels is the sum of how.widths.
+      x: [rows, tokens, channels + rest], bfloat16; channels is the sum of how.widths, and the rest is not convolved.
       taps: [1 + d_conv, channels], float32: the bias, then the tap of the token itself, of the one before, and so on.
       position, remaining: int32 [rows, tokens], the tokens of a token's own history before it and after it.
 
-    Returns for each direction the arrays [rows, tokens, width], bfloat16. It computes in float32.
+    Returns (for each direction the arrays [rows, tokens, width], bfloat16; the rest of x as it is). It computes in
+    float32. What was projected in one product is read here without being cut out of it, and so are its gradients.
     """
     return _convolve(how, x, taps, position, remaining)
 
@@ -158,11 +159,12 @@ def _convolve(how, x, taps, position, remaining):
         interpret=how.interpret,
     )
     made = [a[:position.size].reshape(*x.shape[:2], -1) for a in made]
-    return tuple(tuple(made[k:k + len(how.widths)]) for k in range(0, len(made), len(how.widths)))
+    parts = tuple(tuple(made[k:k + len(how.widths)]) for k in range(0, len(made), len(how.widths)))
+    return parts, x[..., sum(how.widths):]
 
 
-def _convolve_gradients(how, arguments, gs):
-    x, taps, position, remaining = arguments
+def _convolve_gradients(how, arguments, cotangents):
+    (x, taps, position, remaining), (gs, of_rest) = arguments, cotangents
     flat = [how.flat(a) for a in (x, position, remaining)]
     flat_gs = [how.flat(g) for parts in gs for g in parts]
     tokens, number = len(flat[0]), len(how.directions)
@@ -216,7 +218,8 @@ def _convolve_gradients(how, arguments, gs):
         ],
         interpret=how.interpret,
     )
-    return dx[:position.size].reshape(x.shape), jnp.sum(dtaps, axis=0), None, None
+    dx = dx[:position.size].reshape(x.shape)
+    return lax.dynamic_update_slice_in_dim(dx, of_rest, sum(how.widths), 2), jnp.sum(dtaps, axis=0), None, None
 
 
 short_convs.defvjp(lambda how, *arguments: (_convolve(how, *arguments), arguments), _convolve_gradients)

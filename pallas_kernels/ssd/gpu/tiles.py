@@ -181,10 +181,9 @@ def call(
 ) -> Any:
     """Call plgpu.kernel with this package's parameters on the operands.
 
-    A program is one warpgroup, or several with the axis WARPGROUP. These must sum over nothing that lies in several
-    warps, because Mosaic gives them all the same buffer for that.
-
-    Returns arrays in the structure of out_type.
+    A program is one warpgroup, or several, which read their number from the axis WARPGROUP. These must sum over nothing
+    that lies in several warps, because Mosaic gives them all the same buffer for that. Returns arrays in the structure
+    of out_type.
     """
     made = plgpu.kernel(
         kernel, out_type=out_type, grid=grid, grid_names=grid_names, scratch_types=scratch_types,
@@ -201,10 +200,10 @@ def call(
     )
 
 
-def wide_square() -> Any:
-    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+def wide_square(*number: int) -> Any:
+    """A float32 buffer [Q, Q] in shared memory, or several, in which threads that hold a wgmma's result do not collide."""
     return plgpu.SMEM(
-        (CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+        (*number, CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
 
 
@@ -231,6 +230,14 @@ def tile(ref: Any) -> jax.Array:
 def finite(a: jax.Array) -> jax.Array:
     """The array with zeros in place of values that are not finite."""
     return jnp.where(jnp.abs(a) < jnp.inf, a, 0.0)
+
+
+def clean(ref: Any) -> None:
+    """Put zeros in place of values that are not finite in a bfloat16 matrix in shared memory, 64 columns at a time."""
+    columns_of_ref = ref.shape[1]
+    for first in range(0, columns_of_ref, CHUNK):
+        its = pl.ds(first, min(CHUNK, columns_of_ref - first))
+        ref.at[:, its][...] = finite(tile(ref.at[:, its])).astype(jnp.bfloat16)
 
 
 def over_rows(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:

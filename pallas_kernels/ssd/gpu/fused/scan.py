@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.ssd.finite import finite_tokens, zero_unless
-from pallas_kernels.ssd.gpu import backward, forward, prepared
-from pallas_kernels.ssd.gpu.fused import states
-from pallas_kernels.ssd.gpu.prepared import Prepared, Sums, chunked, from_columns, tokens_by_columns, unchunked, vectors
+from pallas_kernels.ssd.finite import finite_tokens
+from pallas_kernels.ssd.gpu import prepared
+from pallas_kernels.ssd.gpu.fused import gradients, outputs, states
+from pallas_kernels.ssd.gpu.prepared import Prepared, chunked, from_columns, tokens_by_columns, unchunked, vectors
 from pallas_kernels.ssd.segments import reached_from
 
 
@@ -20,7 +20,7 @@ def why_not_pallas_gpu_fused(x_dtype: DTypeLike, headdim: int, state: int, chunk
 
     state is d_state. The device is not looked at.
     """
-    memory = forward.MEMORY | backward.MEMORY | states.MEMORY
+    memory = states.MEMORY | outputs.MEMORY | gradients.MEMORY
     return prepared.why_not('pallas_gpu_fused', memory, x_dtype, headdim, state, chunk_size)
 
 
@@ -41,23 +41,21 @@ def ssd_scan_pallas_gpu_fused(
 
 
 def _prepared(reverse, x, dt, A, D, B, C, run):
-    """(Prepared with zeros for what is not finite in dt, B and C, bool [batch, length]: at which tokens nothing is)."""
-    finite = finite_tokens(dt, B, C)
-    dt, B, C = zero_unless(finite, dt, B, C)
-    return Prepared(reverse, x, dt, A, D, B, C, run), finite
+    """Prepared, with zeros for the values of dt that are not finite. The kernels take those of x, B and C for zeros."""
+    return Prepared(reverse, x, jnp.where(jnp.isfinite(dt), dt, 0), A, D, B, C, run)
 
 
 def _forward(reverse, interpret, x, dt, A, D, B, C, run):
     """Returns (y, the states at the chunks' entries, bool [batch, length]: whether inputs are not finite)."""
-    p, finite = _prepared(reverse, x, dt, A, D, B, C, run)
+    p = _prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
     entries, bad = states.walk_states(
         t, p.x, vectors(t, p.exit * p.dt), p.B, p.channels(p.through), reverse=reverse, interpret=interpret
     )
-    bad = unchunked(t, bad, p.length) | ~finite
+    bad = unchunked(t, bad, p.length) | ~finite_tokens(dt, B, C)
     poisoned = chunked(t, reached_from(bad, run, reverse=reverse))
-    y = forward.chunk_outputs(
-        t, p.x, vectors(t, p.s2, p.dt, p.entry, p.s2), p.D, p.B, p.C, entries,
+    y = outputs.chunk_outputs(
+        t, p.x, *(vectors(t, a) for a in (p.s2, p.dt, p.entry)), p.D, p.B, p.C, entries,
         jnp.stack([*p.sees, poisoned.astype(jnp.int32)], axis=1), interpret=interpret,
     )
     return from_columns(t, y, p.length, p.heads), entries, bad
@@ -75,7 +73,7 @@ def _ssd_fwd(reverse, interpret, x, dt, A, D, B, C, run):
 
 def _ssd_bwd(reverse, interpret, residuals, g):
     x, dt, A, D, B, C, run, entries, bad = residuals
-    p, _ = _prepared(reverse, x, dt, A, D, B, C, run)
+    p = _prepared(reverse, x, dt, A, D, B, C, run)
     t = p.t
     g = tokens_by_columns(t, g)
     entry = vectors(t, p.entry)
@@ -85,24 +83,15 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     # A token's gradient is finite only if all inputs of its run are, and the cotangents of the tokens that see it.
     bad_inputs = reached_from(bad, run, reverse=False) | reached_from(bad, run, reverse=True)
     poisoned = bad_inputs | reached_from(unchunked(t, bad_g, p.length), run, reverse=not reverse)
-    dx, dscores, within, dD = backward.chunk_gradients(
-        t, p.x, g, vectors(t, p.s2, p.s2, p.dt, p.exit), p.D, p.B, p.C, dexits,
+    made = gradients.scan_gradients(
+        t, p.x, g, *(vectors(t, a) for a in (p.s2, p.dt, p.exit)), entry, p.D, p.B, p.C, dexits, entries,
         jnp.stack([*p.seen_by, chunked(t, poisoned).astype(jnp.int32)], axis=1), interpret=interpret,
     )
-    dscores = jnp.sum(dscores, axis=0, dtype=jnp.float32).astype(jnp.bfloat16)
-    dC, out = backward.key_gradients(
-        t, dscores, p.B, p.C, g, entry, entries, transposed=True, interpret=interpret
+    ddt, dA, dD = made.sums(p).gradients(p, A, poisoned)
+    dB, dC = (
+        prepared.key_gradient(p, jnp.sum(a, axis=0, dtype=jnp.float32), B, poisoned) for a in (made.dB, made.dC)
     )
-    dB, into = backward.key_gradients(
-        t, dscores, p.C, p.B, p.x, vectors(t, p.exit * p.dt), dexits, transposed=False, interpret=interpret
-    )
-    by_query, by_key, xdu = jnp.split(within.reshape(t.all_chunks * t.groups * t.blocks, 3, t.heads, -1), 3, axis=1)
-    across = jnp.sum(dexits.astype(jnp.float32) * entries.astype(jnp.float32), axis=1)
-    across = jnp.sum(across.reshape(t.all_chunks, -1, t.headdim), axis=2)
-    sums = Sums(*(p.of_all_heads(a) for a in (by_query, by_key, xdu, out, into)), across, dD)
-    ddt, dA, dD = sums.gradients(p, A, poisoned)
-    dB, dC = (prepared.key_gradient(p, a, B, poisoned) for a in (dB, dC))
-    return from_columns(t, dx, p.length, p.heads), ddt, dA, dD, dB, dC, None
+    return from_columns(t, made.dx, p.length, p.heads), ddt, dA, dD, dB, dC, None
 
 
 _ssd.defvjp(_ssd_fwd, _ssd_bwd)

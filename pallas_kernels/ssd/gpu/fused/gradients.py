@@ -1,0 +1,401 @@
+"""The gradients of x, B and C, in one kernel that reads x, the gradient of y and the states once.
+
+For each head let W_ij = 2^(s_i - s_j) (C_i . B_j) where token i sees token j, u = dt x, and dW_ij = g_i . u_j. Then
+
+    du_j = sum_i W_ij g_i + exit_j B_j dh;  dx = dt du;  dS_ij = sum over heads of 2^(s_i - s_j) dW_ij
+    dC = dS B + sum over heads of (entry g) h;  dB = dS^T C + sum over heads of (exit u) dh
+
+where h is the state at the chunk's entry and dh the gradient of the state at its exit. A program works on a chunk. Some
+of its warpgroups, the workers, make dx and dS and take turns at tiles of CHANNELS channels; the others, the keys, make dB
+and dC from every tile, each for some columns of the states. dS stays in shared memory.
+"""
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.ssd.gpu import tiles
+from pallas_kernels.ssd.gpu.prepared import Prepared, Sums
+from pallas_kernels.ssd.gpu.tiles import CHUNK, Place, Tiles, columns, over_columns, over_rows, plgpu, rows, tile
+
+CHANNELS = 64
+HALF = CHUNK // 2  # A worker holds half of the queries at a time, so that it needs few registers.
+BUFFERS = 4
+KINDS = 4  # of sums that a worker returns for each head
+
+
+class Division(NamedTuple):
+    """How a program's work is divided.
+
+    pieces: tiles of CHANNELS that a block has. heads: heads of a tile. steps: tiles of a program. workers, keys: the
+    warpgroups of each kind. buffers: tiles that are in shared memory.
+    """
+
+    t: Tiles
+    pieces: int
+    heads: int
+    steps: int
+    workers: int
+    keys: int
+    buffers: int
+
+    @classmethod
+    def of(cls, t: Tiles) -> 'Division':
+        pieces = t.width // CHANNELS
+        steps = t.steps * pieces
+        # A key holds a row of dB and dC for each thread pair, so many columns of a state fit beside two workers.
+        keys = 1 if t.state <= 2 * CHUNK else 2
+        workers = 2 if t.state <= CHUNK and steps > 1 else 1
+        d = cls(t, pieces, t.heads // pieces or 1, steps, workers, keys, 0)
+        once, a_buffer = d.memory()
+        return d._replace(buffers=min(BUFFERS, steps, max(0, tiles.SHARED_MEMORY - tiles.RESERVED - once) // a_buffer))
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of shared memory (once, for each buffer)."""
+        t, row = self.t, 4 * CHUNK
+        once = 2 * 2 * CHUNK * t.state + 3 * row
+        once += self.workers * (row * CHUNK + 2 * CHUNK * CHANNELS + row * KINDS * self.heads + 4 * CHANNELS)
+        once += self.keys * (row * self.heads + 4 * CHANNELS)
+        vectors = 5 * row * self.heads + 4 * CHANNELS
+        return once, 2 * 2 * CHUNK * CHANNELS * self.pieces + 2 * 2 * CHANNELS * t.state + vectors
+
+    @property
+    def of_group(self) -> int:
+        """The tiles of a group."""
+        return self.t.blocks * self.pieces
+
+    @property
+    def barriers(self) -> int:
+        """Each is for the steps of one buffer and one worker."""
+        return math.lcm(self.workers, self.buffers)
+
+    @property
+    def lanes(self) -> int:
+        """The columns of one swizzled tile, which divide the HALF tokens that a wgmma of a worker sums over."""
+        return math.gcd(self.t.lanes, HALF)
+
+    def shared(self, *shape: int) -> Any:
+        """A bfloat16 buffer in shared memory that wgmma and TMA can read."""
+        transforms = plgpu.TilingTransform((8, self.lanes)), plgpu.SwizzleTransform(2 * self.lanes)
+        return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+
+    @property
+    def key_columns(self) -> list[Any]:
+        """The slice of a state's columns of each key."""
+        first = -(-self.t.state // self.lanes // self.keys) * self.lanes
+        return [pl.ds(n, min(first, self.t.state - n)) for n in range(0, self.t.state, first)]
+
+    def columns(self, head: int) -> Any:
+        """The slice of a tile's channels that belong to one of its heads."""
+        width = CHANNELS // self.heads
+        return pl.ds(head * width, width)
+
+
+def gradients_memory(t: Tiles) -> tuple[int, int]:
+    """The shared memory of scan_gradients in bytes: (once, for each buffer)."""
+    return Division.of(t).memory()
+
+
+class Gradients(NamedTuple):
+    """What scan_gradients returns. In the shapes R is the number of tiles of CHANNELS in a chunk and group.
+
+    dx: like x. dB, dC: bfloat16 [parts, M Q, groups N], to be summed. Float32 sums for each tile: of_tokens
+    [M groups R, 4 heads, Q]: sum_j W_ij dW_ij for each i and sum_i W_ij dW_ij for each j, without j = i, divided by the
+    tiles of a block; the tile's share of x . du, and of exit u dh B. out [keys, M groups R, heads, Q]: shares of
+    entry g h C. across [keys, M groups R, CHANNELS]: shares of the sum of h dh over the columns of a state. dD
+    [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
+    """
+
+    dx: jax.Array
+    dB: jax.Array
+    dC: jax.Array
+    of_tokens: jax.Array
+    out: jax.Array
+    across: jax.Array
+    dD: jax.Array
+
+    def sums(self, p: Prepared) -> Sums:
+        """The sums, with the shares added."""
+        t, shape = p.t, (p.t.all_chunks, -1, CHUNK)
+        pieces = t.width // CHANNELS
+
+        def by_head(a):
+            """[M groups R, heads of a tile, Q] -> [M, groups blocks heads, Q]."""
+            return jnp.sum(a.reshape(-1, pieces, t.heads, CHUNK), axis=1).reshape(shape)
+
+        of_tokens = self.of_tokens.reshape(len(self.dD), KINDS, -1, CHUNK)
+        across = jnp.sum(self.across, axis=0).reshape(t.all_chunks, -1, t.headdim)
+        return Sums(
+            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(jnp.sum(self.out, axis=0)),
+            by_head(of_tokens[:, 3]), jnp.sum(across, axis=2), self.dD,
+        )
+
+
+def scan_gradients(
+    t: Tiles, x: jax.Array, g: jax.Array, s: jax.Array, dt: jax.Array, exit: jax.Array, entry: jax.Array, D: jax.Array,
+    B: jax.Array, C: jax.Array, dexits: jax.Array, entries: jax.Array, tokens: jax.Array, *, interpret: bool,
+) -> Gradients:
+    """The gradients of x, B and C, and sums for those of dt, s and D.
+
+    Values of x, g, B and C that are not finite count as zeros.
+
+    Args:
+      t: the sizes.
+      x, g, B, C: bfloat16, in the shapes of tiles.py. g is the gradient of y.
+      s, dt, exit, entry: [M groups blocks, heads, Q] float32.
+      D: float32, in the shape of tiles.py.
+      dexits: the gradients of the states at the chunks' exits, bfloat16.
+      entries: the states at the chunks' entries, bfloat16.
+      tokens: [M, 3, Q] int32: the first and the last token that sees each token, and whether its dx is NaN.
+      interpret: run the kernel in the interpreter.
+    """
+    d = Division.of(t)
+    square = CHUNK, CHUNK
+
+    def kernel(x_ref, g_ref, s_ref, dt_ref, exit_ref, entry_ref, D_ref, B_ref, C_ref, dh_ref, h_ref, tokens_ref,
+               dx_ref, dB_ref, dC_ref, of_tokens_ref, out_ref, across_ref, dD_ref,
+               B_smem, C_smem, tokens_smem, x_smem, g_smem, s_smem, s_again_smem, dt_smem, exit_smem, entry_smem,
+               D_smem, dscores_smem, dx_smem, of_tokens_smem, dD_smem, out_smem, across_smem, loaded, ready, full, used,
+               finished, *states_smem):
+        dh_smem, h_smem = states_smem[:d.keys], states_smem[d.keys:]  # each key's columns apart
+        warpgroup, part = lax.axis_index(tiles.WARPGROUP), lax.axis_index('part')
+        here = Place(lax.axis_index('chunk'), lax.axis_index('group'), part, part * d.steps)
+
+        def number(k):
+            """The number of the tile of step k among those of all chunks and groups."""
+            return (here.m * t.groups + here.group) * d.of_group + here.first + k
+
+        def columns_at(k):
+            """The columns in x, g and dx of step k's tile, and then those of the other tiles of its block."""
+            tile_ = here.first + k
+            for piece in range(d.pieces):
+                its = tile_ - lax.rem(tile_, d.pieces) + lax.rem(tile_ + piece, d.pieces) if piece else tile_
+                yield pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
+
+        def start(k):
+            """Load step k's tile into its buffer."""
+            b, barrier = lax.rem(k, d.buffers), full.at[lax.rem(k, d.barriers)]
+            block, states = lax.div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
+            copies = [(D_ref.at[here.group * d.of_group + here.first + k], D_smem.at[b])]
+            for ref, of_keys in ((dh_ref, dh_smem), (h_ref, h_smem)):
+                for its, smem in zip(d.key_columns, of_keys, strict=True):
+                    copies.append((ref.at[states, its], smem.at[b]))
+            # s is loaded twice, because what a kernel loads lies either along rows or along columns.
+            for ref, smem in ((s_ref, s_smem), (s_ref, s_again_smem), (dt_ref, dt_smem), (exit_ref, exit_smem),
+                              (entry_ref, entry_smem)):
+                copies.append((ref.at[block], smem.at[b]))
+            for piece, at in enumerate(columns_at(k)):
+                copies.append((x_ref.at[here.tokens, at], x_smem.at[b * d.pieces + piece]))
+                copies.append((g_ref.at[here.tokens, at], g_smem.at[b * d.pieces + piece]))
+            for source, target in copies:
+                plgpu.copy_gmem_to_smem(source, target, barrier)
+
+        def where_seen(a):
+            i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+            lo, hi = rows(tokens_smem.at[0]), rows(tokens_smem.at[1])
+            return jnp.where((over_rows(lo, square) <= i) & (i <= over_rows(hi, square)), a, 0.0)
+
+        @pl.when(warpgroup < d.workers)
+        def worker():
+            own_dscores_smem = dscores_smem.at[warpgroup]
+            own_dscores_smem[...] = plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA)
+            plgpu.barrier_wait(ready)
+            # Everything of Q x Q is transposed, [j, i]. So W^T is in registers as the operand of the wgmma that makes
+            # du. The mask is applied once for all heads, as it is to dS. Exponents are at most 0 at masked places too,
+            # so that no 0 is multiplied by an infinity.
+            scores = where_seen(tiles.product(B_smem, C_smem.transpose((1, 0))))
+            j, i = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
+            # The weight of a token's own input stays in float32. It has no part in the gradient of s.
+            own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
+            scores = jnp.where(i == j, 0.0, scores)
+            bad = rows(tokens_smem.at[2])
+
+            def turn(n, done):
+                k = n * d.workers + warpgroup
+                b, barrier = lax.rem(k, d.buffers), lax.rem(k, d.barriers)
+                plgpu.barrier_wait(full.at[barrier])
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                for piece in range(d.pieces):
+                    tiles.clean(g_smem.at[b * d.pieces + piece])
+                plgpu.commit_smem()
+                for head in range(d.heads):
+                    _of_head(
+                        d, head, scores, own, bad, x_smem, g_smem, b, *(ref.at[b, head] for ref in (
+                            s_smem, s_again_smem, dt_smem, exit_smem,
+                        )), D_smem.at[b], B_smem, [smem.at[b] for smem in dh_smem], own_dscores_smem, dx_smem.at[warpgroup],
+                        of_tokens_smem.at[warpgroup], dD_smem.at[warpgroup], interpret=interpret,
+                    )
+                plgpu.commit_smem()
+                (at, *_) = columns_at(k)
+                for smem, ref in (
+                    (dx_smem, dx_ref.at[here.tokens, at]), (of_tokens_smem, of_tokens_ref.at[number(k)]),
+                    (dD_smem, dD_ref.at[number(k)]),
+                ):
+                    plgpu.copy_smem_to_gmem(smem.at[warpgroup], ref, commit_group=False)
+                plgpu.commit_smem_to_gmem_group()
+                plgpu.barrier_wait(used.at[barrier])
+                pl.when(k + d.buffers < d.steps)(lambda: start(k + d.buffers))
+                return done
+
+            lax.fori_loop(0, lax.div(d.steps - 1 - warpgroup, d.workers) + 1, turn, None)
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(finished)
+            plgpu.wait_smem_to_gmem(0)
+
+        for key, its in enumerate(d.key_columns):
+            @pl.when(warpgroup == d.workers + key)
+            def keys(key=key, its=its):
+                if key == 0:
+                    of_group = here.tokens, pl.ds(here.group * t.state, t.state)
+                    for source, target in (
+                        (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem)
+                    ):
+                        plgpu.copy_gmem_to_smem(source, target, loaded)
+                    for k in range(d.buffers):
+                        start(jnp.int32(k))
+                    plgpu.barrier_wait(loaded)
+                    tiles.clean(B_smem)
+                    tiles.clean(C_smem)
+                    plgpu.commit_smem()
+                    plgpu.barrier_arrive(ready)
+                plgpu.barrier_wait(ready)
+
+                def turn(k, made):
+                    dB, dC = made
+                    b, barrier = lax.rem(k, d.buffers), lax.rem(k, d.barriers)
+                    plgpu.barrier_wait(full.at[barrier])
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    h, dh = h_smem[key].at[b], dh_smem[key].at[b]
+                    read = tiles.product(C_smem.at[:, its], h.transpose((1, 0)))
+                    x_parts, g_parts = [], []
+                    for head in range(d.heads):
+                        own = d.columns(head)
+                        x, g = (tiles.finite(tile(ref.at[b * d.pieces, :, own])) for ref in (x_smem, g_smem))
+                        weight = rows(exit_smem.at[b, head]) * rows(dt_smem.at[b, head])
+                        x_parts.append((x * over_rows(weight, x.shape)).astype(jnp.bfloat16))
+                        g = (g * over_rows(rows(entry_smem.at[b, head]), g.shape)).astype(jnp.bfloat16)
+                        g_parts.append(g)
+                        of_head = read[:, own.start:own.start + own.size]
+                        out_smem.at[key, head][...] = jnp.sum(g.astype(jnp.float32) * of_head, axis=1)
+                    dB += tiles.register_product(jnp.concatenate(x_parts, axis=1), dh, interpret=interpret)
+                    dC += tiles.register_product(jnp.concatenate(g_parts, axis=1), h, interpret=interpret)
+                    across_smem.at[key][...] = sum(
+                        jnp.sum(tile(h.at[:, some]) * tile(dh.at[:, some]), axis=1) for some in _cut(its.size)
+                    )
+                    plgpu.commit_smem()
+                    plgpu.barrier_arrive(used.at[barrier])
+                    plgpu.copy_smem_to_gmem(out_smem.at[key], out_ref.at[key, number(k)], commit_group=False)
+                    plgpu.copy_smem_to_gmem(across_smem.at[key], across_ref.at[key, number(k)], commit_group=False)
+                    plgpu.commit_smem_to_gmem_group()
+                    return dB, dC
+
+                nothing = plgpu.layout_cast(jnp.zeros((CHUNK, its.size), jnp.float32), plgpu.Layout.WGMMA)
+                dB, dC = lax.fori_loop(0, d.steps, turn, (nothing, nothing))
+                plgpu.barrier_wait(finished)
+                # The tiles are read no more.
+                made_smem = (x_smem, g_smem)[key].at[0]
+                dscores = sum(tile(dscores_smem.at[worker]) for worker in range(d.workers))
+                made_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+                plgpu.commit_smem()
+                dB += tiles.product(made_smem, C_smem.at[:, its])
+                dC += tiles.product(made_smem.transpose((1, 0)), B_smem.at[:, its])
+                stored = dh_smem[key].at[0], h_smem[key].at[0]
+                for smem, made in zip(stored, (dB, dC), strict=True):
+                    smem[...] = made.astype(jnp.bfloat16)
+                plgpu.commit_smem()
+                at = here.part, here.tokens, pl.ds(here.group * t.state + its.start, its.size)
+                for smem, ref in zip(stored, (dB_ref, dC_ref), strict=True):
+                    plgpu.copy_smem_to_gmem(smem, ref.at[at])
+                plgpu.wait_smem_to_gmem(0)
+
+    def vector(*shape: int) -> Any:
+        return plgpu.SMEM(shape, jnp.float32)
+
+    whole = t.all_chunks * t.groups * d.of_group
+    of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16)
+    tile_ = d.shared(d.buffers * d.pieces, CHUNK, CHANNELS)
+    states = [d.shared(d.buffers, CHANNELS, its.size) for its in d.key_columns]
+    return Gradients(*tiles.call(
+        kernel,
+        [
+            jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), of_key, of_key,
+            jax.ShapeDtypeStruct((whole, KINDS * d.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((d.keys, whole, d.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((d.keys, whole, CHANNELS), jnp.float32),
+            jax.ShapeDtypeStruct((whole, CHANNELS), jnp.float32),
+        ],
+        x, g, s, dt, exit, entry, D.reshape(-1, CHANNELS), B, C, dexits, entries, tokens,
+        **tiles.parts_grid(t), warpgroups=d.workers + d.keys,
+        scratch_types=[
+            d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tile_, tile_,
+            *[vector(d.buffers, d.heads, CHUNK)] * 5, vector(d.buffers, CHANNELS),
+            tiles.wide_square(d.workers), d.shared(d.workers, CHUNK, CHANNELS),
+            vector(d.workers, KINDS * d.heads, CHUNK), vector(d.workers, CHANNELS),
+            vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS),
+            plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
+            plgpu.Barrier(num_arrivals=6 + 2 * d.pieces + 2 * d.keys, num_barriers=d.barriers),
+            plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers), *states * 2,
+        ],
+        interpret=interpret,
+    ))
+
+
+def _cut(size: int) -> Iterator[Any]:
+    """Slices of at most CHUNK out of so many columns."""
+    return (pl.ds(n, min(CHUNK, size - n)) for n in range(0, size, CHUNK))
+
+
+def _of_head(
+    d: Division, head: int, scores: jax.Array, own: jax.Array, bad: jax.Array, x_smem: Any, g_smem: Any, b: jax.Array,
+    s_smem: Any, s_again_smem: Any, dt_smem: Any, exit_smem: Any, D_smem: Any, B_smem: Any, dh_smem: list[Any],
+    dscores_smem: Any, dx_smem: Any, of_tokens_smem: Any, dD_smem: Any, *, interpret: bool,
+) -> None:
+    """What a worker does with one head of a tile."""
+    its = d.columns(head)
+    size = its.size
+
+    def part(smem, piece):
+        return smem.at[b * d.pieces + piece, :, its]
+
+    u = [
+        (over_rows(rows(dt_smem), (CHUNK, size)) * tiles.finite(tile(part(x_smem, piece)))).astype(jnp.bfloat16)
+        for piece in range(d.pieces)
+    ]
+    du, by_key = jnp.zeros((CHUNK, size), jnp.float32), jnp.zeros_like(own)
+    for first in range(0, CHUNK, HALF):
+        i, half = pl.ds(first, HALF), (CHUNK, HALF)
+        dweights = sum(
+            tiles.register_product(u[piece], part(g_smem, piece).at[i], transposed=True, interpret=interpret)
+            for piece in range(d.pieces)
+        )
+        decay = jnp.exp2(jnp.minimum(over_columns(columns(s_again_smem.at[i]), half) - over_rows(rows(s_smem), half), 0.0))
+        # Every tile of a block makes all of this, and the shares are summed.
+        dscore = dweights * decay * (1 / d.pieces)
+        dscores_smem.at[:, i][...] = tile(dscores_smem.at[:, i]) + dscore
+        some = scores[:, first:first + HALF]
+        both = dscore * some
+        of_tokens_smem.at[head, i][...] = jnp.sum(both, axis=0)
+        by_key += jnp.sum(both, axis=1)
+        weights = (some * decay).astype(jnp.bfloat16)
+        du += tiles.register_product(weights, part(g_smem, 0).at[i], interpret=interpret)
+    of_tokens_smem.at[d.heads + head][...] = by_key
+    from_exit = sum(
+        tiles.product(B_smem.at[:, at], smem.at[its].transpose((1, 0)))
+        for at, smem in zip(d.key_columns, dh_smem, strict=True)
+    )
+    x, g = tiles.finite(tile(part(x_smem, 0))), tile(part(g_smem, 0))
+    exit, dt = rows(exit_smem), rows(dt_smem)
+    du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
+    of_tokens_smem.at[2 * d.heads + head][...] = jnp.sum(x * du, axis=1)
+    of_tokens_smem.at[3 * d.heads + head][...] = jnp.sum(x * from_exit, axis=1) * exit * dt
+    dD_smem.at[its][...] = jnp.sum(x * g, axis=0)
+    dx = over_rows(dt, x.shape) * du + over_columns(columns(D_smem.at[its]), x.shape) * g
+    dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
+    dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
+
+
+MEMORY = {'scan_gradients': gradients_memory}
