@@ -193,7 +193,7 @@ def _feed_forward_gradients(how, residuals, g):
                 mean += jnp.sum(dn, axis=1) * (1 / call.channels)
                 along += jnp.sum(dn * tiles.tile(n_smem.at[:, its]), axis=1) * (1 / call.channels)
             for its in call.pieces:
-                g, n = _by_channel(g_smem.at[:, its]), _by_channel(n_smem.at[:, its])
+                g, n = tiles.by_channel(g_smem.at[:, its]), tiles.by_channel(n_smem.at[:, its])
                 add_up(2, its, g * n * here.factor)
                 add_up(3, its, g * here.factor)
             inverse = tiles.vector(inverse_ref.at[here.tokens], 1) * here.factor
@@ -206,7 +206,7 @@ def _feed_forward_gradients(how, residuals, g):
             plgpu.copy_gmem_to_smem(h_ref.at[here.tokens], h_smem, h_loaded.at[worker])
             plgpu.copy_smem_to_gmem(ds_smem, ds_ref.at[here.tokens])
             for its in call.pieces:
-                add_up(1, its, _by_channel(ds_smem.at[:, its]))
+                add_up(1, its, tiles.by_channel(ds_smem.at[:, its]))
             plgpu.barrier_wait(h_loaded.at[worker])
 
             def product(total):
@@ -227,7 +227,7 @@ def _feed_forward_gradients(how, residuals, g):
                     plgpu.wgmma(total, da_smem, w1)
                     plgpu.copy_smem_to_gmem(inner_smem, inner_ref.at[here.tokens, now])
                     plgpu.copy_smem_to_gmem(da_smem, da_ref.at[here.tokens, now])
-                    add_up(0, now, _by_channel(da_smem))
+                    add_up(0, now, tiles.by_channel(da_smem))
                     plgpu.wgmma_wait(0)
                     first.leave(k)
                     return done
@@ -275,14 +275,6 @@ def _flat(a):
 def _unflat(a, like):
     """What was made of the tokens of `like`, in its shape."""
     return a[:like.shape[0] * like.shape[1]].reshape(like.shape)
-
-
-def _by_channel(ref):
-    """Load [tokens, channels] from shared memory in float32, each channel in one warp, which can so sum over tokens."""
-    layout = plgpu.Layout.TILED(
-        plgpu.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
-    )
-    return plgpu.load(ref, layout=layout, optimized=False).astype(jnp.float32)
 
 
 def _normal(x):

@@ -227,6 +227,17 @@ def tile(ref: Any) -> jax.Array:
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
 
 
+def by_channel(ref: Any) -> jax.Array:
+    """Load [rows, columns], multiples of 8 and 32, from shared memory as float32, each column in a single warp.
+
+    So rows are summed without the buffer that the warpgroups of a program share.
+    """
+    layout = plgpu.Layout.TILED(
+        plgpu.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
+    )
+    return plgpu.load(ref, layout=layout, optimized=False).astype(jnp.float32)
+
+
 def finite(a: jax.Array) -> jax.Array:
     """The array with zeros in place of values that are not finite."""
     return jnp.where(jnp.abs(a) < jnp.inf, a, 0.0)
