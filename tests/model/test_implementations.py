@@ -87,7 +87,7 @@ def test_pallas_gpu_fused_is_as_near_to_float32_as_xla_in_bfloat16():
     def check(ours, rounded, exact):
         error, of_xla = (np.sqrt(np.mean((a - exact) ** 2)) for a in (ours, rounded))
         scale = np.sqrt(np.mean(exact**2))
-        assert error <= 1.5 * of_xla + 1e-3 * scale and error < 0.1 * scale
+        assert error <= 2 * of_xla + 1e-3 * scale and error < 0.1 * scale
 
     jax.tree.map(check, ours, rounded, exact)
 
