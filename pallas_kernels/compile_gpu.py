@@ -47,7 +47,7 @@ def ssd_programs(device: jax.Device) -> Iterator[gpu.Program]:
     A, B = spec(jnp.float32, w.heads), spec(jnp.bfloat16, *lead, w.groups, w.state)
     read, C = (spec(jnp.bfloat16, w.batch, slots, *shape) for shape in ((w.heads, w.headdim), (w.groups, w.state)))
     with tracing_for('gpu'):
-        for implementation in ('pallas_gpu', 'xla'):
+        for implementation in ('pallas_gpu', 'pallas_gpu_fused', 'xla'):
             yield compiled(f'ssd_scan {implementation}', scan(implementation), x, x, dt, A, B, B)
         yield compiled(
             'ssd_readout', lambda ids, x, dt, A, B, C: ssd_readout(x, dt, A, B, C, ids), read, x, dt, A, B, C

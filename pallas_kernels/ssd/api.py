@@ -102,9 +102,9 @@ def _always(call: Call) -> None:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     'pallas_tpu': Implementation(_pallas_tpu, _why_not_pallas_tpu),
     'pallas_gpu': _on_gpu('pallas_gpu', ssd_scan_pallas_gpu, why_not_pallas_gpu),
-    'pallas_gpu_fused': _on_gpu('pallas_gpu_fused', ssd_scan_pallas_gpu_fused, why_not_pallas_gpu_fused, named=True),
     'xla': Implementation(_xla, _always),
     'reference': Implementation(_reference, _always),
+    'pallas_gpu_fused': _on_gpu('pallas_gpu_fused', ssd_scan_pallas_gpu_fused, why_not_pallas_gpu_fused, named=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""pallas_gpu without a GPU, beside what test_ssd_scan holds of every implementation.
+"""pallas_gpu and pallas_gpu_fused without a GPU, beside what test_ssd_scan holds of every implementation.
 
 Interpreted, its errors against those of xla; and lowered for CUDA, which finds what the interpreter misses.
 """
@@ -11,12 +11,18 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels.ssd.api import ssd_scan
+from pallas_kernels.ssd.gpu.fused.scan import ssd_scan_pallas_gpu_fused, why_not_pallas_gpu_fused
 from pallas_kernels.ssd.gpu.scan import ssd_scan_pallas_gpu, why_not_pallas_gpu
 from pallas_kernels.ssd.segments import run_ids
 
 INPUTS = ('x', 'dt', 'A', 'B', 'C')
 MISSING = why_not_pallas_gpu(jnp.bfloat16, 16, 64, None)
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+SCANS = {'pallas_gpu': ssd_scan_pallas_gpu, 'pallas_gpu_fused': ssd_scan_pallas_gpu_fused}
+REASONS = {'pallas_gpu': why_not_pallas_gpu, 'pallas_gpu_fused': why_not_pallas_gpu_fused}
+# Forward and backward: three kernels and five, or two and two.
+KERNELS = {'pallas_gpu': 8, 'pallas_gpu_fused': 4}
+forms = pytest.mark.parametrize('form', list(SCANS))
 
 
 def inputs(seed=0, batch=1, length=150, heads=4, headdim=16, groups=1, state=16):
@@ -41,9 +47,9 @@ def value_and_gradients(arrays, cotangent, ids, implementation, reverse):
     """(y, {input: gradient})."""
 
     def scan(arrays):
-        if implementation == 'pallas_gpu':
+        if implementation in SCANS:
             run = run_ids(ids, *arrays['x'].shape[:2])
-            return ssd_scan_pallas_gpu(**arrays, run=run, reverse=reverse, chunk_size=None, interpret=True)
+            return SCANS[implementation](**arrays, run=run, reverse=reverse, chunk_size=None, interpret=True)
         return ssd_scan(**arrays, segment_ids=ids, reverse=reverse, implementation=implementation)
 
     y, vjp = jax.vjp(scan, arrays)
@@ -63,7 +69,7 @@ def exact(arrays, cotangent, ids, reverse):
         return results(wide, jnp.asarray(np.asarray(cotangent, np.float64)), ids, 'reference', reverse)
 
 
-def assert_as_near_as_xla(arrays, cotangent, ids, reverse):
+def assert_as_near_as_xla(form, arrays, cotangent, ids, reverse):
     """Errors at most twice those of xla in bfloat16, with a floor that is a share of the largest entry.
 
     Rounding to bfloat16 is a 256th of an entry. A's gradient is a few numbers, each a sum of many errors that may by
@@ -71,7 +77,7 @@ def assert_as_near_as_xla(arrays, cotangent, ids, reverse):
     """
     expected = exact(arrays, cotangent, ids, reverse)
     theirs = results(arrays, cotangent, ids, 'xla', reverse)
-    ours = results(arrays, cotangent, ids, 'pallas_gpu', reverse)
+    ours = results(arrays, cotangent, ids, form, reverse)
     for k in ours:
         largest = np.abs(expected[k]).max()
         floor = max(largest / (100 if k == 'A' else 200), 1e-14)
@@ -101,32 +107,35 @@ SHAPES = {
 @pytest.mark.slow
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('case', list(RUNS))
-def test_value_and_every_gradient_are_as_near_to_float64_as_xla(case, reverse):
+@forms
+def test_value_and_every_gradient_are_as_near_to_float64_as_xla(form, case, reverse):
     ids, shape = RUNS[case]
-    assert_as_near_as_xla(*inputs(**dict(length=140) | shape), ids, reverse)
+    assert_as_near_as_xla(form, *inputs(**dict(length=140) | shape), ids, reverse)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', list(SHAPES))
-def test_every_shape_is_as_near_to_float64_as_xla(shape):
-    assert_as_near_as_xla(*inputs(length=70, **SHAPES[shape]), segments([20, 50]), False)
+@forms
+def test_every_shape_is_as_near_to_float64_as_xla(form, shape):
+    assert_as_near_as_xla(form, *inputs(length=70, **SHAPES[shape]), segments([20, 50]), False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('programs', [1, 6, 1000])
-def test_blocks_of_heads_in_one_program_or_shared_among_some(monkeypatch, programs):
+@forms
+def test_blocks_of_heads_in_one_program_or_shared_among_some(monkeypatch, form, programs):
     """Three blocks of four heads in two chunks: three steps a program, or one."""
     monkeypatch.setattr('pallas_kernels.ssd.gpu.tiles.PROGRAMS', programs)
     value_and_gradients.clear_cache()
-    assert_as_near_as_xla(*inputs(length=70, heads=12), segments([20, 50]), False)
+    assert_as_near_as_xla(form, *inputs(length=70, heads=12), segments([20, 50]), False)
 
 
-def lowered(heads, headdim, state, *, batch=1, length=256, groups=1, reverse=False):
+def lowered(form, heads, headdim, state, *, batch=1, length=256, groups=1, reverse=False):
     """The text of value and gradient lowered for CUDA."""
 
     def both(arrays, run, cotangent):
         y, vjp = jax.vjp(
-            lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=reverse, chunk_size=None, interpret=False), arrays
+            lambda a: SCANS[form](**a, run=run, reverse=reverse, chunk_size=None, interpret=False), arrays
         )
         return y, vjp(cotangent)[0]
 
@@ -145,23 +154,26 @@ def kernels_in(text):
     return text.count('custom_call @mosaic_gpu')
 
 
-@pytest.mark.parametrize('state', [16, 64, 128, 256])
-@pytest.mark.parametrize('headdim', [16, 32, 64, 128])
-def test_value_and_gradient_lower_for_cuda(headdim, state):
-    assert kernels_in(lowered(8, headdim, state)) == 8  # three kernels forward, five backward
+@pytest.mark.parametrize('form,headdim,state', [
+    pytest.param(form, headdim, state, marks=[pytest.mark.slow] * (form == 'pallas_gpu_fused' and state != 2 * headdim))
+    for form in SCANS for headdim in (16, 32, 64, 128) for state in (16, 64, 128, 256)
+])
+def test_value_and_gradient_lower_for_cuda(form, headdim, state):
+    assert kernels_in(lowered(form, 8, headdim, state)) == KERNELS[form]
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-def test_the_project_s_shape_lowers_for_cuda(reverse):
-    assert kernels_in(lowered(32, 16, 64, batch=8, length=8192, reverse=reverse)) == 8
+@pytest.mark.parametrize('form,reverse', [('pallas_gpu', False), ('pallas_gpu', True), ('pallas_gpu_fused', True)])
+def test_the_project_s_shape_lowers_for_cuda(form, reverse):
+    assert kernels_in(lowered(form, 32, 16, 64, batch=8, length=8192, reverse=reverse)) == KERNELS[form]
 
 
-def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked():
+@forms
+def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked(form):
     mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
     def body(arrays, run, cotangent):
         shared = {'A': jax.lax.pcast(arrays['A'], 'data', to='varying')}
-        y, vjp = jax.vjp(lambda a: ssd_scan_pallas_gpu(**a, run=run, reverse=False), arrays | shared)
+        y, vjp = jax.vjp(lambda a: SCANS[form](**a, run=run, reverse=False), arrays | shared)
         gradients = vjp(cotangent)[0]
         return y, gradients | {'A': jax.lax.psum(gradients['A'], 'data')}
 
@@ -170,7 +182,7 @@ def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked():
     mapped = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(spec, rows, rows), out_specs=(rows, spec)))
     arrays, x = jax.eval_shape(lambda: inputs_like(4, 70, 4, 16, 1, 16))
     run = jax.ShapeDtypeStruct((4, 70), jnp.int32)
-    assert kernels_in(mapped.trace(arrays, run, x).lower(lowering_platforms=('cuda',)).as_text()) == 8
+    assert kernels_in(mapped.trace(arrays, run, x).lower(lowering_platforms=('cuda',)).as_text()) == KERNELS[form]
 
 
 @pytest.mark.parametrize('call,named', [
@@ -180,18 +192,21 @@ def test_lowers_inside_shard_map_over_four_devices_with_replication_tracked():
     (('bfloat16', 16, 257, None), 'states of 16 to 256 and B has 257'),
     (('bfloat16', 16, 64, 32), 'chunk_size=32'),
 ])
-def test_calls_that_cannot_be_served_are_told_why(call, named):
-    assert named in why_not_pallas_gpu(*call) and "implementation='xla'" in why_not_pallas_gpu(*call)
+@forms
+def test_calls_that_cannot_be_served_are_told_why(form, call, named):
+    assert named in REASONS[form](*call) and "implementation='xla'" in REASONS[form](*call)
 
 
-def test_shared_memory_is_counted_before_the_compiler_does(monkeypatch):
+@pytest.mark.parametrize('form,kernel', [('pallas_gpu', 'chunk_'), ('pallas_gpu_fused', 'scan_gradients')])
+def test_shared_memory_is_counted_before_the_compiler_does(monkeypatch, form, kernel):
     monkeypatch.setattr('pallas_kernels.ssd.gpu.tiles.SHARED_MEMORY', 100 * 1024)
-    assert 'KB of shared memory in chunk_' in why_not_pallas_gpu('bfloat16', 128, 256, None)
-    assert why_not_pallas_gpu('bfloat16', 16, 64, None) is None
+    assert f'KB of shared memory in {kernel}' in REASONS[form]('bfloat16', 128, 256, None)
+    assert REASONS[form]('bfloat16', 16, 64, None) is None
 
 
-def test_a_call_that_cannot_be_served_raises_the_reason():
+@forms
+def test_a_call_that_cannot_be_served_raises_the_reason(form):
     arrays, _ = inputs(length=5)
     wide = arrays | {'x': arrays['x'].astype(jnp.float32)}
     with pytest.raises(ValueError, match='x is float32'):
-        ssd_scan_pallas_gpu(**wide, run=run_ids(None, 1, 5), reverse=False)
+        SCANS[form](**wide, run=run_ids(None, 1, 5), reverse=False)

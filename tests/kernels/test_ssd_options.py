@@ -12,10 +12,10 @@ from pallas_kernels import ssd_scan, ssd_step, tracing_for
 from pallas_kernels.ssd import api
 from tests.kernels import oracle, wide
 from tests.kernels.oracle import Segment
-from tests.kernels.test_ssd_scan import HERE, PLATFORMS, assert_close
+from tests.kernels.test_ssd_scan import GPU, HERE, PLATFORMS, assert_close
 
 LENGTH, HEADS, HEADDIM, GROUPS, STATE = 70, 4, 32, 2, 16
-CHUNK_SIZES = {'reference': None, 'xla': 8, 'pallas_tpu': 32, 'pallas_gpu': 64}
+CHUNK_SIZES = {'reference': None, 'xla': 8, 'pallas_tpu': 32} | dict.fromkeys(GPU, 64)
 SHARED = 'A', 'D', 'dt_bias'
 PER_TOKEN = 'x', 'dt', 'B', 'C', 'z'
 
@@ -42,7 +42,7 @@ CASES = {
 }
 # A case takes seconds to compile. These are not slow tests; other tests below compare xla's in other ways.
 QUICK = {
-    'reference': ('by segment', 'by row, reversed'), 'pallas_gpu': (),
+    'reference': ('by segment', 'by row, reversed'), **dict.fromkeys(GPU, ()),
     'pallas_tpu': ('by segment, reversed', 'by sequence'),
     'xla': ('by row, reversed', 'by segment, reversed', 'by sequence', 'by sequence, reversed'),
 }
@@ -73,7 +73,7 @@ def places(rows):
 
 def scan(arrays, where, implementation, options):
     """(y, final states [batch, states, ...]) of ssd_scan, kernels of other platforms interpreted."""
-    if implementation == 'pallas_gpu':
+    if implementation in GPU:
         arrays = {k: v.astype('bfloat16' if k in 'xBCz' else 'float32') for k, v in arrays.items()}
     initial = arrays['initial_states']
     if 'num_segments' not in options:

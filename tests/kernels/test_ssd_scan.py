@@ -16,17 +16,18 @@ from tests.kernels import wide
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 INPUTS = ('x', 'dt', 'A', 'B', 'C', 'D')
-PLATFORMS = {'pallas_tpu': 'tpu', 'pallas_gpu': 'gpu'}  # whose kernels are interpreted here
+GPU = 'pallas_gpu', 'pallas_gpu_fused'
+PLATFORMS = {'pallas_tpu': 'tpu'} | dict.fromkeys(GPU, 'gpu')  # whose kernels are interpreted here
 # Mosaic GPU's interpreter came with JAX 0.11.
-HERE = [name for name in IMPLEMENTATIONS if name != 'pallas_gpu' or jax.__version_info__ >= (0, 11)]
+HERE = [name for name in IMPLEMENTATIONS if name not in GPU or jax.__version_info__ >= (0, 11)]
 # Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64.
 implementations = pytest.mark.parametrize(
-    'implementation', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'pallas_gpu')) for name in HERE]
+    'implementation', [pytest.param(name, marks=[pytest.mark.slow] * (name in GPU)) for name in HERE]
 )
 # The smallest that each takes, so that short rows have many chunks.
-CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64, 'pallas_gpu': 64}
-# pallas_gpu computes in bfloat16, the others here in float64.
-TOLERANCES = {'pallas_gpu': 2e-2}
+CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64} | dict.fromkeys(GPU, 64)
+# The GPU kernels compute in bfloat16, the others here in float64.
+TOLERANCES = dict.fromkeys(GPU, 2e-2)
 LENGTH = 130
 
 
@@ -52,7 +53,7 @@ def segments(*rows):
 def scan(arrays, segment_ids, implementation, **kwargs):
     """ssd_scan in small chunks, kernels of other platforms interpreted."""
     kwargs = {'chunk_size': CHUNK_SIZES[implementation], **kwargs}
-    if implementation == 'pallas_gpu':
+    if implementation in GPU:
         arrays = {k: v.astype('bfloat16' if k in 'xBC' else 'float32') for k, v in arrays.items()}
     with tracing_for(PLATFORMS.get(implementation, 'cpu'), interpret=True):
         return ssd_scan(**arrays, segment_ids=segment_ids, implementation=implementation, **kwargs)
@@ -97,7 +98,7 @@ def assert_close(ours, theirs, implementation='xla'):
 
 
 # Several chunks in 96 and 70 tokens. Of pallas_tpu, headdim 16 has the smallest.
-GOLDEN_CHUNKS = {'reference': None, 'xla': 7, 'pallas_tpu': 32, 'pallas_gpu': 64}
+GOLDEN_CHUNKS = {'reference': None, 'xla': 7, 'pallas_tpu': 32} | dict.fromkeys(GPU, 64)
 
 
 def filled_up(golden):
@@ -239,7 +240,7 @@ def wide_results():
 
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('case', list(wide.CASES))
-@pytest.mark.parametrize('implementation', [name for name in HERE if name != 'pallas_gpu'])
+@pytest.mark.parametrize('implementation', [name for name in HERE if name not in GPU])
 def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, implementation, case, reverse):
     exact_y, exact = wide_results(case, reverse, 'reference', 'float64')
     y, grads = wide_results(case, reverse, implementation, 'float32')
@@ -251,7 +252,7 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, 
 
 # Interpreted kernels take seconds a case: but for one, these are slow tests.
 @pytest.mark.parametrize('implementation,case', [
-    pytest.param(name, case, marks=[pytest.mark.slow] * (case != 'four groups'))
+    pytest.param(name, case, marks=[pytest.mark.slow] * (case != 'four groups' or name == 'pallas_gpu_fused'))
     for name in HERE if name in PLATFORMS for case in wide.CASES
 ])
 @pytest.mark.parametrize('reverse', [False, True])
@@ -325,7 +326,7 @@ def test_jit_changes_nothing(x64, implementation):
 
 # Mosaic GPU's interpreter keeps the barriers of all devices in one place and insists that none is left when one of them
 # is done, so it runs no two at a time: test_pallas_gpu.py lowers the same call instead.
-@pytest.mark.parametrize('implementation', [name for name in HERE if name != 'pallas_gpu'])
+@pytest.mark.parametrize('implementation', [name for name in HERE if name not in GPU])
 def test_shard_map_over_four_devices_equals_one(x64, implementation):
     """Inside shard_map with replication tracked: values and raw gradients, those of shared A and D summed."""
     arrays, cotangent = inputs(batch=8, length=45)
@@ -364,7 +365,7 @@ def lower_precision_errors(dtype, implementation):
 
 @pytest.mark.parametrize('implementation,dtype,tolerance', [
     (name, dtype, tolerance) for name in HERE for dtype, tolerance in (('float32', 2e-5), ('bfloat16', 3e-2))
-    if name != 'reference' and (name, dtype) != ('pallas_gpu', 'float32')
+    if name != 'reference' and not (name in GPU and dtype == 'float32')
 ])
 def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, implementation, dtype, tolerance):
     errors = lower_precision_errors(dtype, implementation)
@@ -392,6 +393,17 @@ def test_arguments_that_do_not_fit_are_named(change, named):
     arrays, _ = inputs(dtype=np.float32)
     with pytest.raises(ValueError, match=named):
         ssd_scan(**(arrays | change))
+
+
+def test_what_no_chip_has_run_is_taken_only_where_it_is_named(monkeypatch):
+    call = api.Call((1, 8, 8, 16), jnp.dtype('bfloat16'), (1, 8, 1, 16))
+    left = {name: IMPLEMENTATIONS[name] for name in ('pallas_tpu', 'pallas_gpu_fused')}
+    monkeypatch.setattr(api, 'IMPLEMENTATIONS', left)
+    with tracing_for('gpu'), pytest.raises(ValueError, match='^pallas_tpu runs on TPUs and this program is for gpu$'):
+        api.choose_implementation(call)
+    with tracing_for('gpu'):
+        if 'pallas_gpu_fused' in HERE:
+            assert api.choose_implementation(call, ('pallas_tpu', 'pallas_gpu_fused')) == 'pallas_gpu_fused'
 
 
 @pytest.mark.parametrize('platform,dtype,chosen,said', [

@@ -201,7 +201,7 @@ def call(
 
 
 def wide_square(*number: int) -> Any:
-    """A float32 buffer [Q, Q] in shared memory, or several, in which threads that hold a wgmma's result do not collide."""
+    """Float32 buffers [*number, Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
     return plgpu.SMEM(
         (*number, CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
@@ -269,6 +269,17 @@ def product(a: Any, b: Any) -> jax.Array:
         return acc[...]
 
     return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def add_product(acc: jax.Array, a: jax.Array, b: Any, *, interpret: bool) -> jax.Array:
+    """acc + a @ b, made where acc lies. a is a bfloat16 array in registers, and b a bfloat16 ref in shared memory."""
+    if interpret:  # as in register_product
+        return acc + register_product(a, b, interpret=True)
+
+    def multiply(ref):
+        plgpu.wgmma(ref, a, b)
+
+    return pl.run_state(multiply)(plgpu.ACC.init(acc))
 
 
 def register_product(a: jax.Array, b: Any, *, transposed: bool = False, interpret: bool) -> jax.Array:

@@ -5,9 +5,9 @@ For each head let W_ij = 2^(s_i - s_j) (C_i . B_j) where token i sees token j, u
     du_j = sum_i W_ij g_i + exit_j B_j dh;  dx = dt du;  dS_ij = sum over heads of 2^(s_i - s_j) dW_ij
     dC = dS B + sum over heads of (entry g) h;  dB = dS^T C + sum over heads of (exit u) dh
 
-where h is the state at the chunk's entry and dh the gradient of the state at its exit. A program works on a chunk. Some
-of its warpgroups, the workers, make dx and dS and take turns at tiles of CHANNELS channels; the others, the keys, make dB
-and dC from every tile, each for some columns of the states. dS stays in shared memory.
+where h is the state at the chunk's entry and dh the gradient of the state at its exit. A program works on a chunk and
+loads tiles of CHANNELS channels. Some of its warpgroups, the workers, take turns at the tiles and make dx and dS. The
+others, the keys, make dB and dC from every tile, each for some columns of the states. dS stays in shared memory.
 """
 import math
 from collections.abc import Iterator
@@ -26,6 +26,16 @@ CHANNELS = 64
 HALF = CHUNK // 2  # A worker holds half of the queries at a time, so that it needs few registers.
 BUFFERS = 4
 KINDS = 4  # of sums that a worker returns for each head
+
+
+def div(a: jax.Array, n: int) -> jax.Array:
+    """a // n for an int32 of at least 0."""
+    return lax.div(a, jnp.int32(n))
+
+
+def rem(a: jax.Array, n: int) -> jax.Array:
+    """a % n for an int32 of at least 0."""
+    return lax.rem(a, jnp.int32(n))
 
 
 class Division(NamedTuple):
@@ -47,9 +57,9 @@ class Division(NamedTuple):
     def of(cls, t: Tiles) -> 'Division':
         pieces = t.width // CHANNELS
         steps = t.steps * pieces
-        # A key holds a row of dB and dC for each thread pair, so many columns of a state fit beside two workers.
-        keys = 1 if t.state <= 2 * CHUNK else 2
-        workers = 2 if t.state <= CHUNK and steps > 1 else 1
+        # Three warpgroups have 168 registers for each thread. A key needs one for each column of a state.
+        keys = 1 if t.state <= 80 else 2
+        workers = 2 if keys == 1 and steps > 1 else 1
         d = cls(t, pieces, t.heads // pieces or 1, steps, workers, keys, 0)
         once, a_buffer = d.memory()
         return d._replace(buffers=min(BUFFERS, steps, max(0, tiles.SHARED_MEMORY - tiles.RESERVED - once) // a_buffer))
@@ -103,11 +113,11 @@ def gradients_memory(t: Tiles) -> tuple[int, int]:
 class Gradients(NamedTuple):
     """What scan_gradients returns. In the shapes R is the number of tiles of CHANNELS in a chunk and group.
 
-    dx: like x. dB, dC: bfloat16 [parts, M Q, groups N], to be summed. Float32 sums for each tile: of_tokens
-    [M groups R, 4 heads, Q]: sum_j W_ij dW_ij for each i and sum_i W_ij dW_ij for each j, without j = i, divided by the
-    tiles of a block; the tile's share of x . du, and of exit u dh B. out [keys, M groups R, heads, Q]: shares of
-    entry g h C. across [keys, M groups R, CHANNELS]: shares of the sum of h dh over the columns of a state. dD
-    [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
+    dx: like x. dB, dC: [parts, M Q, groups N], to be summed; float32 where there are several parts, else bfloat16. The
+    others are float32. of_tokens [M groups R, 4 heads, Q]: for each token of a tile's heads sum_j W_ij dW_ij and sum_i
+    W_ij dW_ij without j = i, both divided by the tiles of a block, and the tile's shares of x . du and of exit u dh B.
+    out [keys, M groups R, heads, Q]: shares of entry g h C. across [keys, M groups R, CHANNELS]: shares of the sum of
+    h dh over the columns of a state. dD [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
     """
 
     dx: jax.Array
@@ -150,7 +160,7 @@ def scan_gradients(
       D: float32, in the shape of tiles.py.
       dexits: the gradients of the states at the chunks' exits, bfloat16.
       entries: the states at the chunks' entries, bfloat16.
-      tokens: [M, 3, Q] int32: the first and the last token that sees each token, and whether its dx is NaN.
+      tokens: [M, 3, Q] int32: the first and the last token that sees each token, and whether its gradients are NaN.
       interpret: run the kernel in the interpreter.
     """
     d = Division.of(t)
@@ -173,13 +183,13 @@ def scan_gradients(
             """The columns in x, g and dx of step k's tile, and then those of the other tiles of its block."""
             tile_ = here.first + k
             for piece in range(d.pieces):
-                its = tile_ - lax.rem(tile_, d.pieces) + lax.rem(tile_ + piece, d.pieces) if piece else tile_
+                its = tile_ - rem(tile_, d.pieces) + rem(tile_ + piece, d.pieces) if piece else tile_
                 yield pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
 
         def start(k):
             """Load step k's tile into its buffer."""
-            b, barrier = lax.rem(k, d.buffers), full.at[lax.rem(k, d.barriers)]
-            block, states = lax.div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
+            b, barrier = rem(k, d.buffers), full.at[rem(k, d.barriers)]
+            block, states = div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
             copies = [(D_ref.at[here.group * d.of_group + here.first + k], D_smem.at[b])]
             for ref, of_keys in ((dh_ref, dh_smem), (h_ref, h_smem)):
                 for its, smem in zip(d.key_columns, of_keys, strict=True):
@@ -189,8 +199,8 @@ def scan_gradients(
                               (entry_ref, entry_smem)):
                 copies.append((ref.at[block], smem.at[b]))
             for piece, at in enumerate(columns_at(k)):
-                copies.append((x_ref.at[here.tokens, at], x_smem.at[b * d.pieces + piece]))
-                copies.append((g_ref.at[here.tokens, at], g_smem.at[b * d.pieces + piece]))
+                copies.append((x_ref.at[here.tokens, at], x_smem.at[b, piece]))
+                copies.append((g_ref.at[here.tokens, at], g_smem.at[b, piece]))
             for source, target in copies:
                 plgpu.copy_gmem_to_smem(source, target, barrier)
 
@@ -216,17 +226,17 @@ def scan_gradients(
 
             def turn(n, done):
                 k = n * d.workers + warpgroup
-                b, barrier = lax.rem(k, d.buffers), lax.rem(k, d.barriers)
+                b, barrier = rem(k, d.buffers), rem(k, d.barriers)
                 plgpu.barrier_wait(full.at[barrier])
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 for piece in range(d.pieces):
-                    tiles.clean(g_smem.at[b * d.pieces + piece])
+                    tiles.clean(g_smem.at[b, piece])
                 plgpu.commit_smem()
                 for head in range(d.heads):
                     _of_head(
-                        d, head, scores, own, bad, x_smem, g_smem, b, *(ref.at[b, head] for ref in (
-                            s_smem, s_again_smem, dt_smem, exit_smem,
-                        )), D_smem.at[b], B_smem, [smem.at[b] for smem in dh_smem], own_dscores_smem, dx_smem.at[warpgroup],
+                        d, head, scores, own, bad, x_smem.at[b], g_smem.at[b], s_smem.at[b, head],
+                        s_again_smem.at[b, head], dt_smem.at[b, head], exit_smem.at[b, head], D_smem.at[b], B_smem,
+                        [smem.at[b] for smem in dh_smem], own_dscores_smem, dx_smem.at[warpgroup],
                         of_tokens_smem.at[warpgroup], dD_smem.at[warpgroup], interpret=interpret,
                     )
                 plgpu.commit_smem()
@@ -241,7 +251,7 @@ def scan_gradients(
                 pl.when(k + d.buffers < d.steps)(lambda: start(k + d.buffers))
                 return done
 
-            lax.fori_loop(0, lax.div(d.steps - 1 - warpgroup, d.workers) + 1, turn, None)
+            lax.fori_loop(jnp.int32(0), div(d.steps - 1 - warpgroup, d.workers) + 1, turn, None)
             plgpu.commit_smem()
             plgpu.barrier_arrive(finished)
             plgpu.wait_smem_to_gmem(0)
@@ -266,23 +276,26 @@ def scan_gradients(
 
                 def turn(k, made):
                     dB, dC = made
-                    b, barrier = lax.rem(k, d.buffers), lax.rem(k, d.barriers)
+                    b, barrier = rem(k, d.buffers), rem(k, d.barriers)
                     plgpu.barrier_wait(full.at[barrier])
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                     h, dh = h_smem[key].at[b], dh_smem[key].at[b]
-                    read = tiles.product(C_smem.at[:, its], h.transpose((1, 0)))
-                    x_parts, g_parts = [], []
+
+                    def weighted(v_smem, weight):
+                        parts = []
+                        for head in range(d.heads):
+                            part = tiles.finite(tile(v_smem.at[b, 0, :, d.columns(head)]))
+                            parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
+                        return jnp.concatenate(parts, axis=1)
+
+                    exit_u = weighted(x_smem, lambda head: rows(exit_smem.at[b, head]) * rows(dt_smem.at[b, head]))
+                    dB = tiles.add_product(dB, exit_u, dh, interpret=interpret)
+                    entry_g = weighted(g_smem, lambda head: rows(entry_smem.at[b, head]))
+                    dC = tiles.add_product(dC, entry_g, h, interpret=interpret)
+                    read = entry_g.astype(jnp.float32) * tiles.product(C_smem.at[:, its], h.transpose((1, 0)))
                     for head in range(d.heads):
                         own = d.columns(head)
-                        x, g = (tiles.finite(tile(ref.at[b * d.pieces, :, own])) for ref in (x_smem, g_smem))
-                        weight = rows(exit_smem.at[b, head]) * rows(dt_smem.at[b, head])
-                        x_parts.append((x * over_rows(weight, x.shape)).astype(jnp.bfloat16))
-                        g = (g * over_rows(rows(entry_smem.at[b, head]), g.shape)).astype(jnp.bfloat16)
-                        g_parts.append(g)
-                        of_head = read[:, own.start:own.start + own.size]
-                        out_smem.at[key, head][...] = jnp.sum(g.astype(jnp.float32) * of_head, axis=1)
-                    dB += tiles.register_product(jnp.concatenate(x_parts, axis=1), dh, interpret=interpret)
-                    dC += tiles.register_product(jnp.concatenate(g_parts, axis=1), h, interpret=interpret)
+                        out_smem.at[key, head][...] = jnp.sum(read[:, own.start:own.start + own.size], axis=1)
                     across_smem.at[key][...] = sum(
                         jnp.sum(tile(h.at[:, some]) * tile(dh.at[:, some]), axis=1) for some in _cut(its.size)
                     )
@@ -294,30 +307,33 @@ def scan_gradients(
                     return dB, dC
 
                 nothing = plgpu.layout_cast(jnp.zeros((CHUNK, its.size), jnp.float32), plgpu.Layout.WGMMA)
-                dB, dC = lax.fori_loop(0, d.steps, turn, (nothing, nothing))
+                dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, (nothing, nothing))
                 plgpu.barrier_wait(finished)
                 # The tiles are read no more.
-                made_smem = (x_smem, g_smem)[key].at[0]
+                made_smem = (x_smem, g_smem)[key].at[0, 0]
                 dscores = sum(tile(dscores_smem.at[worker]) for worker in range(d.workers))
                 made_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
                 plgpu.commit_smem()
                 dB += tiles.product(made_smem, C_smem.at[:, its])
                 dC += tiles.product(made_smem.transpose((1, 0)), B_smem.at[:, its])
-                stored = dh_smem[key].at[0], h_smem[key].at[0]
-                for smem, made in zip(stored, (dB, dC), strict=True):
-                    smem[...] = made.astype(jnp.bfloat16)
-                plgpu.commit_smem()
+                bad = over_rows(rows(tokens_smem.at[2]), dB.shape) != 0
                 at = here.part, here.tokens, pl.ds(here.group * t.state + its.start, its.size)
-                for smem, ref in zip(stored, (dB_ref, dC_ref), strict=True):
-                    plgpu.copy_smem_to_gmem(smem, ref.at[at])
+                for ref, smem, made in ((dB_ref, dh_smem[key].at[0], dB), (dC_ref, h_smem[key].at[0], dC)):
+                    made = jnp.where(bad, jnp.nan, made).astype(ref.dtype)
+                    if ref.dtype == jnp.float32:
+                        ref.at[at][...] = made
+                    else:
+                        smem[...] = made
+                        plgpu.commit_smem()
+                        plgpu.copy_smem_to_gmem(smem, ref.at[at])
                 plgpu.wait_smem_to_gmem(0)
 
     def vector(*shape: int) -> Any:
         return plgpu.SMEM(shape, jnp.float32)
 
     whole = t.all_chunks * t.groups * d.of_group
-    of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16)
-    tile_ = d.shared(d.buffers * d.pieces, CHUNK, CHANNELS)
+    of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
+    tile_ = d.shared(d.buffers, d.pieces, CHUNK, CHANNELS)
     states = [d.shared(d.buffers, CHANNELS, its.size) for its in d.key_columns]
     return Gradients(*tiles.call(
         kernel,
@@ -338,7 +354,8 @@ def scan_gradients(
             vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS),
             plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=6 + 2 * d.pieces + 2 * d.keys, num_barriers=d.barriers),
-            plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers), *states * 2,
+            plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers),
+            *states * 2,
         ],
         interpret=interpret,
     ))
@@ -350,29 +367,27 @@ def _cut(size: int) -> Iterator[Any]:
 
 
 def _of_head(
-    d: Division, head: int, scores: jax.Array, own: jax.Array, bad: jax.Array, x_smem: Any, g_smem: Any, b: jax.Array,
-    s_smem: Any, s_again_smem: Any, dt_smem: Any, exit_smem: Any, D_smem: Any, B_smem: Any, dh_smem: list[Any],
-    dscores_smem: Any, dx_smem: Any, of_tokens_smem: Any, dD_smem: Any, *, interpret: bool,
+    d: Division, head: int, scores: jax.Array, own: jax.Array, bad: jax.Array, x_smem: Any, g_smem: Any, s_smem: Any,
+    s_again_smem: Any, dt_smem: Any, exit_smem: Any, D_smem: Any, B_smem: Any, dh_smem: list[Any], dscores_smem: Any,
+    dx_smem: Any, of_tokens_smem: Any, dD_smem: Any, *, interpret: bool,
 ) -> None:
-    """What a worker does with one head of a tile."""
+    """What a worker does with one head of a tile. x_smem, g_smem: the tile's own piece of the block comes first."""
     its = d.columns(head)
-    size = its.size
-
-    def part(smem, piece):
-        return smem.at[b * d.pieces + piece, :, its]
-
+    dt, exit = rows(dt_smem), rows(exit_smem)
+    half = CHUNK, HALF
     u = [
-        (over_rows(rows(dt_smem), (CHUNK, size)) * tiles.finite(tile(part(x_smem, piece)))).astype(jnp.bfloat16)
+        (over_rows(dt, (CHUNK, its.size)) * tiles.finite(tile(x_smem.at[piece, :, its]))).astype(jnp.bfloat16)
         for piece in range(d.pieces)
     ]
-    du, by_key = jnp.zeros((CHUNK, size), jnp.float32), jnp.zeros_like(own)
+    weights, by_key = [], jnp.zeros_like(own)
     for first in range(0, CHUNK, HALF):
-        i, half = pl.ds(first, HALF), (CHUNK, HALF)
+        i = pl.ds(first, HALF)
         dweights = sum(
-            tiles.register_product(u[piece], part(g_smem, piece).at[i], transposed=True, interpret=interpret)
+            tiles.register_product(u[piece], g_smem.at[piece, i, its], transposed=True, interpret=interpret)
             for piece in range(d.pieces)
         )
-        decay = jnp.exp2(jnp.minimum(over_columns(columns(s_again_smem.at[i]), half) - over_rows(rows(s_smem), half), 0.0))
+        exponent = over_columns(columns(s_again_smem.at[i]), half) - over_rows(rows(s_smem), half)
+        decay = jnp.exp2(jnp.minimum(exponent, 0.0))
         # Every tile of a block makes all of this, and the shares are summed.
         dscore = dweights * decay * (1 / d.pieces)
         dscores_smem.at[:, i][...] = tile(dscores_smem.at[:, i]) + dscore
@@ -380,22 +395,26 @@ def _of_head(
         both = dscore * some
         of_tokens_smem.at[head, i][...] = jnp.sum(both, axis=0)
         by_key += jnp.sum(both, axis=1)
-        weights = (some * decay).astype(jnp.bfloat16)
-        du += tiles.register_product(weights, part(g_smem, 0).at[i], interpret=interpret)
+        weights.append((some * decay).astype(jnp.bfloat16))
     of_tokens_smem.at[d.heads + head][...] = by_key
-    from_exit = sum(
-        tiles.product(B_smem.at[:, at], smem.at[its].transpose((1, 0)))
-        for at, smem in zip(d.key_columns, dh_smem, strict=True)
-    )
-    x, g = tiles.finite(tile(part(x_smem, 0))), tile(part(g_smem, 0))
-    exit, dt = rows(exit_smem), rows(dt_smem)
-    du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
-    of_tokens_smem.at[2 * d.heads + head][...] = jnp.sum(x * du, axis=1)
-    of_tokens_smem.at[3 * d.heads + head][...] = jnp.sum(x * from_exit, axis=1) * exit * dt
-    dD_smem.at[its][...] = jnp.sum(x * g, axis=0)
-    dx = over_rows(dt, x.shape) * du + over_columns(columns(D_smem.at[its]), x.shape) * g
-    dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
-    dx_smem.at[:, its][...] = dx.astype(jnp.bfloat16)
+    xdu, into = jnp.zeros_like(own), jnp.zeros_like(own)
+    for first in range(its.start, its.start + its.size, HALF):
+        at = pl.ds(first, min(HALF, its.size))
+        du = tiles.register_product(jnp.concatenate(weights, axis=1), g_smem.at[0, :, at], interpret=interpret)
+        from_exit = sum(
+            tiles.product(B_smem.at[:, of_key], smem.at[at].transpose((1, 0)))
+            for of_key, smem in zip(d.key_columns, dh_smem, strict=True)
+        )
+        x, g = tiles.finite(tile(x_smem.at[0, :, at])), tile(g_smem.at[0, :, at])
+        du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
+        xdu += jnp.sum(x * du, axis=1)
+        into += jnp.sum(x * from_exit, axis=1)
+        dD_smem.at[at][...] = jnp.sum(x * g, axis=0)
+        dx = over_rows(dt, x.shape) * du + over_columns(columns(D_smem.at[at]), x.shape) * g
+        dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
+        dx_smem.at[:, at][...] = dx.astype(jnp.bfloat16)
+    of_tokens_smem.at[2 * d.heads + head][...] = xdu
+    of_tokens_smem.at[3 * d.heads + head][...] = into * exit * dt
 
 
 MEMORY = {'scan_gradients': gradients_memory}

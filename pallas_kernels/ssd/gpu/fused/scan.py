@@ -12,6 +12,7 @@ from pallas_kernels.ssd.finite import finite_tokens
 from pallas_kernels.ssd.gpu import prepared
 from pallas_kernels.ssd.gpu.fused import gradients, outputs, states
 from pallas_kernels.ssd.gpu.prepared import Prepared, chunked, from_columns, tokens_by_columns, unchunked, vectors
+from pallas_kernels.ssd.gpu.tiles import CHUNK
 from pallas_kernels.ssd.segments import reached_from
 
 
@@ -89,7 +90,8 @@ def _ssd_bwd(reverse, interpret, residuals, g):
     )
     ddt, dA, dD = made.sums(p).gradients(p, A, poisoned)
     dB, dC = (
-        prepared.key_gradient(p, jnp.sum(a, axis=0, dtype=jnp.float32), B, poisoned) for a in (made.dB, made.dC)
+        unchunked(t, jnp.sum(a, axis=0).reshape(t.all_chunks, CHUNK, *B.shape[2:]), p.length).astype(B.dtype)
+        for a in (made.dB, made.dC)
     )
     return from_columns(t, made.dx, p.length, p.heads), ddt, dA, dD, dB, dC, None
 

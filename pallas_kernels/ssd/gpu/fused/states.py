@@ -67,14 +67,14 @@ def walk_states(
             return row * t.chunks + (t.chunks - 1 - k if reverse else k)
 
         def step(v_smem, weight_smem, loaded_key_smem, through_smem, entry_smem, bad_smem, h):
-            bad = 0
+            bad = jnp.zeros_like(rows(weight_smem.at[0]))
             for head in range(heads):
                 its = pl.ds(head * (CHANNELS // heads), CHANNELS // heads)
                 loaded = tile(v_smem.at[:, its])
                 part = tiles.finite(loaded)
                 scaled = part * over_rows(rows(weight_smem.at[head]), part.shape)
                 scaled_smem.at[:, its][...] = scaled.astype(jnp.bfloat16)
-                bad += jnp.sum(jnp.where(jnp.abs(loaded) < jnp.inf, 0.0, 1.0), axis=1)
+                bad += jnp.sum(jnp.where(jnp.abs(loaded) < jnp.inf, jnp.zeros_like(loaded), 1.0), axis=1)
             bad_smem[...] = bad
             key_smem[...] = tiles.finite(tile(loaded_key_smem)).astype(jnp.bfloat16)
             plgpu.commit_smem()
