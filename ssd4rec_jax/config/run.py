@@ -8,13 +8,14 @@ from ssd4rec_jax.config.data import DataConfig
 from ssd4rec_jax.config.loss import NoSettings
 from ssd4rec_jax.config.meanings import meanings
 from ssd4rec_jax.config.model import ModelConfig
-from ssd4rec_jax.config.plugs import loss_settings, nearest, network_settings
+from ssd4rec_jax.config.plugs import LOSS_SETTINGS, NETWORK_SETTINGS, loss_settings, nearest, network_settings
 from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 
 SECTIONS = 'model', 'data', 'train', 'loss'
 # The keys whose value selects the settings class of a whole section.
 _NAMED_BY = {'model.name': ('model', network_settings), 'train.loss': ('loss', loss_settings)}
+_PLUGS = {'model.name': NETWORK_SETTINGS, 'train.loss': LOSS_SETTINGS}
 # What other tools call a setting, by the last part of its key: the key here.
 ELSEWHERE = {
     **dict.fromkeys(('lr', 'eta', 'step_size'), 'train.learning_rate'),
@@ -97,6 +98,11 @@ def _no_key(key: str, known: Iterable[str]) -> str:
     meant = ELSEWHERE.get(key.rpartition('.')[2].lower())
     if meant:
         return f'there is no key {key!r}; it is called {meant!r} here'
+    section, _, name = key.partition('.')
+    for plug, registered in _PLUGS.items():
+        having = [other for other, cls in registered.items() if name in {f.name for f in dataclasses.fields(cls)}]
+        if having and _NAMED_BY[plug][0] == section:
+            return f'the key {key!r} needs {plug}={" or ".join(having)} beside it'
     end = nearest(key, known)
     return f'there is no key {key!r}{end}' + (' `ssd4rec settings` lists all of them' if end == '.' else '')
 

@@ -81,6 +81,8 @@ def test_no_override_changes_nothing():
     ('train.epochs=1', "it is called 'train.max_epochs' here"),
     ('model.dim=1', "it is called 'model.hidden_size' here"),
     ('model.dropout=1', "it is called 'model.dropout_prob' here"),
+    ('loss.label_smoothing=.1', "the key 'loss.label_smoothing' needs train.loss=full beside it"),
+    ('loss.t=.1', "the key 'loss.t' needs train.loss=gbce beside it"),
     ('zzz=1', "no key 'zzz'[.] `ssd4rec settings` lists all of them"),
     ('model.num_layers', 'write it as --set=key=value'),
     ('model.num_layers=two', "model.num_layers takes a whole number, not 'two'"),
