@@ -104,10 +104,56 @@ class Division(NamedTuple):
         width = CHANNELS // self.heads
         return pl.ds(head * width, width)
 
+    def pieces_of(self, first: int) -> Iterator[tuple[int, Any]]:
+        """(head, slice of channels) of what each head has of the HALF channels from `first` on."""
+        width = CHANNELS // self.heads
+        for start in range(first, first + HALF, min(width, HALF)):
+            yield start // width, pl.ds(start, min(width, HALF))
+
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of scan_gradients in bytes: (once, for each buffer)."""
     return Division.of(t).memory()
+
+
+class Loaded(NamedTuple):
+    """Buffers of tiles, or one tile of them, in shared memory.
+
+    x, g: for each tile of a block, the step's own first. s, dt, exit, entry: [heads, Q]. s comes twice, because what a
+    kernel loads lies either along rows or along columns. D: [CHANNELS]. dh, h: for each key, its columns of the states.
+    """
+
+    x: list[Any]
+    g: list[Any]
+    s: Any
+    s_again: Any
+    dt: Any
+    exit: Any
+    entry: Any
+    D: Any
+    dh: list[Any]
+    h: list[Any]
+
+    def refs(self) -> list[Any]:
+        """All refs in one list."""
+        return [ref for field in self for ref in (field if isinstance(field, list) else [field])]
+
+    def at(self, b: jax.Array) -> 'Loaded':
+        """The tile in one buffer."""
+        return Loaded(*([ref.at[b] for ref in f] if isinstance(f, list) else f.at[b] for f in self))
+
+
+class Made(NamedTuple):
+    """What a worker makes of a tile, and the sum dS^T of its heads, in shared memory; see Gradients."""
+
+    dx: Any
+    of_tokens: Any
+    dD: Any
+    dscores: Any
+
+    def at(self, worker: jax.Array) -> 'Made':
+        """That of one worker."""
+        return Made(*(ref.at[worker] for ref in self))
 
 
 class Gradients(NamedTuple):
@@ -168,10 +214,8 @@ def scan_gradients(
 
     def kernel(x_ref, g_ref, s_ref, dt_ref, exit_ref, entry_ref, D_ref, B_ref, C_ref, dh_ref, h_ref, tokens_ref,
                dx_ref, dB_ref, dC_ref, of_tokens_ref, out_ref, across_ref, dD_ref,
-               B_smem, C_smem, tokens_smem, x_smem, g_smem, s_smem, s_again_smem, dt_smem, exit_smem, entry_smem,
-               D_smem, dscores_smem, dx_smem, of_tokens_smem, dD_smem, out_smem, across_smem, loaded, ready, full, used,
-               finished, *states_smem):
-        dh_smem, h_smem = states_smem[:d.keys], states_smem[d.keys:]  # each key's columns apart
+               B_smem, C_smem, tokens_smem, tiles_smem, all_made_smem, out_smem, across_smem, loaded, ready, full, used,
+               finished):
         warpgroup, part = lax.axis_index('warpgroup'), lax.axis_index('part')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), part, part * d.steps)
 
@@ -179,30 +223,23 @@ def scan_gradients(
             """The number of the tile of step k among those of all chunks and groups."""
             return (here.m * t.groups + here.group) * d.of_group + here.first + k
 
-        def columns_at(k):
-            """The columns in x, g and dx of step k's tile, and then those of the other tiles of its block."""
-            tile_ = here.first + k
-            for piece in range(d.pieces):
-                its = tile_ - rem(tile_, d.pieces) + rem(tile_ + piece, d.pieces) if piece else tile_
-                yield pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
+        def columns_at(k, piece=0):
+            """The columns in x, g and dx of step k's tile, or of another tile of its block."""
+            own = here.first + k
+            its = own - rem(own, d.pieces) + rem(own + piece, d.pieces)
+            return pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
 
         def start(k):
             """Load step k's tile into its buffer."""
-            b, barrier = rem(k, d.buffers), full.at[rem(k, d.barriers)]
-            block, states = div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
-            copies = [(D_ref.at[here.group * d.of_group + here.first + k], D_smem.at[b])]
-            for ref, of_keys in ((dh_ref, dh_smem), (h_ref, h_smem)):
-                for its, smem in zip(d.key_columns, of_keys, strict=True):
-                    copies.append((ref.at[states, its], smem.at[b]))
-            # s is loaded twice, because what a kernel loads lies either along rows or along columns.
-            for ref, smem in ((s_ref, s_smem), (s_ref, s_again_smem), (dt_ref, dt_smem), (exit_ref, exit_smem),
-                              (entry_ref, entry_smem)):
-                copies.append((ref.at[block], smem.at[b]))
-            for piece, at in enumerate(columns_at(k)):
-                copies.append((x_ref.at[here.tokens, at], x_smem.at[b, piece]))
-                copies.append((g_ref.at[here.tokens, at], g_smem.at[b, piece]))
-            for source, target in copies:
-                plgpu.copy_gmem_to_smem(source, target, barrier)
+            of_block, of_states = div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
+            x, g = (
+                [ref.at[here.tokens, columns_at(k, piece)] for piece in range(d.pieces)] for ref in (x_ref, g_ref)
+            )
+            dh, h = ([ref.at[of_states, its] for its in d.key_columns] for ref in (dh_ref, h_ref))
+            vectors = [ref.at[of_block] for ref in (s_ref, s_ref, dt_ref, exit_ref, entry_ref)]
+            sources = Loaded(x, g, *vectors, D_ref.at[here.group * d.of_group + here.first + k], dh, h)
+            for source, target in zip(sources.refs(), tiles_smem.at(rem(k, d.buffers)).refs(), strict=True):
+                plgpu.copy_gmem_to_smem(source, target, full.at[rem(k, d.barriers)])
 
         def where_seen(a):
             i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
@@ -211,8 +248,8 @@ def scan_gradients(
 
         @pl.when(warpgroup < d.workers)
         def worker():
-            own_dscores_smem = dscores_smem.at[warpgroup]
-            own_dscores_smem[...] = plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA)
+            made_smem = all_made_smem.at(warpgroup)
+            made_smem.dscores[...] = plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA)
             plgpu.barrier_wait(ready)
             # Everything of Q x Q is transposed, [j, i]. So W^T is in registers as the operand of the wgmma that makes
             # du. The mask is applied once for all heads, as it is to dS. Exponents are at most 0 at masked places too,
@@ -226,26 +263,20 @@ def scan_gradients(
 
             def turn(n, done):
                 k = n * d.workers + warpgroup
-                b, barrier = rem(k, d.buffers), rem(k, d.barriers)
+                tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
                 plgpu.barrier_wait(full.at[barrier])
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                for piece in range(d.pieces):
-                    tiles.clean(g_smem.at[b, piece])
+                for g_smem in tile_smem.g:
+                    tiles.clean(g_smem)
                 plgpu.commit_smem()
                 for head in range(d.heads):
-                    _of_head(
-                        d, head, scores, own, bad, x_smem.at[b], g_smem.at[b], s_smem.at[b, head],
-                        s_again_smem.at[b, head], dt_smem.at[b, head], exit_smem.at[b, head], D_smem.at[b], B_smem,
-                        [smem.at[b] for smem in dh_smem], own_dscores_smem, dx_smem.at[warpgroup],
-                        of_tokens_smem.at[warpgroup], dD_smem.at[warpgroup], interpret=interpret,
-                    )
+                    _of_head(d, head, tile_smem, made_smem, B_smem, scores, own, bad, interpret=interpret)
                 plgpu.commit_smem()
-                (at, *_) = columns_at(k)
                 for smem, ref in (
-                    (dx_smem, dx_ref.at[here.tokens, at]), (of_tokens_smem, of_tokens_ref.at[number(k)]),
-                    (dD_smem, dD_ref.at[number(k)]),
+                    (made_smem.dx, dx_ref.at[here.tokens, columns_at(k)]), (made_smem.dD, dD_ref.at[number(k)]),
+                    (made_smem.of_tokens, of_tokens_ref.at[number(k)]),
                 ):
-                    plgpu.copy_smem_to_gmem(smem.at[warpgroup], ref, commit_group=False)
+                    plgpu.copy_smem_to_gmem(smem, ref, commit_group=False)
                 plgpu.commit_smem_to_gmem_group()
                 plgpu.barrier_wait(used.at[barrier])
                 pl.when(k + d.buffers < d.steps)(lambda: start(k + d.buffers))
@@ -276,26 +307,33 @@ def scan_gradients(
 
                 def turn(k, made):
                     dB, dC = made
-                    b, barrier = rem(k, d.buffers), rem(k, d.barriers)
+                    tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
                     plgpu.barrier_wait(full.at[barrier])
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    h, dh = h_smem[key].at[b], dh_smem[key].at[b]
+                    h, dh = tile_smem.h[key], tile_smem.dh[key]
 
-                    def weighted(v_smem, weight):
+                    def weighted(v_smem, weight, pieces):
                         parts = []
-                        for head in range(d.heads):
-                            part = tiles.finite(tile(v_smem.at[b, 0, :, d.columns(head)]))
+                        for head, at in pieces:
+                            part = tiles.finite(tile(v_smem[0].at[:, at]))
                             parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
                         return jnp.concatenate(parts, axis=1)
 
-                    exit_u = weighted(x_smem, lambda head: rows(exit_smem.at[b, head]) * rows(dt_smem.at[b, head]))
-                    dB = tiles.add_product(dB, exit_u, dh, interpret=interpret)
-                    entry_g = weighted(g_smem, lambda head: rows(entry_smem.at[b, head]))
-                    dC = tiles.add_product(dC, entry_g, h, interpret=interpret)
-                    read = entry_g.astype(jnp.float32) * tiles.product(C_smem.at[:, its], h.transpose((1, 0)))
+                    out = [jnp.zeros_like(rows(tile_smem.entry.at[head])) for head in range(d.heads)]
+                    for first in range(0, CHANNELS, HALF):
+                        half, pieces = pl.ds(first, HALF), list(d.pieces_of(first))
+                        exit_u = weighted(
+                            tile_smem.x, lambda n: rows(tile_smem.exit.at[n]) * rows(tile_smem.dt.at[n]), pieces
+                        )
+                        dB = tiles.add_product(dB, exit_u, dh.at[half], interpret=interpret)
+                        entry_g = weighted(tile_smem.g, lambda n: rows(tile_smem.entry.at[n]), pieces)
+                        dC = tiles.add_product(dC, entry_g, h.at[half], interpret=interpret)
+                        read = tiles.product(C_smem.at[:, its], h.at[half].transpose((1, 0)))
+                        read *= entry_g.astype(jnp.float32)
+                        for head, at in pieces:
+                            out[head] += jnp.sum(read[:, at.start - first:at.start - first + at.size], axis=1)
                     for head in range(d.heads):
-                        own = d.columns(head)
-                        out_smem.at[key, head][...] = jnp.sum(read[:, own.start:own.start + own.size], axis=1)
+                        out_smem.at[key, head][...] = out[head]
                     across_smem.at[key][...] = sum(
                         jnp.sum(tile(h.at[:, some]) * tile(dh.at[:, some]), axis=1) for some in _cut(its.size)
                     )
@@ -310,15 +348,16 @@ def scan_gradients(
                 dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, (nothing, nothing))
                 plgpu.barrier_wait(finished)
                 # The tiles are read no more.
-                made_smem = (x_smem, g_smem)[key].at[0, 0]
-                dscores = sum(tile(dscores_smem.at[worker]) for worker in range(d.workers))
-                made_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+                free_smem = tiles_smem.at(0)
+                dscores_smem = (free_smem.x, free_smem.g)[key][0]
+                dscores = sum(tile(all_made_smem.dscores.at[worker]) for worker in range(d.workers))
+                dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
                 plgpu.commit_smem()
-                dB += tiles.product(made_smem, C_smem.at[:, its])
-                dC += tiles.product(made_smem.transpose((1, 0)), B_smem.at[:, its])
+                dB += tiles.product(dscores_smem, C_smem.at[:, its])
+                dC += tiles.product(dscores_smem.transpose((1, 0)), B_smem.at[:, its])
                 bad = over_rows(rows(tokens_smem.at[2]), dB.shape) != 0
                 at = here.part, here.tokens, pl.ds(here.group * t.state + its.start, its.size)
-                for ref, smem, made in ((dB_ref, dh_smem[key].at[0], dB), (dC_ref, h_smem[key].at[0], dC)):
+                for ref, smem, made in ((dB_ref, free_smem.dh[key], dB), (dC_ref, free_smem.h[key], dC)):
                     made = jnp.where(bad, jnp.nan, made).astype(ref.dtype)
                     if ref.dtype == jnp.float32:
                         ref.at[at][...] = made
@@ -333,8 +372,10 @@ def scan_gradients(
 
     whole = t.all_chunks * t.groups * d.of_group
     of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
-    tile_ = d.shared(d.buffers, d.pieces, CHUNK, CHANNELS)
+    tile_ = [d.shared(d.buffers, CHUNK, CHANNELS)] * d.pieces
     states = [d.shared(d.buffers, CHANNELS, its.size) for its in d.key_columns]
+    vectors = [vector(d.buffers, d.heads, CHUNK)] * 5
+    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), states, states)
     return Gradients(*tiles.call(
         kernel,
         [
@@ -347,74 +388,73 @@ def scan_gradients(
         x, g, s, dt, exit, entry, D.reshape(-1, CHANNELS), B, C, dexits, entries, tokens,
         **tiles.parts_grid(t), warpgroups=d.workers + d.keys,
         scratch_types=[
-            d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tile_, tile_,
-            *[vector(d.buffers, d.heads, CHUNK)] * 5, vector(d.buffers, CHANNELS),
-            tiles.wide_square(d.workers), d.shared(d.workers, CHUNK, CHANNELS),
-            vector(d.workers, KINDS * d.heads, CHUNK), vector(d.workers, CHANNELS),
-            vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS),
-            plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=6 + 2 * d.pieces + 2 * d.keys, num_barriers=d.barriers),
+            d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tiles_smem,
+            Made(
+                d.shared(d.workers, CHUNK, CHANNELS), vector(d.workers, KINDS * d.heads, CHUNK),
+                vector(d.workers, CHANNELS), tiles.wide_square(d.workers),
+            ),
+            vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS), plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
+            plgpu.Barrier(num_arrivals=len(tiles_smem.refs()), num_barriers=d.barriers),
             plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers),
-            *states * 2,
         ],
         interpret=interpret,
     ))
 
 
 def _cut(size: int) -> Iterator[Any]:
-    """Slices of at most CHUNK out of so many columns."""
-    return (pl.ds(n, min(CHUNK, size - n)) for n in range(0, size, CHUNK))
+    """Slices of at most HALF out of so many columns."""
+    return (pl.ds(n, min(HALF, size - n)) for n in range(0, size, HALF))
 
 
 def _of_head(
-    d: Division, head: int, scores: jax.Array, own: jax.Array, bad: jax.Array, x_smem: Any, g_smem: Any, s_smem: Any,
-    s_again_smem: Any, dt_smem: Any, exit_smem: Any, D_smem: Any, B_smem: Any, dh_smem: list[Any], dscores_smem: Any,
-    dx_smem: Any, of_tokens_smem: Any, dD_smem: Any, *, interpret: bool,
+    d: Division, head: int, loaded: Loaded, made: Made, B_smem: Any, scores: jax.Array, own: jax.Array, bad: jax.Array,
+    *, interpret: bool,
 ) -> None:
-    """What a worker does with one head of a tile. x_smem, g_smem: the tile's own piece of the block comes first."""
+    """What a worker does with one head of a tile."""
     its = d.columns(head)
-    dt, exit = rows(dt_smem), rows(exit_smem)
+    dt, exit = rows(loaded.dt.at[head]), rows(loaded.exit.at[head])
     half = CHUNK, HALF
     u = [
-        (over_rows(dt, (CHUNK, its.size)) * tiles.finite(tile(x_smem.at[piece, :, its]))).astype(jnp.bfloat16)
-        for piece in range(d.pieces)
+        (over_rows(dt, (CHUNK, its.size)) * tiles.finite(tile(x_smem.at[:, its]))).astype(jnp.bfloat16)
+        for x_smem in loaded.x
     ]
     weights, by_key = [], jnp.zeros_like(own)
     for first in range(0, CHUNK, HALF):
         i = pl.ds(first, HALF)
         dweights = sum(
-            tiles.register_product(u[piece], g_smem.at[piece, i, its], transposed=True, interpret=interpret)
-            for piece in range(d.pieces)
+            tiles.register_product(of_piece, g_smem.at[i, its], transposed=True, interpret=interpret)
+            for of_piece, g_smem in zip(u, loaded.g, strict=True)
         )
-        exponent = over_columns(columns(s_again_smem.at[i]), half) - over_rows(rows(s_smem), half)
+        s_i, s_j = columns(loaded.s_again.at[head, i]), rows(loaded.s.at[head])
+        exponent = over_columns(s_i, half) - over_rows(s_j, half)
         decay = jnp.exp2(jnp.minimum(exponent, 0.0))
         # Every tile of a block makes all of this, and the shares are summed.
         dscore = dweights * decay * (1 / d.pieces)
-        dscores_smem.at[:, i][...] = tile(dscores_smem.at[:, i]) + dscore
+        made.dscores.at[:, i][...] = tile(made.dscores.at[:, i]) + dscore
         some = scores[:, first:first + HALF]
         both = dscore * some
-        of_tokens_smem.at[head, i][...] = jnp.sum(both, axis=0)
+        made.of_tokens.at[head, i][...] = jnp.sum(both, axis=0)
         by_key += jnp.sum(both, axis=1)
         weights.append((some * decay).astype(jnp.bfloat16))
-    of_tokens_smem.at[d.heads + head][...] = by_key
+    made.of_tokens.at[d.heads + head][...] = by_key
     xdu, into = jnp.zeros_like(own), jnp.zeros_like(own)
     for first in range(its.start, its.start + its.size, HALF):
         at = pl.ds(first, min(HALF, its.size))
-        du = tiles.register_product(jnp.concatenate(weights, axis=1), g_smem.at[0, :, at], interpret=interpret)
+        du = tiles.register_product(jnp.concatenate(weights, axis=1), loaded.g[0].at[:, at], interpret=interpret)
         from_exit = sum(
             tiles.product(B_smem.at[:, of_key], smem.at[at].transpose((1, 0)))
-            for of_key, smem in zip(d.key_columns, dh_smem, strict=True)
+            for of_key, smem in zip(d.key_columns, loaded.dh, strict=True)
         )
-        x, g = tiles.finite(tile(x_smem.at[0, :, at])), tile(g_smem.at[0, :, at])
+        x, g = tiles.finite(tile(loaded.x[0].at[:, at])), tile(loaded.g[0].at[:, at])
         du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
         xdu += jnp.sum(x * du, axis=1)
         into += jnp.sum(x * from_exit, axis=1)
-        dD_smem.at[at][...] = jnp.sum(x * g, axis=0)
-        dx = over_rows(dt, x.shape) * du + over_columns(columns(D_smem.at[at]), x.shape) * g
+        made.dD.at[at][...] = jnp.sum(x * g, axis=0)
+        dx = over_rows(dt, x.shape) * du + over_columns(columns(loaded.D.at[at]), x.shape) * g
         dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
-        dx_smem.at[:, at][...] = dx.astype(jnp.bfloat16)
-    of_tokens_smem.at[2 * d.heads + head][...] = xdu
-    of_tokens_smem.at[3 * d.heads + head][...] = into * exit * dt
+        made.dx.at[:, at][...] = dx.astype(jnp.bfloat16)
+    made.of_tokens.at[2 * d.heads + head][...] = xdu
+    made.of_tokens.at[3 * d.heads + head][...] = into * exit * dt
 
 
 MEMORY = {'scan_gradients': gradients_memory}
