@@ -7,8 +7,9 @@ For each head let W_ij = 2^(s_i - s_j) (C_i . B_j) where token i sees token j, u
 
 where h is the state at the chunk's entry and dh the gradient of the state at its exit. A program works on a chunk and
 loads tiles of CHANNELS channels. Some of its warpgroups, the workers, take turns at the tiles and make dx and dS. The
-others, the keys, make dB and dC from every tile, each for some columns of the states. dS stays in shared memory.
+others, the keys, make dB and dC from every tile. dS stays in shared memory.
 """
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ class Division(NamedTuple):
     def of(cls, t: Tiles) -> 'Division':
         pieces = t.width // CHANNELS
         steps = t.steps * pieces
-        # Three warpgroups have 168 registers for each thread. A key needs one for each column of a state.
+        # Three warpgroups have 168 registers for each thread. dB and dC need one each for two columns of a state, so
+        # with large states each has a key of its own.
         keys = 1 if t.state <= 80 else 2
         workers = 2 if keys == 1 and steps > 1 else 1
         d = cls(t, pieces, t.heads // pieces or 1, steps, workers, keys, 0)
@@ -69,7 +71,7 @@ class Division(NamedTuple):
         t, row = self.t, 4 * CHUNK
         once = 2 * 2 * CHUNK * t.state + 3 * row
         once += self.workers * (row * CHUNK + 2 * CHUNK * CHANNELS + row * KINDS * self.heads + 4 * CHANNELS)
-        once += self.keys * (row * self.heads + 4 * CHANNELS)
+        once += row * self.heads + 4 * CHANNELS
         vectors = 5 * row * self.heads + 4 * CHANNELS
         return once, 2 * 2 * CHUNK * CHANNELS * self.pieces + 2 * 2 * CHANNELS * t.state + vectors
 
@@ -93,12 +95,6 @@ class Division(NamedTuple):
         transforms = plgpu.TilingTransform((8, self.lanes)), plgpu.SwizzleTransform(2 * self.lanes)
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
-    @property
-    def key_columns(self) -> list[Any]:
-        """The slice of a state's columns of each key."""
-        first = -(-self.t.state // self.lanes // self.keys) * self.lanes
-        return [pl.ds(n, min(first, self.t.state - n)) for n in range(0, self.t.state, first)]
-
     def columns(self, head: int) -> Any:
         """The slice of a tile's channels that belong to one of its heads."""
         width = CHANNELS // self.heads
@@ -120,7 +116,7 @@ class Loaded(NamedTuple):
     """Buffers of tiles, or one tile of them, in shared memory.
 
     x, g: for each tile of a block, the step's own first. s, dt, exit, entry: [heads, Q]. s comes twice, because what a
-    kernel loads lies either along rows or along columns. D: [CHANNELS]. dh, h: for each key, its columns of the states.
+    kernel loads lies either along rows or along columns. D: [CHANNELS]. dh, h: [CHANNELS, N].
     """
 
     x: list[Any]
@@ -131,8 +127,8 @@ class Loaded(NamedTuple):
     exit: Any
     entry: Any
     D: Any
-    dh: list[Any]
-    h: list[Any]
+    dh: Any
+    h: Any
 
     def refs(self) -> list[Any]:
         """All refs in one list."""
@@ -162,8 +158,8 @@ class Gradients(NamedTuple):
     dx: like x. dB, dC: [parts, M Q, groups N], to be summed; float32 where there are several parts, else bfloat16. The
     others are float32. of_tokens [M groups R, 4 heads, Q]: for each token of a tile's heads sum_j W_ij dW_ij and sum_i
     W_ij dW_ij without j = i, both divided by the tiles of a block, and the tile's shares of x . du and of exit u dh B.
-    out [keys, M groups R, heads, Q]: shares of entry g h C. across [keys, M groups R, CHANNELS]: shares of the sum of
-    h dh over the columns of a state. dD [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
+    out [M groups R, heads, Q]: shares of entry g h C. across [M groups R, CHANNELS]: the sum of h dh over the columns
+    of a state. dD [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
     """
 
     dx: jax.Array
@@ -184,9 +180,9 @@ class Gradients(NamedTuple):
             return jnp.sum(a.reshape(-1, pieces, t.heads, CHUNK), axis=1).reshape(shape)
 
         of_tokens = self.of_tokens.reshape(len(self.dD), KINDS, -1, CHUNK)
-        across = jnp.sum(self.across, axis=0).reshape(t.all_chunks, -1, t.headdim)
+        across = self.across.reshape(t.all_chunks, -1, t.headdim)
         return Sums(
-            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(jnp.sum(self.out, axis=0)),
+            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(self.out),
             by_head(of_tokens[:, 3]), jnp.sum(across, axis=2), self.dD,
         )
 
@@ -235,9 +231,9 @@ def scan_gradients(
             x, g = (
                 [ref.at[here.tokens, columns_at(k, piece)] for piece in range(d.pieces)] for ref in (x_ref, g_ref)
             )
-            dh, h = ([ref.at[of_states, its] for its in d.key_columns] for ref in (dh_ref, h_ref))
             vectors = [ref.at[of_block] for ref in (s_ref, s_ref, dt_ref, exit_ref, entry_ref)]
-            sources = Loaded(x, g, *vectors, D_ref.at[here.group * d.of_group + here.first + k], dh, h)
+            sources = Loaded(x, g, *vectors, D_ref.at[here.group * d.of_group + here.first + k], dh_ref.at[of_states],
+                             h_ref.at[of_states])
             for source, target in zip(sources.refs(), tiles_smem.at(rem(k, d.buffers)).refs(), strict=True):
                 plgpu.copy_gmem_to_smem(source, target, full.at[rem(k, d.barriers)])
 
@@ -287,85 +283,102 @@ def scan_gradients(
             plgpu.barrier_arrive(finished)
             plgpu.wait_smem_to_gmem(0)
 
-        for key, its in enumerate(d.key_columns):
-            @pl.when(warpgroup == d.workers + key)
-            def keys(key=key, its=its):
-                if key == 0:
-                    of_group = here.tokens, pl.ds(here.group * t.state, t.state)
-                    for source, target in (
-                        (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem)
-                    ):
-                        plgpu.copy_gmem_to_smem(source, target, loaded)
-                    for k in range(d.buffers):
-                        start(jnp.int32(k))
-                    plgpu.barrier_wait(loaded)
-                    tiles.clean(B_smem)
-                    tiles.clean(C_smem)
-                    plgpu.commit_smem()
-                    plgpu.barrier_arrive(ready)
-                plgpu.barrier_wait(ready)
+        def keys(first, makes_dB, makes_dC):
+            """Make dB or dC or both; the first of the keys loads what all warpgroups read."""
+            first_column = here.group * t.state
+            of_group = here.tokens, pl.ds(first_column, t.state)
+            if first:
+                for source, target in (
+                    (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem)
+                ):
+                    plgpu.copy_gmem_to_smem(source, target, loaded)
+                for k in range(d.buffers):
+                    start(jnp.int32(k))
+                plgpu.barrier_wait(loaded)
+                tiles.clean(B_smem)
+                tiles.clean(C_smem)
+                plgpu.commit_smem()
+                plgpu.barrier_arrive(ready)
+            plgpu.barrier_wait(ready)
 
-                def turn(k, made):
-                    dB, dC = made
-                    tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
-                    plgpu.barrier_wait(full.at[barrier])
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    h, dh = tile_smem.h[key], tile_smem.dh[key]
+            def turn(k, made):
+                dB, dC = made
+                tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
+                plgpu.barrier_wait(full.at[barrier])
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-                    def weighted(v_smem, weight, pieces):
-                        parts = []
-                        for head, at in pieces:
-                            part = tiles.finite(tile(v_smem[0].at[:, at]))
-                            parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
-                        return jnp.concatenate(parts, axis=1)
+                def weighted(v_smem, weight, pieces):
+                    parts = []
+                    for head, at in pieces:
+                        part = tiles.finite(tile(v_smem.at[:, at]))
+                        parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
+                    return jnp.concatenate(parts, axis=1)
 
-                    out = [jnp.zeros_like(rows(tile_smem.entry.at[head])) for head in range(d.heads)]
-                    for first in range(0, CHANNELS, HALF):
-                        half, pieces = pl.ds(first, HALF), list(d.pieces_of(first))
+                out = [jnp.zeros_like(rows(tile_smem.entry.at[head])) for head in range(d.heads)]
+                for start_at in range(0, CHANNELS, HALF):
+                    half, pieces = pl.ds(start_at, HALF), list(d.pieces_of(start_at))
+                    if makes_dB:
                         exit_u = weighted(
-                            tile_smem.x, lambda n: rows(tile_smem.exit.at[n]) * rows(tile_smem.dt.at[n]), pieces
+                            tile_smem.x[0], lambda n: rows(tile_smem.exit.at[n]) * rows(tile_smem.dt.at[n]), pieces
                         )
-                        dB = tiles.add_product(dB, exit_u, dh.at[half], interpret=interpret)
-                        entry_g = weighted(tile_smem.g, lambda n: rows(tile_smem.entry.at[n]), pieces)
-                        dC = tiles.add_product(dC, entry_g, h.at[half], interpret=interpret)
-                        read = tiles.product(C_smem.at[:, its], h.at[half].transpose((1, 0)))
+                        dB = tiles.add_product(dB, exit_u, tile_smem.dh.at[half], interpret=interpret)
+                    if makes_dC:
+                        entry_g = weighted(tile_smem.g[0], lambda n: rows(tile_smem.entry.at[n]), pieces)
+                        dC = tiles.add_product(dC, entry_g, tile_smem.h.at[half], interpret=interpret)
+                        read = tiles.product(C_smem, tile_smem.h.at[half].transpose((1, 0)))
                         read *= entry_g.astype(jnp.float32)
                         for head, at in pieces:
-                            out[head] += jnp.sum(read[:, at.start - first:at.start - first + at.size], axis=1)
-                    for head in range(d.heads):
-                        out_smem.at[key, head][...] = out[head]
-                    across_smem.at[key][...] = sum(
-                        jnp.sum(tile(h.at[:, some]) * tile(dh.at[:, some]), axis=1) for some in _cut(its.size)
+                            out[head] += jnp.sum(read[:, at.start - start_at:at.start - start_at + at.size], axis=1)
+                if makes_dB:
+                    across_smem[...] = sum(
+                        jnp.sum(tile(tile_smem.h.at[:, some]) * tile(tile_smem.dh.at[:, some]), axis=1)
+                        for some in _cut(t.state)
                     )
-                    plgpu.commit_smem()
-                    plgpu.barrier_arrive(used.at[barrier])
-                    plgpu.copy_smem_to_gmem(out_smem.at[key], out_ref.at[key, number(k)], commit_group=False)
-                    plgpu.copy_smem_to_gmem(across_smem.at[key], across_ref.at[key, number(k)], commit_group=False)
-                    plgpu.commit_smem_to_gmem_group()
-                    return dB, dC
-
-                nothing = plgpu.layout_cast(jnp.zeros((CHUNK, its.size), jnp.float32), plgpu.Layout.WGMMA)
-                dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, (nothing, nothing))
-                plgpu.barrier_wait(finished)
-                # The tiles are read no more.
-                free_smem = tiles_smem.at(0)
-                dscores_smem = (free_smem.x, free_smem.g)[key][0]
-                dscores = sum(tile(all_made_smem.dscores.at[worker]) for worker in range(d.workers))
-                dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+                if makes_dC:
+                    for head in range(d.heads):
+                        out_smem.at[head][...] = out[head]
                 plgpu.commit_smem()
-                dB += tiles.product(dscores_smem, C_smem.at[:, its])
-                dC += tiles.product(dscores_smem.transpose((1, 0)), B_smem.at[:, its])
-                bad = over_rows(rows(tokens_smem.at[2]), dB.shape) != 0
-                at = here.part, here.tokens, pl.ds(here.group * t.state + its.start, its.size)
-                for ref, smem, made in ((dB_ref, free_smem.dh[key], dB), (dC_ref, free_smem.h[key], dC)):
-                    made = jnp.where(bad, jnp.nan, made).astype(ref.dtype)
+                plgpu.barrier_arrive(used.at[barrier])
+                if makes_dB:
+                    plgpu.copy_smem_to_gmem(across_smem, across_ref.at[number(k)], commit_group=False)
+                if makes_dC:
+                    plgpu.copy_smem_to_gmem(out_smem, out_ref.at[number(k)], commit_group=False)
+                plgpu.commit_smem_to_gmem_group()
+                return dB, dC
+
+            nothing = plgpu.layout_cast(jnp.zeros((CHUNK, t.state), jnp.float32), plgpu.Layout.WGMMA)
+            made = nothing if makes_dB else None, nothing if makes_dC else None
+            dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, made)
+            plgpu.barrier_wait(finished)
+            # The tiles are read no more.
+            free_smem = tiles_smem.at(0)
+            dscores_smem = (free_smem.x if makes_dB else free_smem.g)[0]
+            dscores = sum(tile(all_made_smem.dscores.at[worker]) for worker in range(d.workers))
+            dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+
+            def finish(ref, free_smem, made, a, other_smem):
+                """Store made + a @ other."""
+                for some in _cut(t.state):
+                    total = made[:, some.start:some.start + some.size] + tiles.product(a, other_smem.at[:, some])
+                    bad = over_rows(rows(tokens_smem.at[2]), total.shape) != 0
+                    total = jnp.where(bad, jnp.nan, total).astype(ref.dtype)
                     if ref.dtype == jnp.float32:
-                        ref.at[at][...] = made
+                        ref.at[here.part, here.tokens, pl.ds(first_column + some.start, some.size)][...] = total
                     else:
-                        smem[...] = made
-                        plgpu.commit_smem()
-                        plgpu.copy_smem_to_gmem(smem, ref.at[at])
-                plgpu.wait_smem_to_gmem(0)
+                        free_smem.at[:, some][...] = total
+                if ref.dtype != jnp.float32:
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(free_smem, ref.at[here.part, *of_group])
+
+            if makes_dB:
+                finish(dB_ref, free_smem.dh, dB, dscores_smem, C_smem)
+            if makes_dC:
+                finish(dC_ref, free_smem.h, dC, dscores_smem.transpose((1, 0)), B_smem)
+            plgpu.wait_smem_to_gmem(0)
+
+        for key, makes in enumerate([(True, True)] if d.keys == 1 else [(True, False), (False, True)]):
+            pl.when(warpgroup == d.workers + key)(functools.partial(keys, key == 0, *makes))
 
     def vector(*shape: int) -> Any:
         return plgpu.SMEM(shape, jnp.float32)
@@ -373,16 +386,16 @@ def scan_gradients(
     whole = t.all_chunks * t.groups * d.of_group
     of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
     tile_ = [d.shared(d.buffers, CHUNK, CHANNELS)] * d.pieces
-    states = [d.shared(d.buffers, CHANNELS, its.size) for its in d.key_columns]
+    state = d.shared(d.buffers, CHANNELS, t.state)
     vectors = [vector(d.buffers, d.heads, CHUNK)] * 5
-    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), states, states)
+    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), state, state)
     return Gradients(*tiles.call(
         kernel,
         [
             jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), of_key, of_key,
             jax.ShapeDtypeStruct((whole, KINDS * d.heads, CHUNK), jnp.float32),
-            jax.ShapeDtypeStruct((d.keys, whole, d.heads, CHUNK), jnp.float32),
-            jax.ShapeDtypeStruct((d.keys, whole, CHANNELS), jnp.float32),
+            jax.ShapeDtypeStruct((whole, d.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((whole, CHANNELS), jnp.float32),
             jax.ShapeDtypeStruct((whole, CHANNELS), jnp.float32),
         ],
         x, g, s, dt, exit, entry, D.reshape(-1, CHANNELS), B, C, dexits, entries, tokens,
@@ -393,7 +406,7 @@ def scan_gradients(
                 d.shared(d.workers, CHUNK, CHANNELS), vector(d.workers, KINDS * d.heads, CHUNK),
                 vector(d.workers, CHANNELS), tiles.wide_square(d.workers),
             ),
-            vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS), plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
+            vector(d.heads, CHUNK), vector(CHANNELS), plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=len(tiles_smem.refs()), num_barriers=d.barriers),
             plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers),
         ],
@@ -441,10 +454,7 @@ def _of_head(
     for first in range(its.start, its.start + its.size, HALF):
         at = pl.ds(first, min(HALF, its.size))
         du = tiles.register_product(jnp.concatenate(weights, axis=1), loaded.g[0].at[:, at], interpret=interpret)
-        from_exit = sum(
-            tiles.product(B_smem.at[:, of_key], smem.at[at].transpose((1, 0)))
-            for of_key, smem in zip(d.key_columns, loaded.dh, strict=True)
-        )
+        from_exit = tiles.product(B_smem, loaded.dh.at[at].transpose((1, 0)))
         x, g = tiles.finite(tile(loaded.x[0].at[:, at])), tile(loaded.g[0].at[:, at])
         du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
         xdu += jnp.sum(x * du, axis=1)
