@@ -11,8 +11,10 @@ around      the kernels around the scan, compiled, against their definitions: ga
 step_pallas_gpu   KuaiRand's train and evaluation steps (python -m experiments.benchmark)
 epoch       one epoch of the default train (python -m experiments.train)
 agreement   pallas_gpu, compiled, against the float32 reference over shapes and directions, three calls of each
-sanitizer   where that disagrees, the smallest failing shape under compute-sanitizer
+agreement_fused   the same for pallas_gpu_fused
+sanitizer   where pallas_gpu disagrees, the smallest failing shape under compute-sanitizer
 bench       ssd_scan beside its peers (python -m pallas_kernels.bench_ssd)
+bench_fused   where pallas_gpu_fused agrees, its times
 step_xla    the steps without kernels
 
 The steps and the epoch need a checkout. DIR gets first_gpu_run.json, written anew after each stage, page.txt, and what
@@ -35,6 +37,7 @@ from pallas_kernels.bench.chip import chip_name
 from pallas_kernels.ssd.workloads import Workload
 
 IMPLEMENTATION = 'pallas_gpu'
+FUSED = 'pallas_gpu_fused'
 LONGEST = 25 * 60
 
 
@@ -63,19 +66,29 @@ def stages(out: Path) -> list[Stage]:
         ]
         return Stage(f'step_{name}', command, 210, f'{name}.json')
 
+    def bench(name: str, implementations: str, workloads: str, seconds: float) -> Stage:
+        command = [
+            *python, 'pallas_kernels.bench_ssd', f'--implementation={implementations}', f'--workload={workloads}',
+            f'--json={out / f"{name}.json"}',
+        ]
+        return Stage(name, command, seconds, f'{name}.json')
+
     return [
         Stage('device', [*me, '--only=device'], 90),
         Stage('around', [*me, '--only=around'], 210),
         step(IMPLEMENTATION),
         Stage('epoch', [*python, 'experiments.train', f'--workdir={out / "run"}', '--set=train.max_epochs=1'], 180,
               'run/result.json'),
-        Stage('agreement', [*me, '--only=agreement'], 330),
+        Stage('agreement', [*me, '--only=agreement'], 210),
+        Stage('agreement_fused', [*me, '--only=agreement_fused'], 150),
         Stage(
-            'sanitizer', ['compute-sanitizer', *me, '--only=smallest', f'--out={out}'], 90,
+            'sanitizer', ['compute-sanitizer', *me, '--only=smallest', f'--out={out}'], 60,
             needed=lambda found: bool(_smallest_failing(found)),
         ),
-        Stage('bench', [*python, 'pallas_kernels.bench_ssd', '--workload=kuairand,mamba16k',
-                        f'--json={out / "bench.json"}'], 180, 'bench.json'),
+        bench('bench', f'{IMPLEMENTATION},xla', 'kuairand,mamba16k', 120),
+        bench('bench_fused', FUSED, 'kuairand', 60)._replace(
+            needed=lambda found: bool((fused := found.get('agreement_fused', {})).get('ok')) and _all_agree({'': fused})
+        ),
         step('xla'),
     ]
 
@@ -180,11 +193,19 @@ def page(found: dict[str, Any]) -> str:
                     lines.append(f'    {case["name"]}: {both}')
             if result.get('smallest_failing'):
                 lines.append(f'    the smallest shape that fails: {result["smallest_failing"]}')
-        for workload, peers in result.get('workloads', {}).items() if name == 'bench' else ():
+        for workload, peers in result.get('workloads', {}).items() if name.startswith('bench') else ():
             for peer, passes in peers.items():
                 times = [f'{kind} {f["seconds"] * 1e3:.3f} ms' for kind, f in passes.items() if 'seconds' in f]
                 lines.append(f'    {workload}, {peer}: {", ".join(times) or passes["unavailable"]}')
     return '\n'.join(lines) + '\n'
+
+
+# What a stage's own process finds, given the folder for the records.
+HERE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    'device': lambda out: device(), 'around': lambda out: around.compare(),
+    'agreement': lambda out: agreement.compare(IMPLEMENTATION),
+    'agreement_fused': lambda out: agreement.compare(FUSED), 'smallest': smallest,
+}
 
 
 def main() -> int:
@@ -193,12 +214,10 @@ def main() -> int:
     parser.add_argument('--out', type=Path, help='the folder for the records, which is made')
     parser.add_argument('--stages', help='names of stages, comma-separated; all by default')
     parser.add_argument('--minutes', type=float, default=LONGEST / 60, help='when to stop; 25 by default')
-    parser.add_argument('--only', choices=('device', 'around', 'agreement', 'smallest'), help=argparse.SUPPRESS)
+    parser.add_argument('--only', choices=tuple(HERE), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.only:
-        found = {'device': device, 'around': around.compare, 'agreement': lambda: agreement.compare(IMPLEMENTATION),
-                 'smallest': lambda: smallest(flags.out)}[flags.only]()
-        print(json.dumps(found))
+        print(json.dumps(HERE[flags.only](flags.out)))
         return 0
     if flags.out is None:
         parser.error('--out=DIR names the folder for the records')

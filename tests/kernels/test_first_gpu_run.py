@@ -110,6 +110,15 @@ def test_the_sanitizer_runs_only_where_a_shape_disagrees(tmp_path, failing):
     assert not sanitizer.needed({'agreement': {'ok': False, 'why': 'it crashed'}})
 
 
+@pytest.mark.parametrize('fused,timed', [
+    ({'ok': True, 'result': {'cases': [{'agrees': True}]}}, True), ({'ok': False, 'why': 'it crashed'}, False),
+    ({'ok': True, 'result': {'cases': [{'agrees': True}, {'agrees': False}]}}, False),
+])
+def test_the_fused_form_is_timed_only_where_it_agrees(tmp_path, fused, timed):
+    (bench,) = [stage for stage in first_gpu_run.stages(tmp_path) if stage.name == 'bench_fused']
+    assert bench.needed({'agreement_fused': fused}) is timed and bench.needed({}) is False
+
+
 def test_an_implementation_that_agrees_has_no_failing_shape():
     found = agreement.compare('xla', (Workload(1, 40, 2, 16, 1, 16, 9),))
     assert found['smallest_failing'] is None

@@ -7,8 +7,9 @@ For each head let W_ij = 2^(s_i - s_j) (C_i . B_j) where token i sees token j, u
 
 where h is the state at the chunk's entry and dh the gradient of the state at its exit. A program works on a chunk and
 loads tiles of CHANNELS channels. Some of its warpgroups, the workers, take turns at the tiles and make dx and dS. The
-others, the keys, make dB and dC from every tile, each for some columns of the states. dS stays in shared memory.
+others, the keys, make dB and dC from every tile. dS stays in shared memory.
 """
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ class Division(NamedTuple):
     def of(cls, t: Tiles) -> 'Division':
         pieces = t.width // CHANNELS
         steps = t.steps * pieces
-        # Three warpgroups have 168 registers for each thread. A key needs one for each column of a state.
+        # Three warpgroups have 168 registers for each thread. dB and dC need one each for two columns of a state, so
+        # with large states each has a key of its own.
         keys = 1 if t.state <= 80 else 2
         workers = 2 if keys == 1 and steps > 1 else 1
         d = cls(t, pieces, t.heads // pieces or 1, steps, workers, keys, 0)
@@ -69,7 +71,7 @@ class Division(NamedTuple):
         t, row = self.t, 4 * CHUNK
         once = 2 * 2 * CHUNK * t.state + 3 * row
         once += self.workers * (row * CHUNK + 2 * CHUNK * CHANNELS + row * KINDS * self.heads + 4 * CHANNELS)
-        once += self.keys * (row * self.heads + 4 * CHANNELS)
+        once += row * self.heads + 4 * CHANNELS
         vectors = 5 * row * self.heads + 4 * CHANNELS
         return once, 2 * 2 * CHUNK * CHANNELS * self.pieces + 2 * 2 * CHANNELS * t.state + vectors
 
@@ -93,21 +95,61 @@ class Division(NamedTuple):
         transforms = plgpu.TilingTransform((8, self.lanes)), plgpu.SwizzleTransform(2 * self.lanes)
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
-    @property
-    def key_columns(self) -> list[Any]:
-        """The slice of a state's columns of each key."""
-        first = -(-self.t.state // self.lanes // self.keys) * self.lanes
-        return [pl.ds(n, min(first, self.t.state - n)) for n in range(0, self.t.state, first)]
-
     def columns(self, head: int) -> Any:
         """The slice of a tile's channels that belong to one of its heads."""
         width = CHANNELS // self.heads
         return pl.ds(head * width, width)
 
+    def pieces_of(self, first: int) -> Iterator[tuple[int, Any]]:
+        """(head, slice of channels) of what each head has of the HALF channels from `first` on."""
+        width = CHANNELS // self.heads
+        for start in range(first, first + HALF, min(width, HALF)):
+            yield start // width, pl.ds(start, min(width, HALF))
+
 
 def gradients_memory(t: Tiles) -> tuple[int, int]:
     """The shared memory of scan_gradients in bytes: (once, for each buffer)."""
     return Division.of(t).memory()
+
+
+class Loaded(NamedTuple):
+    """Buffers of tiles, or one tile of them, in shared memory.
+
+    x, g: for each tile of a block, the step's own first. s, dt, exit, entry: [heads, Q]. s comes twice, because what a
+    kernel loads lies either along rows or along columns. D: [CHANNELS]. dh, h: [CHANNELS, N].
+    """
+
+    x: list[Any]
+    g: list[Any]
+    s: Any
+    s_again: Any
+    dt: Any
+    exit: Any
+    entry: Any
+    D: Any
+    dh: Any
+    h: Any
+
+    def refs(self) -> list[Any]:
+        """All refs in one list."""
+        return [ref for field in self for ref in (field if isinstance(field, list) else [field])]
+
+    def at(self, b: jax.Array) -> 'Loaded':
+        """The tile in one buffer."""
+        return Loaded(*([ref.at[b] for ref in f] if isinstance(f, list) else f.at[b] for f in self))
+
+
+class Made(NamedTuple):
+    """What a worker makes of a tile, and the sum dS^T of its heads, in shared memory; see Gradients."""
+
+    dx: Any
+    of_tokens: Any
+    dD: Any
+    dscores: Any
+
+    def at(self, worker: jax.Array) -> 'Made':
+        """That of one worker."""
+        return Made(*(ref.at[worker] for ref in self))
 
 
 class Gradients(NamedTuple):
@@ -116,8 +158,8 @@ class Gradients(NamedTuple):
     dx: like x. dB, dC: [parts, M Q, groups N], to be summed; float32 where there are several parts, else bfloat16. The
     others are float32. of_tokens [M groups R, 4 heads, Q]: for each token of a tile's heads sum_j W_ij dW_ij and sum_i
     W_ij dW_ij without j = i, both divided by the tiles of a block, and the tile's shares of x . du and of exit u dh B.
-    out [keys, M groups R, heads, Q]: shares of entry g h C. across [keys, M groups R, CHANNELS]: shares of the sum of
-    h dh over the columns of a state. dD [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
+    out [M groups R, heads, Q]: shares of entry g h C. across [M groups R, CHANNELS]: the sum of h dh over the columns
+    of a state. dD [M groups R, CHANNELS]: the sum of g x over the chunk's tokens.
     """
 
     dx: jax.Array
@@ -138,9 +180,9 @@ class Gradients(NamedTuple):
             return jnp.sum(a.reshape(-1, pieces, t.heads, CHUNK), axis=1).reshape(shape)
 
         of_tokens = self.of_tokens.reshape(len(self.dD), KINDS, -1, CHUNK)
-        across = jnp.sum(self.across, axis=0).reshape(t.all_chunks, -1, t.headdim)
+        across = self.across.reshape(t.all_chunks, -1, t.headdim)
         return Sums(
-            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(jnp.sum(self.out, axis=0)),
+            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(self.out),
             by_head(of_tokens[:, 3]), jnp.sum(across, axis=2), self.dD,
         )
 
@@ -168,41 +210,32 @@ def scan_gradients(
 
     def kernel(x_ref, g_ref, s_ref, dt_ref, exit_ref, entry_ref, D_ref, B_ref, C_ref, dh_ref, h_ref, tokens_ref,
                dx_ref, dB_ref, dC_ref, of_tokens_ref, out_ref, across_ref, dD_ref,
-               B_smem, C_smem, tokens_smem, x_smem, g_smem, s_smem, s_again_smem, dt_smem, exit_smem, entry_smem,
-               D_smem, dscores_smem, dx_smem, of_tokens_smem, dD_smem, out_smem, across_smem, loaded, ready, full, used,
-               finished, *states_smem):
-        dh_smem, h_smem = states_smem[:d.keys], states_smem[d.keys:]  # each key's columns apart
-        warpgroup, part = lax.axis_index(tiles.WARPGROUP), lax.axis_index('part')
+               B_smem, C_smem, tokens_smem, tiles_smem, all_made_smem, out_smem, across_smem, loaded, ready, full, used,
+               finished):
+        warpgroup, part = lax.axis_index('warpgroup'), lax.axis_index('part')
         here = Place(lax.axis_index('chunk'), lax.axis_index('group'), part, part * d.steps)
 
         def number(k):
             """The number of the tile of step k among those of all chunks and groups."""
             return (here.m * t.groups + here.group) * d.of_group + here.first + k
 
-        def columns_at(k):
-            """The columns in x, g and dx of step k's tile, and then those of the other tiles of its block."""
-            tile_ = here.first + k
-            for piece in range(d.pieces):
-                its = tile_ - rem(tile_, d.pieces) + rem(tile_ + piece, d.pieces) if piece else tile_
-                yield pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
+        def columns_at(k, piece=0):
+            """The columns in x, g and dx of step k's tile, or of another tile of its block."""
+            own = here.first + k
+            its = own - rem(own, d.pieces) + rem(own + piece, d.pieces)
+            return pl.ds((here.group * d.of_group + its) * CHANNELS, CHANNELS)
 
         def start(k):
             """Load step k's tile into its buffer."""
-            b, barrier = rem(k, d.buffers), full.at[rem(k, d.barriers)]
-            block, states = div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
-            copies = [(D_ref.at[here.group * d.of_group + here.first + k], D_smem.at[b])]
-            for ref, of_keys in ((dh_ref, dh_smem), (h_ref, h_smem)):
-                for its, smem in zip(d.key_columns, of_keys, strict=True):
-                    copies.append((ref.at[states, its], smem.at[b]))
-            # s is loaded twice, because what a kernel loads lies either along rows or along columns.
-            for ref, smem in ((s_ref, s_smem), (s_ref, s_again_smem), (dt_ref, dt_smem), (exit_ref, exit_smem),
-                              (entry_ref, entry_smem)):
-                copies.append((ref.at[block], smem.at[b]))
-            for piece, at in enumerate(columns_at(k)):
-                copies.append((x_ref.at[here.tokens, at], x_smem.at[b, piece]))
-                copies.append((g_ref.at[here.tokens, at], g_smem.at[b, piece]))
-            for source, target in copies:
-                plgpu.copy_gmem_to_smem(source, target, barrier)
+            of_block, of_states = div(number(k), d.pieces), pl.ds(number(k) * CHANNELS, CHANNELS)
+            x, g = (
+                [ref.at[here.tokens, columns_at(k, piece)] for piece in range(d.pieces)] for ref in (x_ref, g_ref)
+            )
+            vectors = [ref.at[of_block] for ref in (s_ref, s_ref, dt_ref, exit_ref, entry_ref)]
+            sources = Loaded(x, g, *vectors, D_ref.at[here.group * d.of_group + here.first + k], dh_ref.at[of_states],
+                             h_ref.at[of_states])
+            for source, target in zip(sources.refs(), tiles_smem.at(rem(k, d.buffers)).refs(), strict=True):
+                plgpu.copy_gmem_to_smem(source, target, full.at[rem(k, d.barriers)])
 
         def where_seen(a):
             i = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
@@ -211,8 +244,8 @@ def scan_gradients(
 
         @pl.when(warpgroup < d.workers)
         def worker():
-            own_dscores_smem = dscores_smem.at[warpgroup]
-            own_dscores_smem[...] = plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA)
+            made_smem = all_made_smem.at(warpgroup)
+            made_smem.dscores[...] = plgpu.layout_cast(jnp.zeros(square, jnp.float32), plgpu.Layout.WGMMA)
             plgpu.barrier_wait(ready)
             # Everything of Q x Q is transposed, [j, i]. So W^T is in registers as the operand of the wgmma that makes
             # du. The mask is applied once for all heads, as it is to dS. Exponents are at most 0 at masked places too,
@@ -226,26 +259,20 @@ def scan_gradients(
 
             def turn(n, done):
                 k = n * d.workers + warpgroup
-                b, barrier = rem(k, d.buffers), rem(k, d.barriers)
+                tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
                 plgpu.barrier_wait(full.at[barrier])
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                for piece in range(d.pieces):
-                    tiles.clean(g_smem.at[b, piece])
+                for g_smem in tile_smem.g:
+                    tiles.clean(g_smem)
                 plgpu.commit_smem()
                 for head in range(d.heads):
-                    _of_head(
-                        d, head, scores, own, bad, x_smem.at[b], g_smem.at[b], s_smem.at[b, head],
-                        s_again_smem.at[b, head], dt_smem.at[b, head], exit_smem.at[b, head], D_smem.at[b], B_smem,
-                        [smem.at[b] for smem in dh_smem], own_dscores_smem, dx_smem.at[warpgroup],
-                        of_tokens_smem.at[warpgroup], dD_smem.at[warpgroup], interpret=interpret,
-                    )
+                    _of_head(d, head, tile_smem, made_smem, B_smem, scores, own, bad, interpret=interpret)
                 plgpu.commit_smem()
-                (at, *_) = columns_at(k)
                 for smem, ref in (
-                    (dx_smem, dx_ref.at[here.tokens, at]), (of_tokens_smem, of_tokens_ref.at[number(k)]),
-                    (dD_smem, dD_ref.at[number(k)]),
+                    (made_smem.dx, dx_ref.at[here.tokens, columns_at(k)]), (made_smem.dD, dD_ref.at[number(k)]),
+                    (made_smem.of_tokens, of_tokens_ref.at[number(k)]),
                 ):
-                    plgpu.copy_smem_to_gmem(smem.at[warpgroup], ref, commit_group=False)
+                    plgpu.copy_smem_to_gmem(smem, ref, commit_group=False)
                 plgpu.commit_smem_to_gmem_group()
                 plgpu.barrier_wait(used.at[barrier])
                 pl.when(k + d.buffers < d.steps)(lambda: start(k + d.buffers))
@@ -256,165 +283,188 @@ def scan_gradients(
             plgpu.barrier_arrive(finished)
             plgpu.wait_smem_to_gmem(0)
 
-        for key, its in enumerate(d.key_columns):
-            @pl.when(warpgroup == d.workers + key)
-            def keys(key=key, its=its):
-                if key == 0:
-                    of_group = here.tokens, pl.ds(here.group * t.state, t.state)
-                    for source, target in (
-                        (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem)
-                    ):
-                        plgpu.copy_gmem_to_smem(source, target, loaded)
-                    for k in range(d.buffers):
-                        start(jnp.int32(k))
-                    plgpu.barrier_wait(loaded)
-                    tiles.clean(B_smem)
-                    tiles.clean(C_smem)
-                    plgpu.commit_smem()
-                    plgpu.barrier_arrive(ready)
-                plgpu.barrier_wait(ready)
-
-                def turn(k, made):
-                    dB, dC = made
-                    b, barrier = rem(k, d.buffers), rem(k, d.barriers)
-                    plgpu.barrier_wait(full.at[barrier])
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    h, dh = h_smem[key].at[b], dh_smem[key].at[b]
-
-                    def weighted(v_smem, weight):
-                        parts = []
-                        for head in range(d.heads):
-                            part = tiles.finite(tile(v_smem.at[b, 0, :, d.columns(head)]))
-                            parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
-                        return jnp.concatenate(parts, axis=1)
-
-                    exit_u = weighted(x_smem, lambda head: rows(exit_smem.at[b, head]) * rows(dt_smem.at[b, head]))
-                    dB = tiles.add_product(dB, exit_u, dh, interpret=interpret)
-                    entry_g = weighted(g_smem, lambda head: rows(entry_smem.at[b, head]))
-                    dC = tiles.add_product(dC, entry_g, h, interpret=interpret)
-                    read = entry_g.astype(jnp.float32) * tiles.product(C_smem.at[:, its], h.transpose((1, 0)))
-                    for head in range(d.heads):
-                        own = d.columns(head)
-                        out_smem.at[key, head][...] = jnp.sum(read[:, own.start:own.start + own.size], axis=1)
-                    across_smem.at[key][...] = sum(
-                        jnp.sum(tile(h.at[:, some]) * tile(dh.at[:, some]), axis=1) for some in _cut(its.size)
-                    )
-                    plgpu.commit_smem()
-                    plgpu.barrier_arrive(used.at[barrier])
-                    plgpu.copy_smem_to_gmem(out_smem.at[key], out_ref.at[key, number(k)], commit_group=False)
-                    plgpu.copy_smem_to_gmem(across_smem.at[key], across_ref.at[key, number(k)], commit_group=False)
-                    plgpu.commit_smem_to_gmem_group()
-                    return dB, dC
-
-                nothing = plgpu.layout_cast(jnp.zeros((CHUNK, its.size), jnp.float32), plgpu.Layout.WGMMA)
-                dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, (nothing, nothing))
-                plgpu.barrier_wait(finished)
-                # The tiles are read no more.
-                made_smem = (x_smem, g_smem)[key].at[0, 0]
-                dscores = sum(tile(dscores_smem.at[worker]) for worker in range(d.workers))
-                made_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+        def keys(first, makes_dB, makes_dC):
+            """Make dB or dC or both; the first of the keys loads what all warpgroups read."""
+            first_column = here.group * t.state
+            of_group = here.tokens, pl.ds(first_column, t.state)
+            if first:
+                for source, target in (
+                    (B_ref.at[of_group], B_smem), (C_ref.at[of_group], C_smem), (tokens_ref.at[here.m], tokens_smem)
+                ):
+                    plgpu.copy_gmem_to_smem(source, target, loaded)
+                for k in range(d.buffers):
+                    start(jnp.int32(k))
+                plgpu.barrier_wait(loaded)
+                tiles.clean(B_smem)
+                tiles.clean(C_smem)
                 plgpu.commit_smem()
-                dB += tiles.product(made_smem, C_smem.at[:, its])
-                dC += tiles.product(made_smem.transpose((1, 0)), B_smem.at[:, its])
-                bad = over_rows(rows(tokens_smem.at[2]), dB.shape) != 0
-                at = here.part, here.tokens, pl.ds(here.group * t.state + its.start, its.size)
-                for ref, smem, made in ((dB_ref, dh_smem[key].at[0], dB), (dC_ref, h_smem[key].at[0], dC)):
-                    made = jnp.where(bad, jnp.nan, made).astype(ref.dtype)
+                plgpu.barrier_arrive(ready)
+            plgpu.barrier_wait(ready)
+
+            def turn(k, made):
+                dB, dC = made
+                tile_smem, barrier = tiles_smem.at(rem(k, d.buffers)), rem(k, d.barriers)
+                plgpu.barrier_wait(full.at[barrier])
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+                def weighted(v_smem, weight, pieces):
+                    parts = []
+                    for head, at in pieces:
+                        part = tiles.finite(tile(v_smem.at[:, at]))
+                        parts.append((part * over_rows(weight(head), part.shape)).astype(jnp.bfloat16))
+                    return jnp.concatenate(parts, axis=1)
+
+                out = [jnp.zeros_like(rows(tile_smem.entry.at[head])) for head in range(d.heads)]
+                for start_at in range(0, CHANNELS, HALF):
+                    half, pieces = pl.ds(start_at, HALF), list(d.pieces_of(start_at))
+                    if makes_dB:
+                        exit_u = weighted(
+                            tile_smem.x[0], lambda n: rows(tile_smem.exit.at[n]) * rows(tile_smem.dt.at[n]), pieces
+                        )
+                        dB = tiles.add_product(dB, exit_u, tile_smem.dh.at[half], interpret=interpret)
+                    if makes_dC:
+                        entry_g = weighted(tile_smem.g[0], lambda n: rows(tile_smem.entry.at[n]), pieces)
+                        dC = tiles.add_product(dC, entry_g, tile_smem.h.at[half], interpret=interpret)
+                        read = tiles.product(C_smem, tile_smem.h.at[half].transpose((1, 0)))
+                        read *= entry_g.astype(jnp.float32)
+                        for head, at in pieces:
+                            out[head] += jnp.sum(read[:, at.start - start_at:at.start - start_at + at.size], axis=1)
+                if makes_dB:
+                    across_smem[...] = sum(
+                        jnp.sum(tile(tile_smem.h.at[:, some]) * tile(tile_smem.dh.at[:, some]), axis=1)
+                        for some in _cut(t.state)
+                    )
+                if makes_dC:
+                    for head in range(d.heads):
+                        out_smem.at[head][...] = out[head]
+                plgpu.commit_smem()
+                plgpu.barrier_arrive(used.at[barrier])
+                if makes_dB:
+                    plgpu.copy_smem_to_gmem(across_smem, across_ref.at[number(k)], commit_group=False)
+                if makes_dC:
+                    plgpu.copy_smem_to_gmem(out_smem, out_ref.at[number(k)], commit_group=False)
+                plgpu.commit_smem_to_gmem_group()
+                return dB, dC
+
+            nothing = plgpu.layout_cast(jnp.zeros((CHUNK, t.state), jnp.float32), plgpu.Layout.WGMMA)
+            made = nothing if makes_dB else None, nothing if makes_dC else None
+            dB, dC = lax.fori_loop(jnp.int32(0), jnp.int32(d.steps), turn, made)
+            plgpu.barrier_wait(finished)
+            # The tiles are read no more.
+            free_smem = tiles_smem.at(0)
+            dscores_smem = (free_smem.x if makes_dB else free_smem.g)[0]
+            dscores = sum(tile(all_made_smem.dscores.at[worker]) for worker in range(d.workers))
+            dscores_smem[...] = where_seen(dscores).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+
+            def finish(ref, free_smem, made, a, other_smem):
+                """Store made + a @ other."""
+                for some in _cut(t.state):
+                    total = made[:, some.start:some.start + some.size] + tiles.product(a, other_smem.at[:, some])
+                    bad = over_rows(rows(tokens_smem.at[2]), total.shape) != 0
+                    total = jnp.where(bad, jnp.nan, total).astype(ref.dtype)
                     if ref.dtype == jnp.float32:
-                        ref.at[at][...] = made
+                        ref.at[here.part, here.tokens, pl.ds(first_column + some.start, some.size)][...] = total
                     else:
-                        smem[...] = made
-                        plgpu.commit_smem()
-                        plgpu.copy_smem_to_gmem(smem, ref.at[at])
-                plgpu.wait_smem_to_gmem(0)
+                        free_smem.at[:, some][...] = total
+                if ref.dtype != jnp.float32:
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(free_smem, ref.at[here.part, *of_group])
+
+            if makes_dB:
+                finish(dB_ref, free_smem.dh, dB, dscores_smem, C_smem)
+            if makes_dC:
+                finish(dC_ref, free_smem.h, dC, dscores_smem.transpose((1, 0)), B_smem)
+            plgpu.wait_smem_to_gmem(0)
+
+        for key, makes in enumerate([(True, True)] if d.keys == 1 else [(True, False), (False, True)]):
+            pl.when(warpgroup == d.workers + key)(functools.partial(keys, key == 0, *makes))
 
     def vector(*shape: int) -> Any:
         return plgpu.SMEM(shape, jnp.float32)
 
     whole = t.all_chunks * t.groups * d.of_group
     of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
-    tile_ = d.shared(d.buffers, d.pieces, CHUNK, CHANNELS)
-    states = [d.shared(d.buffers, CHANNELS, its.size) for its in d.key_columns]
+    tile_ = [d.shared(d.buffers, CHUNK, CHANNELS)] * d.pieces
+    state = d.shared(d.buffers, CHANNELS, t.state)
+    vectors = [vector(d.buffers, d.heads, CHUNK)] * 5
+    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), state, state)
     return Gradients(*tiles.call(
         kernel,
         [
             jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), of_key, of_key,
             jax.ShapeDtypeStruct((whole, KINDS * d.heads, CHUNK), jnp.float32),
-            jax.ShapeDtypeStruct((d.keys, whole, d.heads, CHUNK), jnp.float32),
-            jax.ShapeDtypeStruct((d.keys, whole, CHANNELS), jnp.float32),
+            jax.ShapeDtypeStruct((whole, d.heads, CHUNK), jnp.float32),
+            jax.ShapeDtypeStruct((whole, CHANNELS), jnp.float32),
             jax.ShapeDtypeStruct((whole, CHANNELS), jnp.float32),
         ],
         x, g, s, dt, exit, entry, D.reshape(-1, CHANNELS), B, C, dexits, entries, tokens,
         **tiles.parts_grid(t), warpgroups=d.workers + d.keys,
         scratch_types=[
-            d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tile_, tile_,
-            *[vector(d.buffers, d.heads, CHUNK)] * 5, vector(d.buffers, CHANNELS),
-            tiles.wide_square(d.workers), d.shared(d.workers, CHUNK, CHANNELS),
-            vector(d.workers, KINDS * d.heads, CHUNK), vector(d.workers, CHANNELS),
-            vector(d.keys, d.heads, CHUNK), vector(d.keys, CHANNELS),
-            plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=6 + 2 * d.pieces + 2 * d.keys, num_barriers=d.barriers),
+            d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tiles_smem,
+            Made(
+                d.shared(d.workers, CHUNK, CHANNELS), vector(d.workers, KINDS * d.heads, CHUNK),
+                vector(d.workers, CHANNELS), tiles.wide_square(d.workers),
+            ),
+            vector(d.heads, CHUNK), vector(CHANNELS), plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
+            plgpu.Barrier(num_arrivals=len(tiles_smem.refs()), num_barriers=d.barriers),
             plgpu.Barrier(num_arrivals=d.keys, num_barriers=d.barriers), plgpu.Barrier(num_arrivals=d.workers),
-            *states * 2,
         ],
         interpret=interpret,
     ))
 
 
 def _cut(size: int) -> Iterator[Any]:
-    """Slices of at most CHUNK out of so many columns."""
-    return (pl.ds(n, min(CHUNK, size - n)) for n in range(0, size, CHUNK))
+    """Slices of at most HALF out of so many columns."""
+    return (pl.ds(n, min(HALF, size - n)) for n in range(0, size, HALF))
 
 
 def _of_head(
-    d: Division, head: int, scores: jax.Array, own: jax.Array, bad: jax.Array, x_smem: Any, g_smem: Any, s_smem: Any,
-    s_again_smem: Any, dt_smem: Any, exit_smem: Any, D_smem: Any, B_smem: Any, dh_smem: list[Any], dscores_smem: Any,
-    dx_smem: Any, of_tokens_smem: Any, dD_smem: Any, *, interpret: bool,
+    d: Division, head: int, loaded: Loaded, made: Made, B_smem: Any, scores: jax.Array, own: jax.Array, bad: jax.Array,
+    *, interpret: bool,
 ) -> None:
-    """What a worker does with one head of a tile. x_smem, g_smem: the tile's own piece of the block comes first."""
+    """What a worker does with one head of a tile."""
     its = d.columns(head)
-    dt, exit = rows(dt_smem), rows(exit_smem)
+    dt, exit = rows(loaded.dt.at[head]), rows(loaded.exit.at[head])
     half = CHUNK, HALF
     u = [
-        (over_rows(dt, (CHUNK, its.size)) * tiles.finite(tile(x_smem.at[piece, :, its]))).astype(jnp.bfloat16)
-        for piece in range(d.pieces)
+        (over_rows(dt, (CHUNK, its.size)) * tiles.finite(tile(x_smem.at[:, its]))).astype(jnp.bfloat16)
+        for x_smem in loaded.x
     ]
     weights, by_key = [], jnp.zeros_like(own)
     for first in range(0, CHUNK, HALF):
         i = pl.ds(first, HALF)
         dweights = sum(
-            tiles.register_product(u[piece], g_smem.at[piece, i, its], transposed=True, interpret=interpret)
-            for piece in range(d.pieces)
+            tiles.register_product(of_piece, g_smem.at[i, its], transposed=True, interpret=interpret)
+            for of_piece, g_smem in zip(u, loaded.g, strict=True)
         )
-        exponent = over_columns(columns(s_again_smem.at[i]), half) - over_rows(rows(s_smem), half)
+        s_i, s_j = columns(loaded.s_again.at[head, i]), rows(loaded.s.at[head])
+        exponent = over_columns(s_i, half) - over_rows(s_j, half)
         decay = jnp.exp2(jnp.minimum(exponent, 0.0))
         # Every tile of a block makes all of this, and the shares are summed.
         dscore = dweights * decay * (1 / d.pieces)
-        dscores_smem.at[:, i][...] = tile(dscores_smem.at[:, i]) + dscore
+        made.dscores.at[:, i][...] = tile(made.dscores.at[:, i]) + dscore
         some = scores[:, first:first + HALF]
         both = dscore * some
-        of_tokens_smem.at[head, i][...] = jnp.sum(both, axis=0)
+        made.of_tokens.at[head, i][...] = jnp.sum(both, axis=0)
         by_key += jnp.sum(both, axis=1)
         weights.append((some * decay).astype(jnp.bfloat16))
-    of_tokens_smem.at[d.heads + head][...] = by_key
+    made.of_tokens.at[d.heads + head][...] = by_key
     xdu, into = jnp.zeros_like(own), jnp.zeros_like(own)
     for first in range(its.start, its.start + its.size, HALF):
         at = pl.ds(first, min(HALF, its.size))
-        du = tiles.register_product(jnp.concatenate(weights, axis=1), g_smem.at[0, :, at], interpret=interpret)
-        from_exit = sum(
-            tiles.product(B_smem.at[:, of_key], smem.at[at].transpose((1, 0)))
-            for of_key, smem in zip(d.key_columns, dh_smem, strict=True)
-        )
-        x, g = tiles.finite(tile(x_smem.at[0, :, at])), tile(g_smem.at[0, :, at])
+        du = tiles.register_product(jnp.concatenate(weights, axis=1), loaded.g[0].at[:, at], interpret=interpret)
+        from_exit = tiles.product(B_smem, loaded.dh.at[at].transpose((1, 0)))
+        x, g = tiles.finite(tile(loaded.x[0].at[:, at])), tile(loaded.g[0].at[:, at])
         du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
         xdu += jnp.sum(x * du, axis=1)
         into += jnp.sum(x * from_exit, axis=1)
-        dD_smem.at[at][...] = jnp.sum(x * g, axis=0)
-        dx = over_rows(dt, x.shape) * du + over_columns(columns(D_smem.at[at]), x.shape) * g
+        made.dD.at[at][...] = jnp.sum(x * g, axis=0)
+        dx = over_rows(dt, x.shape) * du + over_columns(columns(loaded.D.at[at]), x.shape) * g
         dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
-        dx_smem.at[:, at][...] = dx.astype(jnp.bfloat16)
-    of_tokens_smem.at[2 * d.heads + head][...] = xdu
-    of_tokens_smem.at[3 * d.heads + head][...] = into * exit * dt
+        made.dx.at[:, at][...] = dx.astype(jnp.bfloat16)
+    made.of_tokens.at[2 * d.heads + head][...] = xdu
+    made.of_tokens.at[3 * d.heads + head][...] = into * exit * dt
 
 
 MEMORY = {'scan_gradients': gradients_memory}
