@@ -6,12 +6,12 @@ Each stage is a process of its own with a limit below 10 minutes, so that one th
 of them fit 25 minutes, and the first four 12. When --minutes are over, what is left is left out:
 
 device      versions, the driver and what the chip can do, measured
-around      the kernels around the scan, compiled, against their definitions: gated norms of one and both directions,
-            with their weight in a state's vector of small arrays, and the short convolution
-step_pallas_gpu   KuaiRand's train and evaluation steps (python -m experiments.benchmark)
+around      the kernels around the scan, compiled, against their definitions, and their times beside XLA's
+agreement_fused   pallas_gpu_fused, compiled, against the float32 reference over shapes and directions, three calls each
+step_pallas_gpu_fused   KuaiRand's train and evaluation steps (python -m experiments.benchmark) with all kernels
+step_pallas_gpu   the same with those that an H200 has found right
 epoch       one epoch of the default train (python -m experiments.train)
-agreement   pallas_gpu, compiled, against the float32 reference over shapes and directions, three calls of each
-agreement_fused   the same for pallas_gpu_fused
+agreement   as agreement_fused, for pallas_gpu
 sanitizer   where pallas_gpu disagrees, the smallest failing shape under compute-sanitizer
 bench       ssd_scan beside its peers (python -m pallas_kernels.bench_ssd)
 bench_fused   where pallas_gpu_fused agrees, its times
@@ -64,7 +64,7 @@ def stages(out: Path) -> list[Stage]:
             *python, 'experiments.benchmark', '--preset=kuairand', '--set=model.dtype=bfloat16', '--repeats=3',
             f'--set=model.ssd_implementation={name}', f'--json={out / f"{name}.json"}',
         ]
-        return Stage(f'step_{name}', command, 210, f'{name}.json')
+        return Stage(f'step_{name}', command, 180, f'{name}.json')
 
     def bench(name: str, implementations: str, workloads: str, seconds: float) -> Stage:
         command = [
@@ -76,11 +76,12 @@ def stages(out: Path) -> list[Stage]:
     return [
         Stage('device', [*me, '--only=device'], 90),
         Stage('around', [*me, '--only=around'], 210),
+        Stage('agreement_fused', [*me, '--only=agreement_fused'], 180),
+        step(FUSED),
         step(IMPLEMENTATION),
-        Stage('epoch', [*python, 'experiments.train', f'--workdir={out / "run"}', '--set=train.max_epochs=1'], 180,
+        Stage('epoch', [*python, 'experiments.train', f'--workdir={out / "run"}', '--set=train.max_epochs=1'], 120,
               'run/result.json'),
-        Stage('agreement', [*me, '--only=agreement'], 210),
-        Stage('agreement_fused', [*me, '--only=agreement_fused'], 150),
+        Stage('agreement', [*me, '--only=agreement'], 120),
         Stage(
             'sanitizer', ['compute-sanitizer', *me, '--only=smallest', f'--out={out}'], 60,
             needed=lambda found: bool(_smallest_failing(found)),

@@ -29,7 +29,7 @@ def test_without_a_gpu_it_refuses_in_a_sentence_and_makes_no_folder(monkeypatch,
 
 def test_an_unknown_stage_is_named_with_the_known_ones(monkeypatch, tmp_path):
     monkeypatch.setattr('sys.argv', ['first_gpu_run', f'--out={tmp_path}', '--stages=device,agreemnt'])
-    with pytest.raises(SystemExit, match='--stages=agreemnt is unknown: there are device, around, step_pallas_gpu'):
+    with pytest.raises(SystemExit, match='--stages=agreemnt is unknown: there are device, around, agreement_fused'):
         first_gpu_run.main()
 
 
@@ -59,7 +59,7 @@ def test_the_limits_fit_ten_minutes_each_25_together_and_12_the_most_valuable(tm
     stages = first_gpu_run.stages(tmp_path)
     seconds = [stage.seconds for stage in stages]
     assert max(seconds) <= 600 and sum(seconds) <= 25 * 60 and sum(seconds[:4]) <= 12 * 60
-    assert [stage.name for stage in stages[:4]] == ['device', 'around', 'step_pallas_gpu', 'epoch']
+    assert [s.name for s in stages[:4]] == ['device', 'around', 'agreement_fused', 'step_pallas_gpu_fused']
 
 
 def test_when_its_time_is_over_a_stage_is_stopped_and_those_after_it_are_left_out(tmp_path, monkeypatch):
