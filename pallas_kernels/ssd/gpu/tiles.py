@@ -198,10 +198,15 @@ def call(
     )
 
 
-def wide_square(*number: int) -> Any:
-    """Float32 buffers [*number, Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+def wide_square() -> Any:
+    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+    return wide(CHUNK, CHUNK)
+
+
+def wide(*shape: int) -> Any:
+    """A float32 buffer in shared memory, in which threads that hold a wgmma's result do not collide."""
     return plgpu.SMEM(
-        (*number, CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+        shape, jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
 
 
@@ -218,6 +223,17 @@ def columns(ref: Any) -> jax.Array:
 def tile(ref: Any) -> jax.Array:
     """Load a matrix from shared memory as float32, laid out in registers as a wgmma's result."""
     return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+
+
+def by_channel(ref: Any) -> jax.Array:
+    """Load [rows, columns], multiples of 8 and 32, from shared memory as float32, each column in a single warp.
+
+    So rows are summed without the buffer that the warpgroups of a program share.
+    """
+    layout = plgpu.Layout.TILED(
+        plgpu.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
+    )
+    return plgpu.load(ref, layout=layout, optimized=False).astype(jnp.float32)
 
 
 def finite(a: jax.Array) -> jax.Array:
