@@ -184,11 +184,9 @@ class Gradients(NamedTuple):
             return jnp.sum(a.reshape(-1, pieces, t.heads, CHUNK), axis=1).reshape(shape)
 
         of_tokens = self.of_tokens.reshape(len(self.dD), KINDS, -1, CHUNK)
-        across = self.across.reshape(t.all_chunks, -1, t.headdim)
-        return Sums(
-            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(self.out),
-            by_head(of_tokens[:, 3]), jnp.sum(across, axis=2), self.dD,
-        )
+        by_query, by_key, xdu, into = (by_head(of_tokens[:, kind]) for kind in range(KINDS))
+        across = jnp.sum(self.across.reshape(t.all_chunks, -1, t.headdim), axis=2)
+        return Sums(by_query, by_key, xdu, by_head(self.out), into, across, self.dD)
 
 
 def scan_gradients(
@@ -394,8 +392,10 @@ def scan_gradients(
     of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
     tile_ = [d.shared(d.buffers, CHUNK, CHANNELS)] * d.pieces
     state = d.shared(d.buffers, CHANNELS, t.state)
-    vectors = [vector(d.buffers, d.heads, CHUNK)] * 5
-    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), state, state)
+    of_heads = vector(d.buffers, d.heads, CHUNK)
+    tiles_smem = Loaded(
+        tile_, tile_, of_heads, of_heads, of_heads, of_heads, of_heads, vector(d.buffers, CHANNELS), state, state
+    )
     return Gradients(*tiles.call(
         kernel,
         [
