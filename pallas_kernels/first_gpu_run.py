@@ -66,7 +66,7 @@ def stages(out: Path) -> list[Stage]:
         ]
         return Stage(f'step_{name}', command, 180, f'{name}.json')
 
-    def bench(name: str, implementations: str, workloads: str, seconds: float) -> Stage:
+    def bench(name: str, implementations: str, workloads: str, seconds: int) -> Stage:
         command = [
             *python, 'pallas_kernels.bench_ssd', f'--implementation={implementations}', f'--workload={workloads}',
             f'--json={out / f"{name}.json"}',

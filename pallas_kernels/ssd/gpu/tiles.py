@@ -200,10 +200,15 @@ def call(
     )
 
 
-def wide_square(*number: int) -> Any:
-    """Float32 buffers [*number, Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+def wide_square() -> Any:
+    """A float32 buffer [Q, Q] in shared memory, in which threads that hold a wgmma's result do not collide."""
+    return wide(CHUNK, CHUNK)
+
+
+def wide(*shape: int) -> Any:
+    """A float32 buffer in shared memory, in which threads that hold a wgmma's result do not collide."""
     return plgpu.SMEM(
-        (*number, CHUNK, CHUNK), jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+        shape, jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
     )
 
 

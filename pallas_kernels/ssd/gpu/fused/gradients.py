@@ -70,7 +70,7 @@ class Division(NamedTuple):
         """Bytes of shared memory (once, for each buffer)."""
         t, row = self.t, 4 * CHUNK
         once = 2 * 2 * CHUNK * t.state + 3 * row
-        once += self.workers * (row * CHUNK + 2 * CHUNK * CHANNELS + row * KINDS * self.heads + 4 * CHANNELS)
+        once += self.workers * (row * (CHUNK + HALF) + 2 * CHUNK * CHANNELS + row * KINDS * self.heads + 4 * CHANNELS)
         once += row * self.heads + 4 * CHANNELS
         vectors = 5 * row * self.heads + 4 * CHANNELS
         return once, 2 * 2 * CHUNK * CHANNELS * self.pieces + 2 * 2 * CHANNELS * t.state + vectors
@@ -140,12 +140,16 @@ class Loaded(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a worker makes of a tile, and the sum dS^T of its heads, in shared memory; see Gradients."""
+    """What a worker makes of a tile, and the sum dS^T of its heads, in shared memory; see Gradients.
+
+    products: W dW of one head and HALF of the queries, [j, i].
+    """
 
     dx: Any
     of_tokens: Any
     dD: Any
     dscores: Any
+    products: Any
 
     def at(self, worker: jax.Array) -> 'Made':
         """That of one worker."""
@@ -180,11 +184,9 @@ class Gradients(NamedTuple):
             return jnp.sum(a.reshape(-1, pieces, t.heads, CHUNK), axis=1).reshape(shape)
 
         of_tokens = self.of_tokens.reshape(len(self.dD), KINDS, -1, CHUNK)
-        across = self.across.reshape(t.all_chunks, -1, t.headdim)
-        return Sums(
-            *(by_head(of_tokens[:, kind]) for kind in range(3)), by_head(self.out),
-            by_head(of_tokens[:, 3]), jnp.sum(across, axis=2), self.dD,
-        )
+        by_query, by_key, xdu, into = (by_head(of_tokens[:, kind]) for kind in range(KINDS))
+        across = jnp.sum(self.across.reshape(t.all_chunks, -1, t.headdim), axis=2)
+        return Sums(by_query, by_key, xdu, by_head(self.out), into, across, self.dD)
 
 
 def scan_gradients(
@@ -267,6 +269,9 @@ def scan_gradients(
                 plgpu.commit_smem()
                 for head in range(d.heads):
                     _of_head(d, head, tile_smem, made_smem, B_smem, scores, own, bad, interpret=interpret)
+                for its in _cut(CHANNELS):
+                    x, g = (tiles.by_channel(ref.at[:, its]) for ref in (tile_smem.x[0], tile_smem.g[0]))
+                    made_smem.dD.at[its][...] = jnp.sum(tiles.finite(x) * g, axis=0)
                 plgpu.commit_smem()
                 for smem, ref in (
                     (made_smem.dx, dx_ref.at[here.tokens, columns_at(k)]), (made_smem.dD, dD_ref.at[number(k)]),
@@ -387,8 +392,10 @@ def scan_gradients(
     of_key = jax.ShapeDtypeStruct((t.parts, *B.shape), jnp.bfloat16 if t.parts == 1 else jnp.float32)
     tile_ = [d.shared(d.buffers, CHUNK, CHANNELS)] * d.pieces
     state = d.shared(d.buffers, CHANNELS, t.state)
-    vectors = [vector(d.buffers, d.heads, CHUNK)] * 5
-    tiles_smem = Loaded(tile_, tile_, *vectors, vector(d.buffers, CHANNELS), state, state)
+    of_heads = vector(d.buffers, d.heads, CHUNK)
+    tiles_smem = Loaded(
+        tile_, tile_, of_heads, of_heads, of_heads, of_heads, of_heads, vector(d.buffers, CHANNELS), state, state
+    )
     return Gradients(*tiles.call(
         kernel,
         [
@@ -404,7 +411,7 @@ def scan_gradients(
             d.shared(CHUNK, t.state), d.shared(CHUNK, t.state), plgpu.SMEM((3, CHUNK), jnp.int32), tiles_smem,
             Made(
                 d.shared(d.workers, CHUNK, CHANNELS), vector(d.workers, KINDS * d.heads, CHUNK),
-                vector(d.workers, CHANNELS), tiles.wide_square(d.workers),
+                vector(d.workers, CHANNELS), tiles.wide(d.workers, CHUNK, CHUNK), tiles.wide(d.workers, CHUNK, HALF),
             ),
             vector(d.heads, CHUNK), vector(CHANNELS), plgpu.Barrier(num_arrivals=3), plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=len(tiles_smem.refs()), num_barriers=d.barriers),
@@ -446,7 +453,11 @@ def _of_head(
         made.dscores.at[:, i][...] = tile(made.dscores.at[:, i]) + dscore
         some = scores[:, first:first + HALF]
         both = dscore * some
-        made.of_tokens.at[head, i][...] = jnp.sum(both, axis=0)
+        # A sum over rows in registers would go through a buffer that all warpgroups share.
+        made.products[...] = both
+        plgpu.commit_smem()
+        made.of_tokens.at[head, i][...] = jnp.sum(tiles.by_channel(made.products), axis=0)
+        plgpu.commit_smem()
         by_key += jnp.sum(both, axis=1)
         weights.append((some * decay).astype(jnp.bfloat16))
     made.of_tokens.at[d.heads + head][...] = by_key
@@ -459,7 +470,6 @@ def _of_head(
         du += over_rows(own, x.shape) * g + over_rows(exit, x.shape) * from_exit
         xdu += jnp.sum(x * du, axis=1)
         into += jnp.sum(x * from_exit, axis=1)
-        made.dD.at[at][...] = jnp.sum(x * g, axis=0)
         dx = over_rows(dt, x.shape) * du + over_columns(columns(loaded.D.at[at]), x.shape) * g
         dx = jnp.where(over_rows(bad, x.shape) != 0, jnp.nan, dx)
         made.dx.at[:, at][...] = dx.astype(jnp.bfloat16)
