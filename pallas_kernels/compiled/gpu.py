@@ -70,7 +70,7 @@ def gpu_devices(target: str) -> list[Any]:
 
 
 class MosaicKernel(NamedTuple):
-    """A Mosaic kernel: registers of a thread and bytes spilled, as ptxas says, and bytes of shared memory."""
+    """A Mosaic kernel: registers of a thread and bytes spilled, as ptxas says, and bytes of shared memory (0: unknown)."""
 
     name: str
     registers: int
@@ -78,7 +78,8 @@ class MosaicKernel(NamedTuple):
     shared: int
 
     def __str__(self) -> str:
-        return f'{self.name} {self.registers} registers, {self.spilled} B spilled, {self.shared / 1024:.0f} KB shared'
+        shared = f', {self.shared / 1024:.0f} KB shared' if self.shared else ''
+        return f'{self.name} {self.registers} registers, {self.spilled} B spilled{shared}'
 
 
 class Program(NamedTuple):
@@ -219,7 +220,10 @@ def _shared_memory() -> dict[str, int]:
     context.allow_unregistered_dialects = True
     with context:
         for module in core.KNOWN_KERNELS.values():
-            text = str(ir.Module.parse(module))
+            try:
+                text = str(ir.Module.parse(module))
+            except ir.MLIRError:  # The parser does not always know what Mosaic itself wrote.
+                continue
             name = re.search(r'sym_name = "(\w+)_mosaic_gpu"', text)
             launched = re.search(r'gpu\.launch"\([^)]*(%\d+)\)', text)
             size = launched and re.search(rf'{launched[1]} = "[\w.]*constant"\(\) <?\{{value = (\d+)', text)

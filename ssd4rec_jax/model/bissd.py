@@ -1,4 +1,6 @@
 """One Bi-SSD layer: bidirectional mixer, residual connection, LayerNorm, dropout and position-wise FFN."""
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -31,7 +33,9 @@ class FeedForward(nnx.Module):
     def __call__(self, h: jax.Array, draws: Draws | None, name: str) -> jax.Array:
         if self.fused and gpu.why_not_feed_forward(h.dtype, h.shape[-1], self.w_1.out_features) is None:
             how = gpu.FeedForward(self.dropout_prob, self.norm.epsilon, transposed_matmul, target().interpret)
-            params = self.w_1.kernel, self.w_1.bias, self.w_2.kernel, self.w_2.bias, self.norm.scale, self.norm.bias
+            params: list[Any] = [
+                self.w_1.kernel, self.w_1.bias, self.w_2.kernel, self.w_2.bias, self.norm.scale, self.norm.bias
+            ]
             parameters = gpu.Parameters(*(param[...].astype(jnp.float32) for param in params))
             keys = None if draws is None else (draws.keys(f'{name}.inner'), draws.keys(f'{name}.out'))
             return gpu.feed_forward(how, h, parameters, keys)

@@ -44,7 +44,8 @@ class LayerNorm(nnx.LayerNorm):
         """
         if self.fused and residual_norm.why_not_residual_norm(a.dtype, a.shape[-1]) is None:
             how = residual_norm.ResidualNorm(probability, drops_first, self.epsilon, target().interpret)
-            scale, bias = (param[...].astype(jnp.float32) for param in (self.scale, self.bias))
+            params: list[Any] = [self.scale, self.bias]
+            scale, bias = (param[...].astype(jnp.float32) for param in params)
             keys = None if draws is None else draws.keys(stream)
             return residual_norm.residual_norm(how, a, u, scale, bias, keys)
         a = a if u is None else a + u
