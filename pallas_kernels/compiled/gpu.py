@@ -70,7 +70,7 @@ def gpu_devices(target: str) -> list[Any]:
 
 
 class MosaicKernel(NamedTuple):
-    """A Mosaic kernel: registers of a thread and bytes spilled, as ptxas says, and bytes of shared memory (0: unknown)."""
+    """A Mosaic kernel: registers of a thread and bytes spilled, as ptxas says, and shared bytes, 0 where unknown."""
 
     name: str
     registers: int
