@@ -32,7 +32,7 @@ def parts_of_short_convs(
 
     kernel, bias: in the dtype of the parameters. fused: as one kernel of a GPU, where that can serve it.
     """
-    if fused and gpu.why_not_short_convs(x.dtype, kernel.shape[0], widths) is None:
+    if fused and gpu.why_not_short_convs(x.dtype, x.shape[-1], kernel.shape[0], widths) is None:
         taps = jnp.concatenate([bias[None], kernel[::-1]]).astype(jnp.float32)
         how = gpu.Convolution(directions, widths, target().interpret)
         return gpu.short_convs(how, x, taps, layout.position, layout.remaining)

@@ -10,7 +10,7 @@ import pytest
 from pallas_kernels.bench import around
 from pallas_kernels.ssd.gpu import gated_norm, short_conv
 
-MISSING = short_conv.why_not_short_convs(jnp.bfloat16, 4, (64,))
+MISSING = short_conv.why_not_short_convs(jnp.bfloat16, 64, 4, (64,))
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -109,8 +109,10 @@ def test_gated_norms_lower_for_cuda():
 
 
 def test_calls_that_the_kernels_cannot_serve_are_told_why():
-    assert 'bfloat16' in short_conv.why_not_short_convs(jnp.float32, 4, (64,))
-    assert 'at most 5 taps' in short_conv.why_not_short_convs(jnp.bfloat16, 6, (64,))
-    assert 'multiples of 16' in short_conv.why_not_short_convs(jnp.bfloat16, 4, (64, 8))
+    assert 'bfloat16' in short_conv.why_not_short_convs(jnp.float32, 64, 4, (64,))
+    assert 'at most 5 taps' in short_conv.why_not_short_convs(jnp.bfloat16, 64, 6, (64,))
+    assert 'multiples of 16' in short_conv.why_not_short_convs(jnp.bfloat16, 72, 4, (64, 8))
+    assert 'copies 64 columns at a time and x has 96' in short_conv.why_not_short_convs(jnp.bfloat16, 96, 4, (64,))
+    assert short_conv.why_not_short_convs(jnp.bfloat16, 96, 4, (64, 16)) is None
     assert 'multiples of 128' in gated_norm.why_not_gated_norms(jnp.bfloat16, 96)
     assert 'bfloat16' in gated_norm.why_not_gated_norms(jnp.float32, 128)

@@ -98,8 +98,8 @@ class Convolution(NamedTuple):
         return a if filled == len(a) else jnp.pad(a, [(0, filled - len(a)), *[(0, 0)] * (a.ndim - 1)])
 
 
-def why_not_short_convs(x_dtype: DTypeLike, taps: int, widths: tuple[int, ...]) -> str | None:
-    """The reason why short_convs cannot serve a call with so many taps, as a sentence, or None if it can."""
+def why_not_short_convs(x_dtype: DTypeLike, columns: int, taps: int, widths: tuple[int, ...]) -> str | None:
+    """The reason why short_convs cannot serve a call with so many columns of x and taps, as a sentence, or None."""
     if plgpu is None or jax.__version_info__ < (0, 11):
         return f'the kernel of the short convolution needs JAX 0.11 or later and this is {jax.__version__}'
     if jnp.dtype(x_dtype) != jnp.bfloat16:
@@ -108,6 +108,10 @@ def why_not_short_convs(x_dtype: DTypeLike, taps: int, widths: tuple[int, ...]) 
         return f'the kernel of the short convolution has at most {MOST_TAPS} taps, not {taps}'
     if math.gcd(16, *widths) != 16:
         return f'the kernel of the short convolution takes multiples of 16 columns, not {widths}'
+    # Mosaic cuts the whole of x into the tiles that programs copy. The interpreter does not.
+    tile = Convolution((), widths).columns
+    if columns % tile:
+        return f'the kernel of the short convolution copies {tile} columns at a time and x has {columns}'
     return None
 
 
@@ -119,7 +123,8 @@ def short_convs(
 
     Args:
       how: what to compute.
-      x: [rows, tokens, channels + rest], bfloat16; channels is the sum of how.widths, and the rest is not convolved.
+      x: [rows, tokens, channels + rest], bfloat16; channels is the sum of how.widths, and the rest is not convolved. Its
+        columns are a multiple of how.columns.
       taps: [1 + d_conv, channels], float32: the bias, then the tap of the token itself, of the one before, and so on.
       position, remaining: int32 [rows, tokens], the tokens of a token's own history before it and after it.
 
