@@ -37,7 +37,7 @@ class Implementation(NamedTuple):
 
     scan(x, dt, A, B, C, run, reverse=, chunk_size=) computes y. why_not(call) returns the reason why the implementation
     cannot serve the call, as a sentence, or None if it can. skips: scan also takes D=, and adds D x to y. named: it is
-    taken only where a call names it, because no chip has run it.
+    taken only where a call names it, because no chip has trained with it.
     """
 
     scan: Callable[..., jax.Array]
@@ -201,7 +201,7 @@ def ssd_scan(
       chunk_size: tokens of a chunk. None takes the default of the platform.
       implementation: 'pallas_tpu', 'pallas_gpu', 'xla' or 'reference', or a sequence of these names, of which the first
         that can serve the call is taken. None stands for all of them (see pallas_kernels.tracing_for).
-        'pallas_gpu_fused' is taken only where it is named: no chip has run it.
+        'pallas_gpu_fused' is taken only where it is named: no chip has trained with it.
 
     Returns y, with the shape and dtype of x, or (y, final states), the latter in float32, or float64 for float64 x.
 

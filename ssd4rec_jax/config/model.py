@@ -55,7 +55,7 @@ class ModelConfig:
       each update is then rounded up or down at random, so that small updates are not lost.
     ssd_implementation: the implementation of pallas_kernels.ssd_scan; 'auto' takes the first one that supports the
       platform, dtype and shape. 'pallas_gpu' names kernels for what surrounds the scan on a GPU too, and
-      'pallas_gpu_fused' for nearly all of a layer; no GPU has run the latter yet.
+      'pallas_gpu_fused' for nearly all of a layer; no GPU has trained with the latter yet.
     """
 
     name: str = 'ssd4rec'

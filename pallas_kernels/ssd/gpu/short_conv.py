@@ -123,8 +123,8 @@ def short_convs(
 
     Args:
       how: what to compute.
-      x: [rows, tokens, channels + rest], bfloat16; channels is the sum of how.widths, and the rest is not convolved. Its
-        columns are a multiple of how.columns.
+      x: [rows, tokens, channels + rest], bfloat16; channels is the sum of how.widths, and the rest is not convolved;
+        in all a multiple of how.columns.
       taps: [1 + d_conv, channels], float32: the bias, then the tap of the token itself, of the one before, and so on.
       position, remaining: int32 [rows, tokens], the tokens of a token's own history before it and after it.
 
