@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and compiled programs that the processes of the tests share."""
 import os
 import tempfile
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Most of the suite's time is compilation. With these flags the code runs slower, but it is ready four times sooner.
@@ -20,6 +21,8 @@ import pytest
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from tests.browser import browser  # noqa: F401  # a fixture for every test
 
+MOST_MAPS = 30_000  # Linux allows 65,530 by default (vm.max_map_count).
+
 # The same inputs in every run, and none that fails because the machine is busy.
 hypothesis.settings.register_profile(
     'tests', derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -31,6 +34,15 @@ hypothesis.settings.load_profile('tests')
 def compile_cache():
     """Runs inside the test process use the compilation cache, as the commands do."""
     enable_compilation_cache()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_memory_maps():
+    """Compiled programs are forgotten before a process has as many memory maps as Linux allows, and XLA crashes."""
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and maps.read_bytes().count(b'\n') > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
