@@ -10,8 +10,8 @@ writes out, and n where gradients follow.
 """
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -332,20 +332,20 @@ class _Call:
             self.draws = [jnp.asarray(channel_words(self.hidden)), *(_flat(a) for a in keys)]
         self.pieces = [pl.ds(first, PIECE) for first in range(0, self.channels, PIECE)]
 
-    def wide(self, columns):
+    def wide(self, columns: int) -> jax.ShapeDtypeStruct:
         """The type of a bfloat16 value for each token and column."""
         return jax.ShapeDtypeStruct((len(self.h), columns), jnp.bfloat16)
 
-    def shared(self, *shape):
+    def shared(self, *shape: int) -> Any:
         """A bfloat16 buffer in shared memory that wgmma and TMA can read."""
         transforms = plgpu.TilingTransform((8, self.chunk)), plgpu.SwizzleTransform(2 * self.chunk)
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
-    def buffers(self, *columns):
+    def buffers(self, *columns: int) -> list[Any]:
         """For each of these numbers of columns, a buffer of them for the tokens of every worker."""
         return [self.shared(WORKERS, TOKENS, n) for n in columns]
 
-    def run(self, kernel, outs, *operands, scratch):
+    def run(self, kernel: Callable[..., None], outs: Any, *operands: jax.Array, scratch: Sequence[Any]) -> Any:
         """Call the kernel with refs of h, weights, operands, draws and results, `scratch`, and two streams' buffers."""
         stream = Stream.scratch(self.shared(SLOTS, self.chunk, self.channels))
         return tiles.call(
@@ -368,11 +368,11 @@ class _Here:
         self.dropout = call.how.dropout
         self.factor = 1 / (1 - self.dropout) if draws else 1.0
 
-    def channels(self, ref, its):
+    def channels(self, ref: Any, its: Any) -> jax.Array:
         """Load a value for each of these channels, and give it to all tokens."""
         return over_columns(tiles.vector(ref.at[its], 0), (TOKENS, its.size))
 
-    def mask(self, kind, its, kept):
+    def mask(self, kind: int, its: Any, kept: float) -> jax.Array | float:
         """`kept` where the inner (kind 0) or the outer (1) dropout keeps these channels of a token, and 0 elsewhere."""
         if not self.draws:
             return kept

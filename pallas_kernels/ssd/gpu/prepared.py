@@ -57,7 +57,7 @@ def filled_up(
     return D, jnp.pad(B, gap), jnp.pad(C, gap)
 
 
-def chunked(t: Tiles, a: jax.Array, fill=0) -> jax.Array:
+def chunked(t: Tiles, a: jax.Array, fill: int = 0) -> jax.Array:
     """[batch, length, ...] -> [M, Q, ...], filled up with `fill` beyond the end."""
     gap = t.chunks * CHUNK - a.shape[1]
     if gap:
