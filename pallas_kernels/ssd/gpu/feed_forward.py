@@ -62,10 +62,8 @@ class Parameters(NamedTuple):
 
 def why_not_feed_forward(h_dtype: DTypeLike, channels: int, hidden: int) -> str | None:
     """The reason why feed_forward cannot serve a call, as a sentence, or None if it can."""
-    if plgpu is None or jax.__version_info__ < (0, 11):
-        return f'the kernel of the feed-forward network needs JAX 0.11 or later and this is {jax.__version__}'
-    if jnp.dtype(h_dtype) != jnp.bfloat16:
-        return f'the kernel of the feed-forward network takes bfloat16 and its input is {jnp.dtype(h_dtype)}'
+    if obstacle := tiles.why_not('feed-forward network', 'its input', h_dtype):
+        return obstacle
     if channels % PIECE or channels > MOST_CHANNELS:
         return (f'the kernel of the feed-forward network takes multiples of {PIECE} channels up to {MOST_CHANNELS}, '
                 f'not {channels}')
@@ -110,25 +108,20 @@ def _feed_forward(how, h, parameters, keys, *, keep):
             h_smem, _ = workers.own(worker, buffers)
             tiles.load((h_ref.at[here.tokens], h_smem), barrier=loaded.at[worker])
 
-            def product(total):
-                def step(k, done):
-                    now = first.slice(k)
-                    h_smem, inner_smem = workers.own(worker, buffers)
-                    bias = here.channels(b1_ref, now)
-                    a = tiles.product(h_smem, first.wait(k).transpose((1, 0))) + bias
-                    first.leave(k)
-                    phi, _ = _normal(a)
-                    inner_smem[...] = (a * (phi * here.mask(0, now, here.factor))).astype(jnp.bfloat16)
-                    plgpu.commit_smem()
-                    plgpu.wgmma(total, inner_smem, second.wait(k))
-                    plgpu.wgmma_wait(0)
-                    second.leave(k)
-                    return done
+            def step(total, k):
+                now = first.slice(k)
+                h_smem, inner_smem = workers.own(worker, buffers)
+                bias = here.channels(b1_ref, now)
+                a = tiles.product(h_smem, first.wait(k).transpose((1, 0))) + bias
+                first.leave(k)
+                phi, _ = _normal(a)
+                inner_smem[...] = (a * (phi * here.mask(0, now, here.factor))).astype(jnp.bfloat16)
+                plgpu.commit_smem()
+                plgpu.wgmma(total, inner_smem, second.wait(k))
+                plgpu.wgmma_wait(0)
+                second.leave(k)
 
-                lax.fori_loop(0, call.steps, step, None)
-                return total[...]
-
-            y = pl.run_scoped(product, plgpu.ACC((TOKENS, call.channels), jnp.float32))
+            y = call.summed(step)
             n, inverse = _normalized(how, [
                 y[:, its.start:its.start + PIECE] + here.channels(b2_ref, its) + tiles.tile(h_smem.at[:, its])
                 for its in call.pieces
@@ -209,33 +202,28 @@ def _feed_forward_gradients(how, residuals, g):
                 add_up(1, its, tiles.by_channel(ds_smem.at[:, its]))
             plgpu.barrier_wait(h_loaded.at[worker])
 
-            def product(total):
-                def step(k, done):
-                    now = first.slice(k)
-                    h_smem, ds_smem, inner_smem, da_smem = workers.own(worker, buffers)
-                    bias = here.channels(b1_ref, now)
-                    w1, w2 = first.wait(k), second.wait(k)
-                    a, dinner = _products((h_smem, w1.transpose((1, 0))), (ds_smem, w2.transpose((1, 0))))
-                    second.leave(k)
-                    a += bias
-                    phi, slope = _normal(a)
-                    mask = here.mask(0, now, here.factor)
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    inner_smem[...] = (a * (phi * mask)).astype(jnp.bfloat16)
-                    da_smem[...] = (dinner * mask * (phi + a * slope)).astype(jnp.bfloat16)
-                    plgpu.commit_smem()
-                    plgpu.wgmma(total, da_smem, w1)
-                    plgpu.copy_smem_to_gmem(inner_smem, inner_ref.at[here.tokens, now])
-                    plgpu.copy_smem_to_gmem(da_smem, da_ref.at[here.tokens, now])
-                    add_up(0, now, tiles.by_channel(da_smem))
-                    plgpu.wgmma_wait(0)
-                    first.leave(k)
-                    return done
+            def step(total, k):
+                now = first.slice(k)
+                h_smem, ds_smem, inner_smem, da_smem = workers.own(worker, buffers)
+                bias = here.channels(b1_ref, now)
+                w1, w2 = first.wait(k), second.wait(k)
+                a, dinner = _products((h_smem, w1.transpose((1, 0))), (ds_smem, w2.transpose((1, 0))))
+                second.leave(k)
+                a += bias
+                phi, slope = _normal(a)
+                mask = here.mask(0, now, here.factor)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                inner_smem[...] = (a * (phi * mask)).astype(jnp.bfloat16)
+                da_smem[...] = (dinner * mask * (phi + a * slope)).astype(jnp.bfloat16)
+                plgpu.commit_smem()
+                plgpu.wgmma(total, da_smem, w1)
+                plgpu.copy_smem_to_gmem(inner_smem, inner_ref.at[here.tokens, now])
+                plgpu.copy_smem_to_gmem(da_smem, da_ref.at[here.tokens, now])
+                add_up(0, now, tiles.by_channel(da_smem))
+                plgpu.wgmma_wait(0)
+                first.leave(k)
 
-                lax.fori_loop(0, call.steps, step, None)
-                return total[...]
-
-            dh = pl.run_scoped(product, plgpu.ACC((TOKENS, call.channels), jnp.float32))
+            dh = call.summed(step)
             for its in call.pieces:
                 piece = dh[:, its.start:its.start + PIECE] + tiles.tile(ds_smem.at[:, its])
                 h_smem.at[:, its][...] = piece.astype(jnp.bfloat16)
@@ -353,6 +341,19 @@ class _Call:
             grid_names=('program',), scratch_types=[*scratch, stream, stream], warpgroups=WORKERS + 1,
             interpret=self.how.interpret,
         )
+
+    def summed(self, step: Callable[[Any, Any], None]) -> jax.Array:
+        """[TOKENS, D] float32 in registers, the sum of what step(total, k) adds to the ref in every step k."""
+
+        def of_steps(total):
+            def turn(k, done):
+                step(total, k)
+                return done
+
+            lax.fori_loop(0, self.steps, turn, None)
+            return total[...]
+
+        return pl.run_scoped(of_steps, plgpu.ACC((TOKENS, self.channels), jnp.float32))
 
 
 class _Here:

@@ -42,10 +42,8 @@ class GatedNorm(NamedTuple):
 
 def why_not_gated_norms(y_dtype: DTypeLike, channels: int) -> str | None:
     """The reason why gated_norms cannot serve a call, as a sentence, or None if it can."""
-    if plgpu is None or jax.__version_info__ < (0, 11):
-        return f'the kernel of the gated norm needs JAX 0.11 or later and this is {jax.__version__}'
-    if jnp.dtype(y_dtype) != jnp.bfloat16:
-        return f'the kernel of the gated norm takes bfloat16 and y is {jnp.dtype(y_dtype)}'
+    if obstacle := tiles.why_not('gated norm', 'y', y_dtype):
+        return obstacle
     if channels % (2 * LANES) or channels > MOST_CHANNELS:
         return (f'the kernel of the gated norm takes multiples of {2 * LANES} channels up to {MOST_CHANNELS}, '
                 f'not {channels}')

@@ -46,10 +46,8 @@ class ResidualNorm(NamedTuple):
 
 def why_not_residual_norm(a_dtype: DTypeLike, channels: int) -> str | None:
     """The reason why residual_norm cannot serve a call, as a sentence, or None if it can."""
-    if plgpu is None or jax.__version_info__ < (0, 11):
-        return f'the kernel of the residual norm needs JAX 0.11 or later and this is {jax.__version__}'
-    if jnp.dtype(a_dtype) != jnp.bfloat16:
-        return f'the kernel of the residual norm takes bfloat16 and its input is {jnp.dtype(a_dtype)}'
+    if obstacle := tiles.why_not('residual norm', 'its input', a_dtype):
+        return obstacle
     if channels % LANES or channels > MOST_CHANNELS:
         return (f'the kernel of the residual norm takes multiples of {LANES} channels up to {MOST_CHANNELS}, '
                 f'not {channels}')

@@ -100,10 +100,8 @@ class Convolution(NamedTuple):
 
 def why_not_short_convs(x_dtype: DTypeLike, columns: int, taps: int, widths: tuple[int, ...]) -> str | None:
     """The reason why short_convs cannot serve a call with so many columns of x and taps, as a sentence, or None."""
-    if plgpu is None or jax.__version_info__ < (0, 11):
-        return f'the kernel of the short convolution needs JAX 0.11 or later and this is {jax.__version__}'
-    if jnp.dtype(x_dtype) != jnp.bfloat16:
-        return f'the kernel of the short convolution computes in bfloat16 and x is {jnp.dtype(x_dtype)}'
+    if obstacle := tiles.why_not('short convolution', 'x', x_dtype):
+        return obstacle
     if taps > MOST_TAPS:
         return f'the kernel of the short convolution has at most {MOST_TAPS} taps, not {taps}'
     if math.gcd(16, *widths) != 16:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 
 # The type is left open, because some of what is used here has other types, or is missing, in JAX 0.10.
 plgpu: Any
@@ -36,6 +37,18 @@ STATE_TILE = 64  # columns of a state that one accumulator holds
 # programs at a time, so that 132 multiprocessors run 512 programs about two times over.
 PROGRAMS = 512
 WARPGROUP = 'warpgroup'  # The axis of the warpgroups of one program.
+
+
+def why_not(kernel: str, array: str, dtype: DTypeLike) -> str | None:
+    """The reason why no kernel of this package can serve an array of this dtype, as a sentence, or None if it can.
+
+    kernel, array: what the sentence calls them.
+    """
+    if plgpu is None or jax.__version_info__ < (0, 11):
+        return f'the kernel of the {kernel} needs JAX 0.11 or later and this is {jax.__version__}'
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f'the kernel of the {kernel} takes bfloat16 and {array} is {jnp.dtype(dtype)}'
+    return None
 
 
 class Tiles(NamedTuple):
@@ -344,3 +357,20 @@ def load(*copies: tuple[Any, Any], barrier: Any) -> None:
     for source, target in copies:
         plgpu.copy_gmem_to_smem(source, target, barrier)
     plgpu.barrier_wait(barrier)
+
+
+def scores(B_smem: Any, C_smem: Any, tokens_smem: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(C_i . B_j [i, j] where token i sees token j < i or j > i and else 0, that of each token itself [Q], bad [Q]).
+
+    B_smem, C_smem: [Q, N]. tokens_smem: int32 [3, Q]: the first and the last token that each token sees, and `bad`.
+    """
+    square = CHUNK, CHUNK
+    made = product(C_smem, B_smem.transpose((1, 0)))
+    i, j = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
+    lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
+    visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
+    made = jnp.where(visible, made, 0.0)
+    # The weight of a token's own input stays in float32, as in xla. It is a single term of y, so its rounding to
+    # bfloat16 would not average out as that of the other terms does.
+    own = jnp.sum(jnp.where(i == j, made, 0.0), axis=1)
+    return jnp.where(i == j, 0.0, made), own, bad

@@ -46,17 +46,9 @@ def chunk_outputs(
         tiles.clean(C_smem)
         plgpu.commit_smem()
         square = CHUNK, CHUNK
-        scores = tiles.product(C_smem, B_smem.transpose((1, 0)))
-        i, j = (plgpu.broadcasted_iota(jnp.int32, square, k, layout=plgpu.Layout.WGMMA) for k in range(2))
-        lo, hi, bad = (rows(tokens_smem.at[kind]) for kind in range(3))
         # The mask is applied once for all heads. Exponents below are at most 0 at masked places too, so that no 0 is
         # multiplied by an infinity.
-        visible = (over_rows(lo, square) <= j) & (j <= over_rows(hi, square))
-        scores = jnp.where(visible, scores, 0.0)
-        # The weight of a token's own input stays in float32, as in xla. It is a single term of y, so its rounding to
-        # bfloat16 would not average out as that of the other terms does.
-        own = jnp.sum(jnp.where(i == j, scores, 0.0), axis=1)
-        scores = jnp.where(i == j, 0.0, scores)
+        scores, own, bad = tiles.scores(B_smem, C_smem, tokens_smem)
 
         # s is loaded twice, because what a kernel loads lies either along rows or along columns.
         def step(x_smem, s_smem, s_again_smem, dt_smem, entry_smem, D_smem, h_smem, y_smem):
