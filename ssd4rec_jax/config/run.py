@@ -13,9 +13,10 @@ from ssd4rec_jax.config.train import TrainConfig
 from ssd4rec_jax.errors import ConfigError
 
 SECTIONS = 'model', 'data', 'train', 'loss'
-# The keys whose value selects the settings class of a whole section.
-_NAMED_BY = {'model.name': ('model', network_settings), 'train.loss': ('loss', loss_settings)}
-_PLUGS = {'model.name': NETWORK_SETTINGS, 'train.loss': LOSS_SETTINGS}
+# The keys whose value selects the settings class of a whole section: (section, the class for a value, all classes).
+_NAMED_BY = {
+    'model.name': ('model', network_settings, NETWORK_SETTINGS), 'train.loss': ('loss', loss_settings, LOSS_SETTINGS),
+}
 # What other tools call a setting, by the last part of its key: the key here.
 ELSEWHERE = {
     **dict.fromkeys(('lr', 'eta', 'step_size'), 'train.learning_rate'),
@@ -77,7 +78,7 @@ def apply_overrides(config: RunConfig, overrides: list[str], *, source: str = '-
     settings = [_key_and_text(override, source) for override in overrides]
     for key, name in settings:
         if key in _NAMED_BY:
-            section, settings_class = _NAMED_BY[key]
+            section, settings_class, _ = _NAMED_BY[key]
             cls = settings_class(name)
             if not isinstance(getattr(config, section), cls):
                 config = dataclasses.replace(config, **{section: cls()})
@@ -99,9 +100,9 @@ def _no_key(key: str, known: Iterable[str]) -> str:
     if meant:
         return f'there is no key {key!r}; it is called {meant!r} here'
     section, _, name = key.partition('.')
-    for plug, registered in _PLUGS.items():
+    for plug, (of_plug, _, registered) in _NAMED_BY.items():
         having = [other for other, cls in registered.items() if name in {f.name for f in dataclasses.fields(cls)}]
-        if having and _NAMED_BY[plug][0] == section:
+        if having and section == of_plug:
             return f'the key {key!r} needs {plug}={" or ".join(having)} beside it'
     end = nearest(key, known)
     return f'there is no key {key!r}{end}' + (' `ssd4rec settings` lists all of them' if end == '.' else '')

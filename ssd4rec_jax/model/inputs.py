@@ -6,10 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.ssd.gpu.short_conv import COLUMNS
 from ssd4rec_jax.model.dense import matmul
 from ssd4rec_jax.model.layout import take_tokens
-
-TILE = 64  # columns that a kernel of a GPU copies at a time
 
 
 class TokenInputs(NamedTuple):
@@ -88,7 +87,7 @@ def _runs(a, parts):
 def _whole_tiles(a, part):
     """The columns of a part of a [n, width], with zeros up to whole tiles."""
     columns = jnp.concatenate(_runs(a, [part]), axis=1)
-    return jnp.pad(columns, ((0, 0), (0, -columns.shape[1] % TILE)))
+    return jnp.pad(columns, ((0, 0), (0, -columns.shape[1] % COLUMNS)))
 
 
 def _cut(whole, parts):
