@@ -21,7 +21,7 @@ from ssd4rec_jax.run.metrics_log import MetricsLog
 from ssd4rec_jax.run.saved_run import load_run
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell
-from ssd4rec_jax.study.statistics import user_values
+from ssd4rec_jax.study.statistics import kept_ranks, user_values
 from ssd4rec_jax.train.launch import Launch, Prepared, launch
 
 METRICS = tuple(f'{metric}@{k}' for k in (10, 20) for metric in ('HR', 'NDCG', 'MRR'))
@@ -48,6 +48,7 @@ def run_cell(
         dataset, fingerprint, targets     the log, and how many items of it are tested
         machine, backend, versions, date, seconds    where, when and in how many seconds, compiling included
         test                              {'in', 'out': {metric: value}} with seen items ranked, and left out
+        ranks                             those of the test items among the first ten (ssd4rec_jax.study.statistics)
         seen_targets                      the share of test items that 'out' leaves out, which count as not found
         by                                {grouping: [{'from', 'to', 'users', 'in', 'out'}]}, NDCG@10 of each quarter
         valid, curve                      validation of the best epoch, and [{'epoch', 'train_seconds', metric: value}]
@@ -96,7 +97,7 @@ def run_cell(
         'test': {
             seen: {name: float(user_values(ranks[seen], users, name).mean()) for name in METRICS} for seen in PROTOCOLS
         },
-        'seen_targets': float(np.mean(ranks['out'] == 0)),
+        'ranks': kept_ranks(ranks, users), 'seen_targets': float(np.mean(ranks['out'] == 0)),
         'by': {grouping: _quarters(ranks, per_target[grouping]) for grouping in GROUPINGS},
         **of_training, 'seconds': time.monotonic() - started,
     }
@@ -105,7 +106,7 @@ def run_cell(
 
 
 def _targets(dataset: SequenceDataset, users: np.ndarray, ranks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of ssd4rec_jax.study.folder.RANKS."""
+    """The arrays beside the record (ssd4rec_jax.study.folder)."""
     whole = test_examples(dataset)
     return {
         'users': users.astype(np.int32), 'items': whole.target.astype(np.int32),

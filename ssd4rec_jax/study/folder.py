@@ -10,17 +10,15 @@ import numpy as np
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import claimed, first_line, parse_json, replace_file, seal, unseal, write_json
 
-# The arrays of a cell's ranks, one value for each held-out item of the test: its user and itself as internal ids, the
-# items before it, how often it occurs in training, and its rank with seen items in and out (0: left out as seen).
-RANKS = 'users', 'items', 'history_length', 'item_popularity', 'in', 'out'
-
 
 class StudyFolder:
     """Paths inside a study's folder.
 
         runs/NAME-SEED/         the training of a cell, an ordinary run; `runs` is another folder that holds them
         cells/NAME-SEED.json    what is kept of it (ssd4rec_jax.study.cell); it is there once the cell is finished
-        cells/NAME-SEED.npz     the rank of each held-out item (RANKS)
+        cells/NAME-SEED.npz     one value for each held-out item of the test: `users` and `items`, internal ids;
+                                `history_length`, the items before it; `item_popularity`, how often it occurs in
+                                training; `in` and `out`, its rank with seen items in and out (0: left out as seen)
         study.json              the summary (ssd4rec_jax.study.summary)
         tables.md, tables.tex, figures/
     """
@@ -64,17 +62,3 @@ class StudyFolder:
             return None
         except (OSError, ValueError) as error:
             raise ConfigError(f'{path} is damaged ({first_line(error)}): remove it, and the cell runs again') from error
-
-    def ranks(self, name: str) -> dict[str, np.ndarray] | None:
-        """The ranks of a finished cell (RANKS), None where only its record was kept; ConfigError where damaged."""
-        path = self.cell(name).with_suffix('.npz')
-        if not path.exists():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: stored[key] for key in RANKS}
-        except Exception as error:  # numpy and zipfile say it in many ways
-            raise ConfigError(
-                f'{path} cannot be read ({first_line(error)}): remove {self.cell(name).name} beside it, and the cell '
-                'runs again'
-            ) from error

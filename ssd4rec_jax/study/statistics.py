@@ -6,6 +6,8 @@ from scipy import stats
 
 from ssd4rec_jax.rank.report import RESAMPLES, WORTH
 
+FIRST = 10  # Records keep the ranks up to here; what is compared needs no more.
+
 
 class Difference(NamedTuple):
     """mean: of the metric, this row less the other. low, high: its 95% bootstrap interval over users and seeds. p: of a
@@ -22,12 +24,38 @@ def user_values(ranks: np.ndarray, users: np.ndarray, metric: str) -> np.ndarray
 
     ranks: int [targets] from 1; 0 where the target was left out, which counts as not found. users: int [targets].
     """
+    _, each = np.unique(users, return_inverse=True)
+    return np.bincount(each, _worth(ranks, metric)) / np.bincount(each)
+
+
+def _worth(ranks: np.ndarray, metric: str) -> np.ndarray:
     name, _, cutoff = metric.partition('@')
     found = (ranks > 0) & (ranks <= int(cutoff))
     worth = np.zeros(len(ranks))
     worth[found] = WORTH[name](ranks[found])
-    _, each = np.unique(users, return_inverse=True)
-    return np.bincount(each, worth) / np.bincount(each)
+    return worth
+
+
+def kept_ranks(ranks: dict[str, np.ndarray], users: np.ndarray) -> dict[str, str]:
+    """What a cell's record keeps of its ranks by protocol, from which `kept_values` has each user's metrics.
+
+    ranks, users: as in `user_values`. For each protocol 'user:rank' of the held-out items that are among the first
+    FIRST; under 'targets' how many held-out items each user has, '' where each has one. A user is their place among the
+    distinct ones, from 0.
+    """
+    _, each, targets = np.unique(users, return_inverse=True, return_counts=True)
+    kept = {'targets': '' if len(targets) == len(users) else ' '.join(map(str, targets))}
+    for seen, of_targets in ranks.items():
+        found = np.flatnonzero((of_targets > 0) & (of_targets <= FIRST))
+        kept[seen] = ' '.join(f'{user}:{rank}' for user, rank in zip(each[found], of_targets[found], strict=True))
+    return kept
+
+
+def kept_values(kept: dict[str, str], targets: int, seen: str, metric: str) -> np.ndarray:
+    """float64 [distinct users], as `user_values` of a metric at no more than FIRST. targets: how many there are."""
+    pairs = np.array([pair.split(':') for pair in kept[seen].split()], int).reshape(-1, 2)
+    each = np.array(kept['targets'].split() or [1] * targets, int)
+    return np.bincount(pairs[:, 0], _worth(pairs[:, 1], metric), minlength=len(each)) / each
 
 
 def difference(own: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Difference:

@@ -9,7 +9,7 @@ from ssd4rec_jax.files import first_line, parse_json
 from ssd4rec_jax.study.cell import METRICS, PROTOCOLS
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell, Row, Study
-from ssd4rec_jax.study.statistics import difference, user_values
+from ssd4rec_jax.study.statistics import difference, kept_values
 
 FORMAT = 2
 AGAIN = 'run the command of the study again, which writes it'
@@ -171,11 +171,12 @@ def _differences(folder: StudyFolder, own: _Seeds, other: _Seeds, seen: str) -> 
 @functools.cache
 def _values(folder: StudyFolder, cell: str) -> dict[tuple[str, str], np.ndarray] | None:
     """{(protocol, metric): float64 [users]} of a finished cell; None where its ranks were not kept."""
-    ranks = folder.ranks(cell)
-    if ranks is None:
+    record = folder.read(cell)
+    if record is None or 'ranks' not in record:
         return None
     return {
-        (seen, metric): user_values(ranks[seen], ranks['users'], metric) for seen in PROTOCOLS for metric in COMPARED
+        (seen, metric): kept_values(record['ranks'], record['targets'], seen, metric)
+        for seen in PROTOCOLS for metric in COMPARED
     }
 
 

@@ -1,9 +1,12 @@
 """Differences of two rows against loops and scipy's own paired test."""
+import itertools
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from ssd4rec_jax.study.statistics import difference, user_values
+from ssd4rec_jax.study.statistics import difference, kept_ranks, kept_values, user_values
 
 
 def test_values_of_users_with_several_held_out_items():
@@ -11,6 +14,17 @@ def test_values_of_users_with_several_held_out_items():
     np.testing.assert_allclose(user_values(ranks, users, 'NDCG@10'), [(1 + 1 / 2) / 2, 0, 1 / np.log2(3)])
     np.testing.assert_allclose(user_values(ranks, users, 'HR@20'), [1, 0.5, 1])
     np.testing.assert_allclose(user_values(ranks, users, 'MRR@2'), [0.5, 0, 0.5])
+
+
+@pytest.mark.parametrize('users', [np.arange(5) + 3, np.array([4, 4, 7, 7, 9])], ids=['one each', 'several'])
+def test_records_keep_all_that_the_values_of_users_need(users):
+    ranks = {'in': np.array([1, 3, 0, 11, 10]), 'out': np.array([1, 2, 0, 11, 12])}
+    kept = json.loads(json.dumps(kept_ranks(ranks, users)))
+    assert kept['in'].count(':') == 3 and kept['out'].count(':') == 2
+    for seen, metric in itertools.product(ranks, ('HR@10', 'NDCG@10', 'MRR@5')):
+        np.testing.assert_array_equal(kept_values(kept, 5, seen, metric), user_values(ranks[seen], users, metric))
+    nobody = kept_ranks({'in': np.array([0, 11])}, np.array([1, 2]))
+    assert nobody == {'targets': '', 'in': ''} and list(kept_values(nobody, 2, 'in', 'HR@10')) == [0, 0]
 
 
 @pytest.fixture(scope='module')
