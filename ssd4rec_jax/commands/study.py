@@ -28,6 +28,7 @@ from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import locked, replace_file, write_json
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.presets import preset_config
+from ssd4rec_jax.show.terminal import OneOfMany
 from ssd4rec_jax.study.figures import draw
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, distinct, known, read_study
@@ -76,6 +77,7 @@ def main() -> int:
     failed = run_cells(
         asked, folder, prepared_dataset, minutes=MINUTES.value,
         stop_requested=signals.requested, told=console.print, finished=lambda: _summary(study, grid, folder),
+        shown=OneOfMany,
     )
     summary = _summary(study, grid, folder, with_figures=True)
     console.print(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')

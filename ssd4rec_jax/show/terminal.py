@@ -40,6 +40,9 @@ class Terminal(Reporter):
         self._line_due = clock() + LINE_SECONDS
 
     def note(self, text: str) -> None:
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         self.console.print('\n'.join(map(one_line, text.split('\n'))), markup=False)
 
     @contextlib.contextmanager
@@ -62,14 +65,17 @@ class Terminal(Reporter):
     ) -> None:
         self.close()
         self._pace.begin_epoch(epoch, first_step, num_steps, max_epochs)
-        head = f'epoch {epoch}' + (f' of at most {max_epochs}' if max_epochs else '')
-        self._head = head + (f', patience {patience}' if patience is not None else '')
+        self._head = self._headline(epoch, max_epochs, patience)
         self.progress = _Bar(
             lambda: f'{self._head}{self._pace.run_left()}', console=self.console,
             disable=not self.console.is_terminal,
         )
         self.task = self.progress.add_task('', total=num_steps, completed=first_step, status='')
         self.progress.start()
+
+    def _headline(self, epoch: int, max_epochs: int | None, patience: int | None) -> str:
+        head = f'epoch {epoch}' + (f' of at most {max_epochs}' if max_epochs else '')
+        return head + (f', patience {patience}' if patience is not None else '')
 
     def step(self, loss: float, targets_per_second: float) -> None:
         self._pace.step()
@@ -79,7 +85,7 @@ class Terminal(Reporter):
         if not self.console.is_terminal and self._clock() >= self._line_due:
             self._line_due = self._clock() + LINE_SECONDS
             pace = self._pace
-            self.note(f'{self._head}: step {pace.done:,} of {pace.num_steps:,}, {status}{pace.run_left()}')
+            self._say(f'{self._head}: step {pace.done:,} of {pace.num_steps:,}, {status}{pace.run_left()}')
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self.close()
@@ -113,6 +119,28 @@ class Terminal(Reporter):
             f'{result["targets/s"]:,.0f} targets/s, {result["tokens/s"]:,.0f} tokens/s, '
             f'packing fill {result["packing_fill"]:.1%}, {result["backend"]}'
         )
+
+
+class OneOfMany(Terminal):
+    """What is seen of a training that is one of many: its bar, or its line each minute, with its name and what it has
+    reached. Notes and evaluations have no lines of their own."""
+
+    def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic):
+        super().__init__(clock=clock)
+        self._name, self._reached, self._best = name, '', 0.0
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def _headline(self, epoch: int, max_epochs: int | None, patience: int | None) -> str:
+        return f'{self._name}: {super()._headline(epoch, max_epochs, patience)}{self._reached}'
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        self.close()
+        if record['kind'] != 'valid':
+            return
+        self._best = max(self._best, record['NDCG@10'])
+        self._reached = f', validation NDCG@10 {record["NDCG@10"]:.4f}, best {self._best:.4f}'
 
 
 class _Bar(Progress):

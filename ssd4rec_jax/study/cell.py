@@ -36,7 +36,8 @@ _OF_RESULT = {
 
 
 def run_cell(
-    cell: Cell, folder: StudyFolder, prepare: Callable[[Any], Prepared], stop_requested: Callable[[], bool]
+    cell: Cell, folder: StudyFolder, prepare: Callable[[Any], Prepared], stop_requested: Callable[[], bool],
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Train or count, rank the test set, keep the record and the ranks, and return the record.
 
@@ -69,7 +70,7 @@ def run_cell(
     else:
         result = launch(
             cell.config, folder.run(cell.name), lambda: prepare(cell.config), Launch(), log_is_named=False,
-            reporter=Reporter(), watch_for_stop=lambda: stop_requested,
+            reporter=reporter, watch_for_stop=lambda: stop_requested,
         )
         if result is None:
             return None

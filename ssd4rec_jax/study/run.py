@@ -8,6 +8,7 @@ from absl import logging
 
 from ssd4rec_jax.config.run import RunConfig, differences, from_dict
 from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.study.cell import PROTOCOLS, run_cell
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell
@@ -17,12 +18,14 @@ from ssd4rec_jax.train.launch import Prepared
 def run_cells(
     cells: list[Cell], folder: StudyFolder, prepare: Callable[[RunConfig], Prepared], *, minutes: float | None,
     stop_requested: Callable[[], bool], told: Callable[[str], None], finished: Callable[[], object],
+    shown: Callable[[str], Reporter],
 ) -> list[Cell]:
     """Run the cells that are neither finished nor held by another process, and return those that failed.
 
     No cell begins once the minutes are over or a stop is requested. told: gets one line for each cell. finished: called
-    after each cell. A cell that fails, as where its settings diverge or for a fault in a network, does not end the
-    others. ConfigError where the folder holds a cell of another config.
+    after each cell. shown: makes of a cell's name what its training reports to. A cell that fails, as where its
+    settings diverge or for a fault in a network, does not end the others. ConfigError where the folder holds a cell of
+    another config.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     for cell in cells:
@@ -46,8 +49,9 @@ def run_cells(
                 if not mine or folder.cell(cell.name).exists():
                     continue
                 ran = True
+                reporter = shown(f'[{number}/{len(cells)}] {cell.name}')
                 try:
-                    record = run_cell(cell, folder, prepare, stop_requested)
+                    record = run_cell(cell, folder, prepare, stop_requested, reporter)
                 except Exception as error:
                     failed.append(cell)
                     told(f'[{number}/{len(cells)}] {cell.name}: failed: {error or type(error).__name__}')
@@ -56,6 +60,7 @@ def run_cells(
                     continue
                 finally:  # Nothing of a network is of use to the next one, and a grid has many.
                     jax.clear_caches()
+                    reporter.close()
             if record is None:
                 told(f'[{number}/{len(cells)}] {cell.name}: stopped and saved')
                 return failed

@@ -54,7 +54,7 @@ def kept_ranks(ranks: dict[str, np.ndarray], users: np.ndarray) -> dict[str, str
 def kept_values(kept: dict[str, str], targets: int, seen: str, metric: str) -> np.ndarray:
     """float64 [distinct users], as `user_values` of a metric at no more than FIRST. targets: how many there are."""
     pairs = np.array([pair.split(':') for pair in kept[seen].split()], int).reshape(-1, 2)
-    each = np.array(kept['targets'].split() or [1] * targets, int)
+    each = np.array(kept['targets'].split(), int) if kept['targets'] else np.ones(targets, int)
     return np.bincount(pairs[:, 0], _worth(pairs[:, 1], metric), minlength=len(each)) / each
 
 

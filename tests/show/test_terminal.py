@@ -1,11 +1,12 @@
 """What a terminal of 80 columns and a log file show of a run."""
+import functools
 import io
 import re
 import sys
 
 import pytest
 
-from ssd4rec_jax.show.terminal import METRICS, Terminal
+from ssd4rec_jax.show.terminal import METRICS, OneOfMany, Terminal
 
 
 class Clock:
@@ -29,13 +30,13 @@ class Tty(io.StringIO):
 def shown(monkeypatch):
     """(clock, terminal, what it has written) of a terminal of 80 columns or of a file."""
 
-    def make(tty: bool):
+    def make(tty: bool, of=Terminal):
         stream = Tty() if tty else io.StringIO()
         monkeypatch.setattr(sys, 'stdout', stream)
         monkeypatch.setenv('COLUMNS', '80')
         monkeypatch.setenv('TERM', 'xterm')
         clock = Clock()
-        return clock, Terminal(clock=clock), stream
+        return clock, of(clock=clock), stream
 
     return make
 
@@ -87,6 +88,26 @@ def test_a_log_file_gets_a_line_each_minute(shown):
     assert lines == [
         f'epoch 1 of at most 300, patience 10: step {step} of 100, loss 1.5000, 1,234 targets/s, {left} left'
         for step, left in ((6, '0:15:40'), (12, '0:14:40'))
+    ]
+
+
+def test_one_training_of_many_has_a_line_each_minute_with_what_it_reached(shown):
+    clock, terminal, stream = shown(tty=False, of=functools.partial(OneOfMany, '[2/9] gru4rec-2024'))
+    terminal.note('a note')
+    with terminal.compiling('the train step'):
+        clock.now += 50
+    for epoch, (kind, found) in enumerate([('valid', 0.05), ('valid', 0.0412), ('test', 0.7)], start=1):
+        terminal.epoch(epoch, 0, 1, 40, 6)
+        clock.now += 30
+        terminal.step(1.5, 100.0)
+        terminal.evaluation({'kind': kind, 'epoch': epoch, **dict.fromkeys(METRICS, found)})
+    terminal.epoch(4, 0, 1, 40, 6)
+    clock.now += 30
+    terminal.step(1.5, 100.0)
+    head, step = '[2/9] gru4rec-2024: epoch ', 'step 1 of 1, loss 1.5000, 100 targets/s, 0:00:00 left'
+    assert stream.getvalue().splitlines() == [
+        f'{head}1 of at most 40, patience 6: {step}',
+        f'{head}3 of at most 40, patience 6, validation NDCG@10 0.0412, best 0.0500: {step}, the run at most 0:18:30',
     ]
 
 

@@ -10,6 +10,7 @@ from ssd4rec_jax.config.run import RunConfig, from_dict
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.files import seal, write_json
 from ssd4rec_jax.rank.baselines import transition_ranks
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.study.cell import run_cell
 from ssd4rec_jax.study.figures import FORMATS, draw
 from ssd4rec_jax.study.folder import StudyFolder
@@ -47,7 +48,10 @@ def grid(folder, seeds=2):
 def run(folder, grid, **more):
     """What run_cells tells."""
     told: list[str] = []
-    arguments = {'minutes': None, 'stop_requested': lambda: False, 'told': told.append, 'finished': lambda: None}
+    arguments = {
+        'minutes': None, 'stop_requested': lambda: False, 'told': told.append, 'finished': lambda: None,
+        'shown': lambda name: Reporter(),
+    }
     run_cells(grid, folder, lambda config: (DATASET, folder.path / 'log'), **{**arguments, **more})
     return told
 
