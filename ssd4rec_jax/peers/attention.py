@@ -1,7 +1,10 @@
 """Attention within each history of packed rows, in blocks, so that its cost is linear in the length of a row."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pallas_kernels.hashing import mix
 from ssd4rec_jax.model.draws import Draws
@@ -10,6 +13,9 @@ from ssd4rec_jax.model.layout import Layout
 # How many blocks a window has: a token reads the window and one block more. Beyond two, what smaller blocks leave
 # unread is worth less than the longer products of larger ones.
 BLOCKS_OF_WINDOW = 2
+# Windows that are tried before that of the network, where they are less than half of it: most rows hold no history that
+# is as long as a network allows.
+WINDOWS = 64, 256
 
 
 class Blocks:
@@ -65,15 +71,25 @@ def attend(
 
     query, key, value: [rows, tokens, heads, width]. window, causal: as in Blocks, exact where no history is longer.
     dropout_prob, draws, stream: the dropout of the attention weights, for which jax.nn.dot_product_attention has no
-    place. What stands in padding is arbitrary.
+    place. What stands in padding is arbitrary. The cost grows with the longest history of these rows, in steps of
+    WINDOWS.
     """
-    blocks = Blocks(layout, window, causal=causal)
-    logits = blocks.products(query, key) * query.shape[-1]**-0.5
-    weights = jax.nn.softmax(jnp.where(blocks.allowed, logits, jnp.finfo(logits.dtype).min)).astype(value.dtype)
-    if draws is not None and dropout_prob > 0:
-        # A draw belongs to a pair of tokens, wherever the packer has put them.
-        pairs = mix(blocks.own(draws.token_keys))[..., None] + blocks.with_beside(draws.token_keys)[..., None, :]
-        dropped = Draws(pairs).below(dropout_prob, stream, query.shape[2])
-        kept = jnp.moveaxis(~dropped, -1, 2)
-        weights = jnp.where(kept, weights / jnp.asarray(1 - dropout_prob, weights.dtype), 0)
-    return blocks.sums(weights, value)
+    def within(window: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        blocks = Blocks(layout, window, causal=causal)
+        logits = blocks.products(query, key) * query.shape[-1]**-0.5
+        weights = jax.nn.softmax(jnp.where(blocks.allowed, logits, jnp.finfo(logits.dtype).min)).astype(value.dtype)
+        if draws is not None and dropout_prob > 0:
+            # A draw belongs to a pair of tokens, wherever the packer has put them.
+            pairs = mix(blocks.own(draws.token_keys))[..., None] + blocks.with_beside(draws.token_keys)[..., None, :]
+            dropped = Draws(pairs).below(dropout_prob, stream, query.shape[2])
+            kept = jnp.moveaxis(~dropped, -1, 2)
+            weights = jnp.where(kept, weights / jnp.asarray(1 - dropout_prob, weights.dtype), 0)
+        return blocks.sums(weights, value)
+
+    windows = [w for w in WINDOWS if 2 * w < min(window, query.shape[1])] + [window]
+    if len(windows) == 1:
+        return within(window, query, key, value)
+    longer = jnp.max(layout.lengths) > jnp.asarray(windows[:-1], jnp.int32)
+    # Without the checkpoints each pass would write what the other windows keep for their gradients, as zeros.
+    branches = [jax.checkpoint(functools.partial(within, w)) for w in windows]
+    return lax.switch(jnp.sum(longer), branches, query, key, value)
