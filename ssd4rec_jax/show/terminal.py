@@ -127,7 +127,7 @@ class OneOfMany(Terminal):
 
     def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic):
         super().__init__(clock=clock)
-        self._name, self._reached, self._best = name, '', 0.0
+        self._name, self._reached, self._best = name, '', ''
 
     def note(self, text: str) -> None:
         """Nothing."""
@@ -139,8 +139,10 @@ class OneOfMany(Terminal):
         self.close()
         if record['kind'] != 'valid':
             return
-        self._best = max(self._best, record['NDCG@10'])
-        self._reached = f', validation NDCG@10 {record["NDCG@10"]:.4f}, best {self._best:.4f}'
+        value = f'{record["NDCG@10"]:.4f}'
+        if record.get('best'):  # A training that goes on says nothing of its best before.
+            self._best = f', best {value}'
+        self._reached = f', validation NDCG@10 {value}{self._best}'
 
 
 class _Bar(Progress):

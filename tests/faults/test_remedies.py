@@ -52,8 +52,6 @@ ELSEWHERE = {
         'tests/study/test_study.py::test_cells_go_on_where_they_stopped_and_none_runs_twice',
     '{} is damaged ({}): remove it, and the cell runs again':
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
-    '{} cannot be read ({}): remove {} beside it, and the cell runs again':
-        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
     '--tuned={}: {} cannot be read ({}): search for the settings of {} with --tune':
         'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
     '{} is of another config ({}): name another --output':

@@ -8,6 +8,7 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.rank.baselines import BASELINES
 from ssd4rec_jax.rank.metrics import ranking_metrics
+from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import cells, read_study
 from ssd4rec_jax.study.run import run_cells
@@ -41,6 +42,7 @@ def study(tmp_path_factory):
     run_cells(
         [cell for cell in grid if cell.row.counted], folder, lambda config: (tiny_dataset(), path / 'log'),
         minutes=None, stop_requested=lambda: False, told=lambda text: None, finished=lambda: None,
+        shown=lambda name: Reporter(),
     )
     folder.figures.mkdir()
     (folder.figures / 'history_length.svg').write_text(DRAWING)
