@@ -77,8 +77,7 @@ def wide_problem(case):
     return tuple(arrays[k] for k in ('x', 'dt', 'A', 'B', 'C')), jnp.asarray(slot), first, last, np.stack(real)
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('case', list(wide.CASES))
+@pytest.mark.parametrize('case,reverse', wide.DIRECTIONS)
 def test_float32_equals_float64_from_slow_decay_to_underflow(x64, case, reverse):
     arrays, slot, first, last, real = wide_problem(case)
     at = first if reverse else last

@@ -172,14 +172,17 @@ def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
 
-def shape_cases():
-    """Interpreted kernels take seconds a shape: these are slow tests."""
-    return [
-        pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS)) for name in HERE for case in SHAPES
-    ]
+# A shape takes seconds to compile: in the default run these, of what is compiled for a CPU.
+QUICK_SHAPES = (
+    'length 1', 'shorter than a chunk', 'an odd length', 'two groups of two heads', 'headdim 16, groups of few heads',
+    'a state of no multiple of 8',
+)
 
 
-@pytest.mark.parametrize('implementation,case', shape_cases())
+@pytest.mark.parametrize('implementation,case', [
+    pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS or case not in QUICK_SHAPES))
+    for name in HERE for case in SHAPES
+])
 def test_shapes(x64, implementation, case):
     ids, shape, reverse = SHAPES[case]
     arrays, cotangent = inputs(**shape)
@@ -223,6 +226,10 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
         assert_close(grads[k], expected[k], implementation)
 
 
+# Interpreted kernels take seconds a shape: of the wide cases, these with them in the default run.
+QUICK = 'four groups', 'A dt beyond float32'
+
+
 @pytest.fixture(scope='module')
 def wide_results():
     """A function of (case, reverse, implementation, dtype): (y, {input: gradient}) over the inputs of wide.py, kept."""
@@ -238,9 +245,10 @@ def wide_results():
     return results
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('case', list(wide.CASES))
-@pytest.mark.parametrize('implementation', [name for name in HERE if name not in GPU])
+@pytest.mark.parametrize('implementation,case,reverse', [
+    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (name in PLATFORMS and case not in QUICK))
+    for name in HERE if name not in GPU for case, reverse in wide.DIRECTIONS
+])
 def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, implementation, case, reverse):
     exact_y, exact = wide_results(case, reverse, 'reference', 'float64')
     y, grads = wide_results(case, reverse, implementation, 'float32')
@@ -250,12 +258,10 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, 
     assert wide.error_by_head(grads['A'], exact['A']) < 5e-4
 
 
-# Interpreted kernels take seconds a case: but for one, these are slow tests.
-@pytest.mark.parametrize('implementation,case', [
-    pytest.param(name, case, marks=[pytest.mark.slow] * (case != 'four groups' or name == 'pallas_gpu_fused'))
-    for name in HERE if name in PLATFORMS for case in wide.CASES
+@pytest.mark.parametrize('implementation,case,reverse', [
+    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name == 'pallas_gpu_fused'))
+    for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS
 ])
-@pytest.mark.parametrize('reverse', [False, True])
 def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(
     x64, wide_results, implementation, case, reverse
 ):

@@ -17,6 +17,8 @@ CASES = {
     'A dt beyond float32': (1e-8, 1e3, -3e38, dict(heads=8, headdim=16)),
     'moderate dt': (1e-3, 0.1, None, dict(heads=8, headdim=16)),
 }
+# (case, reverse): a case is compiled anew for each direction, so one each, and both of the shape that three share.
+DIRECTIONS = [(case, n % 2 == 1) for n, case in enumerate(CASES)]
 
 
 def inputs(case, seed=0):

@@ -43,14 +43,16 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
 
 
 @pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train,beta,time', [
-    (1, 2, False, 'reversed', True, 0.3, 'none'),
     (1, 1, False, 'aligned', True, 0.3, 'dt'),
-    (2, 1, True, 'reversed', True, 0.3, 'decay_and_dt'),
-    (2, 1, True, 'reversed', False, 0.0, 'none'),  # without the backward direction
-    pytest.param(1, 1, True, 'reversed', False, 1.0, 'none', marks=pytest.mark.slow),
-    pytest.param(2, 2, True, 'aligned', False, 0.3, 'decay_and_dt', marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'reversed', True, 0.3, 'dt', marks=pytest.mark.slow),
-    pytest.param(3, 1, True, 'aligned', True, 0.3, 'none', marks=pytest.mark.slow),
+    (2, 2, True, 'reversed', True, 0.3, 'decay_and_dt'),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        (1, 2, False, 'reversed', True, 0.3, 'none'),
+        (2, 1, True, 'reversed', False, 0.0, 'none'),  # without the backward direction
+        (1, 1, True, 'reversed', False, 1.0, 'none'),
+        (2, 2, True, 'aligned', False, 0.3, 'decay_and_dt'),
+        (3, 1, True, 'reversed', True, 0.3, 'dt'),
+        (3, 1, True, 'aligned', True, 0.3, 'none'),
+    )),
 ])
 def test_readout_and_every_gradient_equal_the_plain_form(
     x64, layers, ngroups, norm_embedding, order, train, beta, time

@@ -58,7 +58,7 @@ def value_and_gradients(graphdef, params, read, batch, cotangent):
 
 
 @pytest.mark.parametrize('change', [
-    dict(), pytest.param(dict(backward_order='aligned'), marks=pytest.mark.slow),
+    pytest.param(dict(), marks=pytest.mark.slow), pytest.param(dict(backward_order='aligned'), marks=pytest.mark.slow),
     pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
     pytest.param(dict(d_conv=1), marks=pytest.mark.slow), pytest.param(dict(d_conv=2), marks=pytest.mark.slow),
     pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),

@@ -153,11 +153,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_last_good_checkpoint
 @pytest.mark.parametrize('flags,named', [
     (['--datasett=x'], "did you mean 'dataset'?"),
     (['--set=model.num_layer=1'], "did you mean 'model.num_layers'"),
-    (['--set=model.num_layers=two'], "model.num_layers takes a whole number, not 'two'"),
-    (['--set=model.headdim=7'], 'model.headdim=7'),
-    (['--dataset=kuairandd'], "did you mean 'kuairand'"),
-    (['--dataset=ml-100k', '--data_dir=nowhere'], 'nowhere'),
-    (['synthetic'], "unexpected argument 'synthetic'"),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        (['--set=model.num_layers=two'], "model.num_layers takes a whole number, not 'two'"),
+        (['--set=model.headdim=7'], 'model.headdim=7'),
+        (['--dataset=kuairandd'], "did you mean 'kuairand'"),
+        (['--dataset=ml-100k', '--data_dir=nowhere'], 'nowhere'),
+        (['synthetic'], "unexpected argument 'synthetic'"),
+    )),
 ])
 def test_bad_flags_are_refused_in_a_sentence(root, flags, named):
     done = run(root, 'refused', *flags)
