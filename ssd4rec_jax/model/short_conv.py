@@ -133,6 +133,12 @@ def token_after(x: jax.Array, distance: int, layout: Layout) -> jax.Array:
     return _neighbours(x, distance + 1, layout.remaining, reverse=True)[-1]
 
 
+def causal_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout) -> jax.Array:
+    """The convolution of short_conv before silu."""
+    neighbours = _neighbours(x, kernel.shape[0], layout.position, reverse=False)
+    return _per_channel(bias, x) + _tapped(neighbours, [_per_channel(tap, x) for tap in kernel])
+
+
 def cut_convs(x: jax.Array, kernel: jax.Array, bias: jax.Array, layout: Layout) -> list[jax.Array]:
     """The convolution of short_conv(reverse=True), before silu, where histories are cut shortly after each token.
 

@@ -16,7 +16,7 @@ from ssd4rec_jax.model.layout import Layout, of_history
 from ssd4rec_jax.model.mamba2 import init_A_log, init_dt_bias
 from ssd4rec_jax.model.networks import register_network
 from ssd4rec_jax.model.per_token import per_token
-from ssd4rec_jax.model.short_conv import token_before
+from ssd4rec_jax.model.short_conv import causal_conv
 from ssd4rec_jax.model.silu import silu
 from ssd4rec_jax.model.table_init import init_table
 from ssd4rec_jax.peers.causal import Factory, conv_init
@@ -97,7 +97,7 @@ class TiSSDLayer(nnx.Module):
             per_token(self.in_proj, u), [c.d_inner, 2 * c.d_inner + 2 * c.d_state], axis=-1
         )
         kernel, bias = (w[...].astype(xBC.dtype) for w in (self.conv_kernel, self.conv_bias))
-        xBC = jax.nn.hard_swish(bias + sum(token_before(xBC, k, layout) * tap for k, tap in enumerate(kernel[::-1])))
+        xBC = jax.nn.hard_swish(causal_conv(xBC, kernel, bias, layout))
         x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + c.d_state], axis=-1)
         dt = dt * of_history(jnp.swapaxes(scale, 2, 3), layout.slot, layout.position)
         y = ssd_scan(
