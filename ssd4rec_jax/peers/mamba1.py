@@ -14,6 +14,7 @@ from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.silu import silu
 from ssd4rec_jax.peers.causal import Factory, conv_init
 
+TILE = 512  # tokens whose arrays stay in a core's cache while the readout goes over the states
 CHUNK = 16  # The scan keeps one state for each so many tokens; its backward pass computes the others again.
 
 
@@ -107,7 +108,13 @@ def selective_readout(
     after = sum_to_end(dt, slot, reverse=False)
     score = B * of_history(C, slot)
 
-    weight = _weights(A.T, after.reshape(-1, after.shape[-1]), score.reshape(-1, score.shape[-1])).reshape(x.shape)
+    def tiles(a):
+        """[tiles, TILE, ...]"""
+        a = a.reshape(-1, a.shape[-1])
+        return jnp.pad(a, [(0, -len(a) % TILE), (0, 0)]).reshape(-1, TILE, a.shape[-1])
+
+    weight = _weights(A.T, tiles(after), tiles(score)).reshape(-1, x.shape[-1])[:math.prod(x.shape[:-1])]
+    weight = weight.reshape(x.shape)
     rows, segments = C.shape[:2]
     flat = slot + (segments + 1) * jnp.arange(rows, dtype=slot.dtype)[:, None]
     sums = segment_sums((weight * dt * x).reshape(-1, x.shape[-1]), flat.reshape(-1), rows * (segments + 1))
@@ -116,28 +123,40 @@ def selective_readout(
 
 @jax.custom_vjp
 def _weights(A, after, score):
-    """sum_n score_n exp(after A_n), [tokens, E]. A: [N, E]. after: [tokens, E]. score: [tokens, N].
+    """sum_n score_n exp(after A_n), [tiles, TILE, E]. A: [N, E]. after: [tiles, TILE, E]. score: [tiles, TILE, N].
 
-    One [tokens, E] after another is computed, and computed again in the backward pass.
+    Of a tile one [TILE, E] after another is computed, and computed again in the backward pass.
     """
-    def add(total, n):
-        A, score = n
-        return total + score[:, None] * jnp.exp(after * A), None
+    def tile(of_tile):
+        after, score = of_tile
 
-    return jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))[0]
+        def add(total, n):
+            A, score = n
+            return total + score[:, None] * jnp.exp(after * A), None
+
+        return jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))[0]
+
+    return jax.lax.map(tile, (after, score))
 
 
 def _weights_bwd(residuals, g):
-    A, after, score = residuals
+    A, *tokens = residuals
 
-    def add(of_after, n):
-        A, score = n
-        decayed = g * jnp.exp(after * A)
-        of_exponent = decayed * score[:, None]
-        return of_after + of_exponent * A, (_summed(after * of_exponent), _summed(decayed.T))
+    def tile(dA, of_tile):
+        after, score, g = of_tile
 
-    of_after, (dA, of_score) = jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))
-    return dA, of_after, of_score.T
+        def add(of_after, n):
+            A, score = n
+            decayed = g * jnp.exp(after * A)
+            of_exponent = decayed * score[:, None]
+            return of_after + of_exponent * A, (_summed(after * of_exponent), _summed(decayed.T))
+
+        of_after, (of_A, of_score) = jax.lax.scan(add, jnp.zeros_like(after), (A, score.T))
+        return dA + of_A, (of_after, of_score.T)
+
+    zeros = jnp.zeros_like(A + g[0, :1])  # which varies over devices as the tokens do
+    dA, of_tokens = jax.lax.scan(tile, zeros, (*tokens, g))
+    return dA, *of_tokens
 
 
 _weights.defvjp(lambda *args: (_weights(*args), args), _weights_bwd)

@@ -46,7 +46,6 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
     (1, 1, False, 'aligned', True, 0.3, 'dt'),
     (2, 2, True, 'reversed', True, 0.3, 'decay_and_dt'),
     *(pytest.param(*each, marks=pytest.mark.slow) for each in (
-        (1, 2, False, 'reversed', True, 0.3, 'none'),
         (2, 1, True, 'reversed', False, 0.0, 'none'),  # without the backward direction
         (1, 1, True, 'reversed', False, 1.0, 'none'),
         (2, 2, True, 'aligned', False, 0.3, 'decay_and_dt'),
