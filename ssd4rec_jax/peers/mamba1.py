@@ -14,7 +14,7 @@ from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.silu import silu
 from ssd4rec_jax.peers.causal import Factory, conv_init
 
-TILE = 512  # tokens whose arrays stay in a core's cache while the readout goes over the states
+TILE = 512  # The arrays of at most so many tokens stay in a core's cache while the readout goes over the states.
 CHUNK = 16  # The scan keeps one state for each so many tokens; its backward pass computes the others again.
 
 
@@ -108,13 +108,15 @@ def selective_readout(
     after = sum_to_end(dt, slot, reverse=False)
     score = B * of_history(C, slot)
 
-    def tiles(a):
-        """[tiles, TILE, ...]"""
-        a = a.reshape(-1, a.shape[-1])
-        return jnp.pad(a, [(0, -len(a) % TILE), (0, 0)]).reshape(-1, TILE, a.shape[-1])
+    tokens = math.prod(x.shape[:-1])
+    size = min(TILE, tokens)
 
-    weight = _weights(A.T, tiles(after), tiles(score)).reshape(-1, x.shape[-1])[:math.prod(x.shape[:-1])]
-    weight = weight.reshape(x.shape)
+    def tiles(a):
+        """[tiles, size, channels]"""
+        a = a.reshape(tokens, -1)
+        return jnp.pad(a, [(0, -tokens % size), (0, 0)]).reshape(-1, size, a.shape[-1])
+
+    weight = _weights(A.T, tiles(after), tiles(score)).reshape(-1, x.shape[-1])[:tokens].reshape(x.shape)
     rows, segments = C.shape[:2]
     flat = slot + (segments + 1) * jnp.arange(rows, dtype=slot.dtype)[:, None]
     sums = segment_sums((weight * dt * x).reshape(-1, x.shape[-1]), flat.reshape(-1), rows * (segments + 1))
@@ -123,9 +125,9 @@ def selective_readout(
 
 @jax.custom_vjp
 def _weights(A, after, score):
-    """sum_n score_n exp(after A_n), [tiles, TILE, E]. A: [N, E]. after: [tiles, TILE, E]. score: [tiles, TILE, N].
+    """sum_n score_n exp(after A_n), [tiles, size, E]. A: [N, E]. after: [tiles, size, E]. score: [tiles, size, N].
 
-    Of a tile one [TILE, E] after another is computed, and computed again in the backward pass.
+    Of a tile one [size, E] after another is computed, and computed again in the backward pass.
     """
     def tile(of_tile):
         after, score = of_tile

@@ -143,8 +143,9 @@ def test_each_example_of_an_epoch_is_seen_once_by_4_then_1_then_2_then_4_process
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, signalled):
-    victim, workdir, often = 0, 'killed', '--set=train.checkpoint_seconds=0.5'
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_others_and_the_restart_goes_on(root, single, signalled, victim):
+    workdir, often = f'killed{victim}', '--set=train.checkpoint_seconds=0.5'
     done = finished(signalled(workdir, 2, 2, often, after=9, process=victim, number=signal.SIGKILL))
     survivor = done[1 - victim]
     assert done[victim].returncode == -signal.SIGKILL
