@@ -14,7 +14,9 @@ from ssd4rec_jax.model.short_conv import short_conv
 from ssd4rec_jax.model.silu import silu
 from ssd4rec_jax.peers.causal import Factory, conv_init
 
-TILE = 512  # The arrays of at most so many tokens stay in a core's cache while the readout goes over the states.
+# The readout goes over the states of so many tokens at a time, whose arrays stay in a core's cache. It divides the
+# tokens of an exported program, whose number is not known while it is traced.
+TILE = 128
 CHUNK = 16  # The scan keeps one state for each so many tokens; its backward pass computes the others again.
 
 
@@ -109,12 +111,11 @@ def selective_readout(
     score = B * of_history(C, slot)
 
     tokens = math.prod(x.shape[:-1])
-    size = min(TILE, tokens)
 
     def tiles(a):
-        """[tiles, size, channels]"""
+        """[tiles, TILE, channels]"""
         a = a.reshape(tokens, -1)
-        return jnp.pad(a, [(0, -tokens % size), (0, 0)]).reshape(-1, size, a.shape[-1])
+        return jnp.pad(a, [(0, -tokens % TILE), (0, 0)]).reshape(-1, TILE, a.shape[-1])
 
     weight = _weights(A.T, tiles(after), tiles(score)).reshape(-1, x.shape[-1])[:tokens].reshape(x.shape)
     rows, segments = C.shape[:2]
@@ -125,9 +126,9 @@ def selective_readout(
 
 @jax.custom_vjp
 def _weights(A, after, score):
-    """sum_n score_n exp(after A_n), [tiles, size, E]. A: [N, E]. after: [tiles, size, E]. score: [tiles, size, N].
+    """sum_n score_n exp(after A_n), [tiles, TILE, E]. A: [N, E]. after: [tiles, TILE, E]. score: [tiles, TILE, N].
 
-    Of a tile one [size, E] after another is computed, and computed again in the backward pass.
+    Of a tile one [TILE, E] after another is computed, and computed again in the backward pass.
     """
     def tile(of_tile):
         after, score = of_tile

@@ -210,8 +210,9 @@ def test_a_network_of_one_s_own_is_exported(on_cpu_alone, tmp_path, monkeypatch)
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['bert4rec', 'caser', 'sigma'])
+@pytest.mark.parametrize('name', [
+    'sigma', *(pytest.param(name, marks=pytest.mark.slow) for name in ('bert4rec', 'caser'))
+])
 def test_peers_are_exported(on_cpu_alone, tmp_path, name):
     saved = saved_run(settings=PEERS[name](hidden_size=8, num_layers=1))
     export_program(tmp_path / 'to', saved)
