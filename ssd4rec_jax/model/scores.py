@@ -44,7 +44,7 @@ def map_scores(
     def of_rows(first, readout, *args):
         logits = scores(readout, table)
         if seen is not None:
-            logits = seen[1].part(first_readout=first).add_to(logits, seen[0])
+            logits = seen[1].part(first_readout=first, readouts=len(readout)).add_to(logits, seen[0])
         return f(logits, *args)
 
     if n <= at_once:

@@ -78,9 +78,14 @@ class Seen(NamedTuple):
         place = jnp.full(items, _NOWHERE).at[columns].set(jnp.arange(len(columns), dtype=jnp.int32), mode='drop')
         return self._replace(item=jnp.take(place, self.item, mode='fill', fill_value=_NOWHERE))
 
-    def part(self, *, first_readout: jax.Array | int = 0, first_column: jax.Array | int = 0) -> 'Seen':
-        """The same for the part of the scores that begins at a readout and a column."""
-        return self._replace(first=self.first - first_readout, item=self.item - first_column)
+    def part(
+        self, *, first_readout: jax.Array | int = 0, readouts: int = int(_NOWHERE), first_column: jax.Array | int = 0
+    ) -> 'Seen':
+        """The same for the part of the scores that begins at a readout, with so many of them, and at a column."""
+        at = self.first - first_readout
+        before = jnp.maximum(-at, 0)
+        left = jnp.minimum(self.readouts - before, readouts - (at + before))
+        return Seen(self.item - first_column, at + before, jnp.maximum(left, 0), self.age + before, self.times)
 
     def add_to(self, scores: jax.Array, bias: Bias) -> jax.Array:
         """scores [readouts, columns] with the bias added; what lies outside the scores is left out."""

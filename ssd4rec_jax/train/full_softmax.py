@@ -1,5 +1,7 @@
 """Full-softmax cross-entropy over the item catalogue, with at most MAX_SCORES scores in memory at once.
 
+A CPU takes few readouts at a time, whose scores stay in its caches, and none behind the last one with a target.
+
 The catalogue may be split over devices (vocabulary parallelism). Each device then computes the scores of its own items
 for the readouts of all devices, and the maxima, the sums and the target scores are combined.
 """
@@ -11,10 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import add_rows
+from pallas_kernels.target import target
 from ssd4rec_jax.model.dense import transposed_matmul
 from ssd4rec_jax.model.scores import MAX_SCORES, scores
 from ssd4rec_jax.model.seen import Bias, Seen, no_gradient
 from ssd4rec_jax.parallel.table_shard import TableShard
+
+TILE = 128  # So many readouts does a CPU take at a time.
 
 
 def softmax_loss_sum(
@@ -53,7 +58,12 @@ def _loss_sum_fwd(chunk, shard, own_readout, table, own_seen, own_targets, own_r
 
     The gradients are linear in the cotangent of the loss, so the backward pass only scales what is computed here.
     """
-    gradients = _whole_part if chunk == shard.held else functools.partial(_by_chunks, chunk)
+    if chunk < shard.held:
+        gradients = functools.partial(_by_chunks, chunk)
+    elif target().platform == 'cpu' and shard.shards == 1 and len(own_readout) > TILE:
+        gradients = _by_tiles
+    else:
+        gradients = _whole_part
     readout, targets, real = (shard.gather(a) for a in (own_readout, own_targets, own_real))
     seen = own_seen and (own_seen[0], own_seen[1].of_all_devices(shard, len(own_readout)))
     at, here = shard.find(targets)
@@ -84,6 +94,36 @@ def _whole_part(shard, readout, table, seen, targets, real, counted):
     target_score = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     expected_row, dtable = _products(weights, scale, readout, table)
     return log_total, target_score, expected_row, dtable, _of_seen(seen, weights, scale, targets, counted)
+
+
+def _by_tiles(shard, readout, table, seen, targets, real, counted):
+    """The same as _whole_part, for TILE readouts at a time until no real target is left, and zero for the others.
+
+    `seen` counts the readouts in their own order. Without it those with a real target come first.
+    """
+    n = len(readout)
+    order = jnp.arange(n) if seen is not None else jnp.argsort(~real, stable=True)
+    own = [
+        jnp.pad(jnp.take(a, order, axis=0), [(0, -n % TILE)] + [(0, 0)] * (a.ndim - 1))
+        for a in (readout, targets, real, counted)
+    ]
+
+    def of_tile(number, sums):
+        first = number * TILE
+        here = seen and (seen[0], seen[1].part(first_readout=first, readouts=TILE))
+        readout, *rest = (lax.dynamic_slice_in_dim(a, first, TILE) for a in own)
+        *of_readouts, dtable, dseen = _whole_part(shard, readout, table, here, *rest)
+        of_all, all_dtable, all_dseen = sums
+        of_all = [lax.dynamic_update_slice_in_dim(a, b, first, 0) for a, b in zip(of_all, of_readouts, strict=True)]
+        return of_all, all_dtable + dtable, jax.tree.map(jnp.add, all_dseen, dseen)
+
+    # Zeros made from the inputs vary over the same axes of a shard_map as the inputs do.
+    zero = jnp.zeros_like(own[0] * table[0], jnp.promote_types(readout.dtype, jnp.float32))
+    none = None if seen is None else jax.tree.map(jnp.zeros_like, seen[0])
+    zeros = [zero[:, 0], zero[:, 0], zero], zero[0] * jnp.zeros_like(table, zero.dtype), none
+    last = jnp.max(jnp.where(own[2], jnp.arange(len(zero)), -1))
+    of_all, dtable, dseen = lax.fori_loop(0, last // TILE + 1, of_tile, zeros)
+    return *(jnp.zeros_like(a[:n]).at[order].set(a[:n]) for a in of_all), dtable, dseen
 
 
 def _by_chunks(chunk, shard, readout, table, seen, targets, real, counted):

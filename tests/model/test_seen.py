@@ -66,6 +66,9 @@ def test_parts_and_chosen_columns(x64, packed, which, slots):
     whole = np.asarray(added(seen, bias, rows))
     np.testing.assert_allclose(added(seen.part(first_column=3), bias, rows, 4), whole[:, 3:7], atol=1e-14)
     np.testing.assert_allclose(added(seen.part(first_readout=4), bias, 6), whole[4:10], atol=1e-14)
+    part = seen.part(first_readout=4, readouts=6)
+    np.testing.assert_allclose(added(part, bias, 8), np.pad(whole[4:10], ((0, 2), (0, 0))), atol=1e-14)
+    assert part.readouts.sum() < seen.part(first_readout=4).readouts.sum() < seen.readouts.sum()
     chosen = jnp.asarray([7, 2, ITEMS, 5])  # One of them stands for no item.
     expected = np.stack([whole[:, 7], whole[:, 2], 0 * whole[:, 0], whole[:, 5]], 1)
     np.testing.assert_allclose(added(seen.at_columns(chosen, ITEMS), bias, rows, 4), expected, atol=1e-14)

@@ -1,4 +1,4 @@
-"""The full softmax, whole and in chunks, compared with NumPy's; and rankings made a few rows at a time."""
+"""The full softmax, whole, in chunks of items and tiles of readouts, against NumPy's; rankings a few rows at a time."""
 import functools
 
 import jax
@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.target import tracing_for
 from ssd4rec_jax.model.scores import map_scores
 from ssd4rec_jax.rank.metrics import ranks
+from ssd4rec_jax.train import full_softmax
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 
 N, ITEMS, WIDTH = 24, 40, 16
@@ -49,6 +51,29 @@ def test_loss_and_gradients_of_any_chunk_size(x64, chunk):
     assert (np.asarray(dreadout)[~REAL] == 0).all()
 
 
+@pytest.mark.parametrize('tile', [1, 7, 12, 23])
+def test_loss_and_gradients_of_any_tile_size(x64, monkeypatch, tile):
+    """Tiles that the 19 readouts with a target, the other 5 behind them, or neither fill."""
+    monkeypatch.setattr(full_softmax, 'TILE', tile)
+    test_loss_and_gradients_of_any_chunk_size(None, ITEMS + 1)
+
+
+def test_tiles_without_a_target_are_not_computed(monkeypatch):
+    computed = []
+
+    def counted(shard, *arrays):
+        computed.append(arrays[-2])
+        return whole_part(shard, *arrays)
+
+    whole_part = full_softmax._whole_part
+    monkeypatch.setattr(full_softmax, '_whole_part', counted)
+    monkeypatch.setattr(full_softmax, 'TILE', 4)
+    readout, table, targets = inputs(np.float32)
+    with jax.disable_jit():
+        softmax_loss_sum(readout, table, targets, REAL)
+    assert [int(real.sum()) for real in computed] == [4, 4, 4, 4, 3]
+
+
 @pytest.mark.parametrize('chunk', [ITEMS + 1, 7])
 def test_bfloat16_readouts_keep_their_sums_in_float32(chunk):
     readout, table, targets = inputs(jnp.bfloat16)
@@ -76,16 +101,18 @@ def test_no_array_of_all_scores_exists_above_the_limit():
     assert temporaries(64 * 100) < scores / 2 < scores <= temporaries(64 * 5001)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 @pytest.mark.parametrize('items, chunked', [(12_101, False), (1_000_000, True)])
-def test_a_step_of_beauty_computes_its_scores_once_and_one_of_a_million_items_in_chunks(items, chunked):
+def test_a_step_of_beauty_computes_its_scores_once_and_one_of_a_million_items_in_chunks(platform, items, chunked):
     readout, table, targets, real = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
         ((1024, 256), np.float32), ((items + 1, 256), np.float32), ((1024,), np.int32), ((1024,), bool),
     ))
-    loss = jax.make_jaxpr(jax.grad(softmax_loss_sum, (0, 1)))(readout, table, targets, real)
-    ranking = jax.make_jaxpr(functools.partial(map_scores, ranks))(readout, table, targets)
-    for program in (loss, ranking):
+    with tracing_for(platform):
+        loss = jax.make_jaxpr(jax.grad(softmax_loss_sum, (0, 1)))(readout, table, targets, real)
+        ranking = jax.make_jaxpr(functools.partial(map_scores, ranks))(readout, table, targets)
+    for program, at_once in (loss, full_softmax.TILE if platform == 'cpu' else 1024), (ranking, 1024):
         assert ('scan' in str(program)) == chunked
-        assert (f'f32[1024,{items + 1}]' in str(program)) != chunked
+        assert (f'f32[{at_once},{items + 1}]' in str(program)) != chunked
 
 
 @pytest.mark.parametrize('chunk', [ITEMS + 1, 7])

@@ -16,6 +16,7 @@ from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.parallel.mesh import device_mesh, place_rows, shardings
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.rank.recommend import TopItems
+from ssd4rec_jax.train import full_softmax
 from ssd4rec_jax.train.full_softmax import softmax_loss_sum
 from ssd4rec_jax.train.gradients import make_gradients, make_sampled_gradients
 from ssd4rec_jax.train.losses import SAMPLED_SOFTMAX, Loss, make_loss
@@ -97,12 +98,13 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize('every_prefix', [False, True], ids=['prefix', 'one_pass'])
-@pytest.mark.parametrize('data, model, max_scores', [
-    (1, 1, 2**27), (1, 1, 200), pytest.param(8, 1, 2**27, marks=pytest.mark.slow), (2, 4, 2**27),
-    pytest.param(1, 8, 300, marks=pytest.mark.slow),
+@pytest.mark.parametrize('data, model, max_scores, tile', [
+    (1, 1, 2**27, 128), (1, 1, 200, 128), (1, 1, 2**27, 3), pytest.param(8, 1, 2**27, 2, marks=pytest.mark.slow),
+    (2, 4, 2**27, 128), pytest.param(1, 8, 300, 128, marks=pytest.mark.slow),
 ])
-def test_full_softmax(network, every_prefix, data, model, max_scores):
-    """13 rows of the table in one piece, in chunks, on devices each of which holds a part."""
+def test_full_softmax(network, monkeypatch, every_prefix, data, model, max_scores, tile):
+    """13 rows of the table in one piece, in chunks, for a few readouts at a time, on devices that hold a part each."""
+    monkeypatch.setattr(full_softmax, 'TILE', tile)
     net, params = network
     batch = batch_of(every_prefix)
 
