@@ -23,12 +23,12 @@ class TrainConfig:
     last_alone: with 'cloze', the share of histories of which the last item alone is hidden.
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), 'gbce'
       (see ssd4rec_jax.train.gbce), 'uniform' (see ssd4rec_jax.train.uniform_softmax), the name of a registered loss, or
-      'auto', which samples above a million items. With a sampled loss the item table is updated by row-wise Adagrad
-      (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay and clip_norm apply to all other
-      parameters only.
+      'auto', which samples above a million items. With a sampled loss row-wise Adagrad updates the rows of
+      the item table that a step touches (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay
+      and clip_norm apply to all other parameters only.
     num_negatives: the number of items that each step draws uniformly for a sampled loss.
-    table_optimizer: with a loss over the whole catalogue, what updates the item table: 'adam' or 'adagrad' (row by row)
-      at table_learning_rate, or 'auto', which updates it like all other parameters.
+    table_optimizer: what updates the item table: 'adam' (all of it) or 'adagrad' (row by row) at table_learning_rate,
+      or 'auto', which takes adagrad with a sampled loss and else updates it like all other parameters.
     table_learning_rate: the learning rate of an item table that has an optimiser of its own; it follows the schedule.
     seen_learning_rate: the learning rate of Adam for the bias of model.seen_bias, which has few numbers and far to go.
     targets_per_step: the number of prediction targets that a step holds on average; with 'cloze' the number of items,

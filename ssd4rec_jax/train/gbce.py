@@ -1,8 +1,9 @@
 """Generalised binary cross-entropy over sampled negatives: what gSASRec trains with.
 
 Petrov and Macdonald, "gSASRec: reducing overconfidence in sequential recommendation trained with negative sampling"
-(RecSys 2023): its loss gBCE, with beta as t and the sampling rate give it. The negatives are a step's uniform draws,
-train.num_negatives of them, which all targets of the step share; the authors draw as many for each target.
+(RecSys 2023): its loss gBCE, with beta as t and the sampling rate give it. The authors draw loss.negatives for each
+target. Here all targets of a step share train.num_negatives uniform draws, whose mean takes the place of theirs: the
+same loss on average, and with less noise the larger the shared sample is.
 """
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ def gbce_losses(
     """
     del probability
     own, others = target_and_negatives(readout, table, targets, real, negatives)
-    beta = expected * (settings.t * (1 - 1 / expected) + 1 / expected)
-    total = beta * jax.nn.log_sigmoid(own) + jax.nn.log_sigmoid(-others).sum(-1)
-    return jnp.where(real, -total / (len(negatives) + 1), 0.0)
+    count = settings.negatives or len(negatives)
+    rate = expected * count / len(negatives)
+    beta = rate * (settings.t * (1 - 1 / rate) + 1 / rate)
+    total = beta * jax.nn.log_sigmoid(own) + count * jax.nn.log_sigmoid(-others).mean(-1)
+    return jnp.where(real, -total / (count + 1), 0.0)

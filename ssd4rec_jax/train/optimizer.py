@@ -54,8 +54,6 @@ def make_optimizer(
         update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     if not sparse_table:
         return update
-    if config.table_optimizer == 'adam':
-        raise ConfigError('train.table_optimizer=adam needs train.loss=full: a sampled loss updates rows by adagrad')
     return SparseTableOptimizer(update, table_rate)
 
 

@@ -65,8 +65,9 @@ class TrainProgram:
         self.config, self.num_items, self.mesh = config, num_items, mesh
         has_seen = getattr(config.model, 'seen_bias', False)
         loss = make_loss(config.train, config.loss, num_items, mesh.shape[MODEL_AXIS], has_seen=has_seen)
+        by_row = loss.samples and config.train.table_optimizer != 'adam'
         self.optimizer = make_optimizer(
-            config.train, sparse_table=loss.samples, has_seen=has_seen, steps_per_epoch=steps_per_epoch
+            config.train, sparse_table=by_row, has_seen=has_seen, steps_per_epoch=steps_per_epoch
         )
         self.schedule = learning_rate_schedule(config.train, steps_per_epoch)
         self._averages = config.train.ema_decay > 0

@@ -63,8 +63,9 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """The jitted step (state, batch, seed, epoch) -> (new state, mean loss over the step's targets).
 
-    The step takes over the buffers of the state. seed and epoch are uint32 scalars. With a SparseTableOptimizer the
-    loss is a sampled one, and the step takes the result of place_probability as its fifth argument. ema_decay: of the
+    The step takes over the buffers of the state. seed and epoch are uint32 scalars. Where the
+    loss is a sampled one, as it is with a SparseTableOptimizer, the step takes the result of place_probability as its
+    fifth argument. ema_decay: of the
     state's moving averages.
     """
     def finished(new: TrainState) -> TrainState:
@@ -77,8 +78,14 @@ def make_train_step(
         )
         return lax.with_sharding_constraint(new := new._replace(averaged=averaged), shardings(new, mesh))
 
-    def dense(state: TrainState, batch: PackedBatch, seed, epoch):
-        loss, count, grads = make_gradients(objective, mesh, state.params)(state.params, batch, seed, epoch)
+    def dense(state: TrainState, batch: PackedBatch, seed, epoch, *probability):
+        if objective.loss.samples:
+            gradients = make_sampled_gradients(objective, mesh, state.params)
+            loss, count, grads, rows = gradients(state.params, *probability, batch, seed, epoch, state.step)
+            table = jnp.zeros_like(state.params[ITEM_EMBEDDING]).at[rows.ids].add(rows.gradients, mode='drop')
+            grads = {**grads, ITEM_EMBEDDING: table}
+        else:
+            loss, count, grads = make_gradients(objective, mesh, state.params)(state.params, batch, seed, epoch)
         new = update(optimizer, state, loss, count, grads)
         return finished(new), loss / count
 
@@ -153,8 +160,8 @@ def abstract_state(
     sparse = isinstance(optimizer, SparseTableOptimizer)
     if getattr(config, 'table_dtype', 'float32') == 'bfloat16' and not sparse:
         raise ConfigError(
-            f'model.table_dtype=bfloat16 needs train.loss=sampled: the full softmax (of {num_items:,} items) updates '
-            'its table in float32'
+            f'model.table_dtype=bfloat16 needs train.loss=sampled and train.table_optimizer=adagrad or auto: all of a '
+            f'table (of {num_items:,} items) is updated in float32'
         )
     network, params = abstract_network(config, num_items, mesh)
     shapes = jax.eval_shape(lambda params: new_state(params, optimizer, averages), params)

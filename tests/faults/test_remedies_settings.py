@@ -72,17 +72,15 @@ TWO_PASSES = 'train.objective=one_pass would not be exact: {}; set train.objecti
 SAMPLED = 'model.table_dtype=bfloat16 needs train.loss=sampled'
 ROWS = 'data.rows_per_step={} is more than the {} histories that there are to train on: lower it'
 X64 = 'model.dtype=float64 needs JAX_ENABLE_X64=1'
-TABLE = 'train.table_optimizer=adam needs train.loss=full: a sampled loss updates rows by adagrad'
 
 
 @pytest.mark.slow
-@tries(TWO_PASSES, SAMPLED, ROWS, X64, TABLE)
+@tries(TWO_PASSES, SAMPLED, ROWS, X64)
 @pytest.mark.parametrize('said, wrong, right', [
     (TWO_PASSES, ('train.objective=one_pass', 'model.num_layers=2'), ('train.objective=prefix', 'model.num_layers=2')),
     (SAMPLED, ('model.table_dtype=bfloat16', 'train.loss=full'), ('model.table_dtype=bfloat16', 'train.loss=sampled')),
     (ROWS, ('data.rows_per_step=1000',), ('data.rows_per_step=16',)),
     (X64, ('model.dtype=float64',), ('model.dtype=float64',)),
-    (TABLE, ('train.table_optimizer=adam', 'train.loss=sampled'), ('train.table_optimizer=adam', 'train.loss=full')),
 ])
 def test_a_setting_that_this_run_cannot_have(finished, tmp_path, request, said, wrong, right):
     def train(settings: tuple[str, ...]) -> Done:

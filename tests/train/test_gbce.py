@@ -40,6 +40,23 @@ def test_losses_of_targets_and_nothing_in_empty_slots(x64, t):
             assert found[row, slot] == 0 and (np.asarray(gradient)[row, slot] == 0).all()
 
 
+def test_a_large_shared_sample_counts_as_so_many_negatives_of_each_target(x64):
+    """Its loss is the mean of the released one over all draws of two negatives from the sample."""
+    rng = np.random.default_rng(1)
+    readout, table = rng.normal(size=(1, 1, 4)), rng.normal(size=(9, 4))
+    sample, targets, scores = np.array([3, 8, 0, 5]), np.array([[2]]), table @ readout[0, 0]
+    found = gbce_losses(
+        readout, table, targets, targets > 0, sample, 4 / 9, np.ones(9) / 9, settings=GBCE(0.75, negatives=2)
+    )
+    wanted = np.mean([by_hand(scores[2], scores[[a, b]], 2 / 9, 0.75) for a in sample for b in sample])
+    assert float(found[0, 0]) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_negative_number_of_negatives_is_refused():
+    with pytest.raises(ConfigError, match='loss.negatives=-1 must be 0 or more'):
+        GBCE(negatives=-1)
+
+
 def test_a_calibration_outside_0_and_1_is_refused():
     with pytest.raises(ConfigError, match='loss.t=1.5 must be between 0 and 1'):
         GBCE(1.5)

@@ -65,8 +65,6 @@ def test_the_seen_term_and_the_table_have_rates_of_their_own():
     np.testing.assert_allclose(updates['item_embedding'], [[-6 / 12.5**0.5, -8 / 12.5**0.5], [0, 0]], rtol=1e-5)
     updates, _ = optimizer.update(grads, state, params)
     np.testing.assert_allclose(updates['item_embedding'][0], [-6 / 25**0.5, -8 / 25**0.5], rtol=1e-5)
-    with pytest.raises(ConfigError, match='train.loss=full'):
-        make_optimizer(TrainConfig(table_optimizer='adam'), sparse_table=True)
 
 
 def test_the_table_follows_the_schedule():

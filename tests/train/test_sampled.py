@@ -159,10 +159,12 @@ def batch():
     return pack(rows, tokens=32, segments=8, targets={e: int(rng.integers(1, ITEMS + 1)) for e in range(example)})
 
 
-def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG):
+BY_ROW = SparseTableOptimizer(optax.adam(1e-2), 0.1)
+
+
+def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG, optimizer=BY_ROW):
     mesh = device_mesh(jax.devices()[:data * model], model)
     net, params = init_network(config, ITEMS, seed=0)
-    optimizer = SparseTableOptimizer(optax.adam(1e-2), 0.1)
     state = init_state(net, params, optimizer, mesh)
     probability = np.random.default_rng(3).dirichlet(np.ones(ITEMS + 1)).astype(np.float32)
     probability = {'item_embedding': net.shard(mesh).pad(probability)}
@@ -171,7 +173,9 @@ def after_steps(batch, data, model, steps=3, negatives=12, config=CONFIG):
     for _ in range(steps):
         state, loss = step(state, place_rows(batch, mesh, 8), SEED, EPOCH, probability)
         losses.append(float(loss))
-    return losses, net.whole(state.params), np.asarray(state.opt_state['item_embedding'])[:ITEMS + 1]
+    by_row = isinstance(optimizer, SparseTableOptimizer)
+    squares = np.asarray(state.opt_state['item_embedding'])[:ITEMS + 1] if by_row else None
+    return losses, net.whole(state.params), squares
 
 
 @pytest.fixture(scope='module')
@@ -185,6 +189,18 @@ def test_sampled_steps_do_not_depend_on_the_mesh(batch, on_one_device, data, mod
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
     chex.assert_trees_all_close(params, on_one_device[1], rtol=1e-3, atol=2e-5)
     np.testing.assert_allclose(squares, on_one_device[2], rtol=1e-3, atol=1e-10)
+
+
+@pytest.mark.parametrize('data, model', [(1, 1), (4, 2)])
+def test_an_optimizer_of_the_whole_table_gets_the_same_rows_and_zeros(batch, data, model):
+    """SGD shows the rows' gradients; row-wise Adagrad's first step has their directions and its state their squares."""
+    _, before = init_network(CONFIG, ITEMS, seed=0)
+    _, by_sgd, _ = after_steps(batch, data, model, steps=1, optimizer=optax.sgd(1.0))
+    _, by_row, squares = after_steps(batch, 1, 1, steps=1)
+    gradients, moves = (before['item_embedding'] - after['item_embedding'] for after in (by_sgd, by_row))
+    np.testing.assert_allclose(np.mean(gradients**2, 1), squares, rtol=1e-3, atol=1e-12)
+    assert (squares == 0).any() and (squares > 1e-6).sum() > 20
+    np.testing.assert_allclose(gradients, moves / 0.1 * np.sqrt(squares)[:, None], rtol=1e-2, atol=1e-6)
 
 
 def test_a_step_moves_the_rows_it_reads_scores_or_draws_and_no_other(batch):
