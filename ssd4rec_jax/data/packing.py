@@ -146,8 +146,8 @@ def choose_step_shape(
     if one_step:
         segments = int(np.cumsum(np.sort(lengths)).searchsorted(tokens, side='right'))
     else:
-        # Slots cost softmax work, used or not; a row that closes early loses few tokens. So no more
-        # than 1.5 standard deviations above the mean.
+        # Slots cost softmax work, used or not (but for a CPU's full softmax); a row that closes early loses few
+        # tokens. So no more than 1.5 standard deviations above the mean.
         spread = float(lengths.std()) / mean
         segments = math.ceil(per_row + 1.5 * spread * math.sqrt(per_row))
     return StepShape(rows, tokens, min(_round_up(segments, _SEGMENT_MULTIPLE), tokens))
