@@ -18,7 +18,8 @@ CATALOGUES = 12_101, 1_000_000
 def measure_softmax(repeats: int) -> list[dict]:
     """The time and the temporaries in bytes for each catalogue and form; the time is None where they do not fit.
 
-    The form 'whole' has the scores of all readouts at once, on a CPU of few of them. The form 'chunked' cuts the catalogue as training does, or in two where training would not cut it.
+    The form 'whole' has the scores of all readouts at once, on a CPU of few of them. The form 'chunked' cuts the
+    catalogue as training does, or in two where training would not cut it.
     """
     rows = []
     for items in CATALOGUES:
