@@ -61,9 +61,12 @@ def test_no_relayout_copies_at_64k_tokens():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology,dtype', [(t, jnp.bfloat16) for t in TOPOLOGIES] + [('v5e:2x2', jnp.float32)])
-@pytest.mark.parametrize('shape', list(SHAPES))
+@pytest.mark.parametrize('topology,shape,dtype', [
+    *(('v5e:2x2', shape, jnp.bfloat16) for shape in SHAPES),
+    *zip(['v6e:2x2', 'v5p:2x2x1', 'v5e:2x2'] * 2, SHAPES, [jnp.bfloat16, jnp.bfloat16, jnp.float32] * 2, strict=True),
+])
 def test_scan_compiles_for_every_topology(topology, shape, dtype):
+    """Every shape on the first topology in bfloat16, and on one of the others or in float32 in turn."""
     program = compile_scan(topology_devices(topology)[0], SHAPES[shape], dtype)
     assert_as_planned(program, SHAPES[shape], dtype)
 
