@@ -29,7 +29,7 @@ class GBCE:
 
     t: how far scores are calibrated: 0 gives binary cross-entropy, and 1 makes up for the sampling of negatives.
     negatives: for how many negatives of its own the step's sample counts with each target, 0: as many as it has. A
-      larger sample then draws the same loss with less noise.
+      larger sample then gives the same loss with less noise.
     """
 
     t: float = 0.75

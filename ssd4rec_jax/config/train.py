@@ -23,9 +23,10 @@ class TrainConfig:
     last_alone: with 'cloze', the share of histories of which the last item alone is hidden.
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), 'gbce'
       (see ssd4rec_jax.train.gbce), 'uniform' (see ssd4rec_jax.train.uniform_softmax), the name of a registered loss, or
-      'auto', which samples above a million items. With a sampled loss row-wise Adagrad updates the rows of
-      the item table that a step touches (see ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay
-      and clip_norm apply to all other parameters only.
+      'auto', which samples above a million items. With a sampled loss and table_optimizer 'auto' or
+      'adagrad', row-wise Adagrad updates the rows of the item table that a step touches (see
+      ssd4rec_jax.train.row_updates), and learning_rate, optimizer, weight_decay and clip_norm apply to all other
+      parameters only.
     num_negatives: the number of items that each step draws uniformly for a sampled loss.
     table_optimizer: what updates the item table: 'adam' (all of it) or 'adagrad' (row by row) at table_learning_rate,
       or 'auto', which takes adagrad with a sampled loss and else updates it like all other parameters.

@@ -63,10 +63,9 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """The jitted step (state, batch, seed, epoch) -> (new state, mean loss over the step's targets).
 
-    The step takes over the buffers of the state. seed and epoch are uint32 scalars. Where the
-    loss is a sampled one, as it is with a SparseTableOptimizer, the step takes the result of place_probability as its
-    fifth argument. ema_decay: of the
-    state's moving averages.
+    The step takes over the buffers of the state. seed and epoch are uint32 scalars. Where the loss is a sampled one, as
+    it always is with a SparseTableOptimizer, the step takes the result of place_probability as its fifth argument.
+    ema_decay: of the state's moving averages.
     """
     def finished(new: TrainState) -> TrainState:
         """The state with its averages brought up to date and its arrays where they belong."""
