@@ -1,10 +1,11 @@
 """Compile KuaiRand's train and evaluation steps for an H100 or H200 with XLA's GPU compiler, without a GPU.
 
-    python -m experiments.compile_gpu --target=h100     # also h200
+    python -m experiments.compile_gpu --target=h100     # also h200; --only='train prefix' compiles these alone
 
 For the operation alone, and for what the figures are, see python -m pallas_kernels.compile_gpu. The steps have the
 sizes of the published configuration in bfloat16; the limits are in compile_gpu.toml beside this file.
 """
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,7 @@ import jax
 
 from experiments.pod.assumed import assumed_step
 from experiments.published import published
-from pallas_kernels.compile_gpu import run
-from pallas_kernels.compiled.gpu import Program
+from pallas_kernels.compile_gpu import Lower, run
 from pallas_kernels.target import tracing_for
 from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.data.packing import StepShape
@@ -29,13 +29,13 @@ ONE_PASS = ('train.objective=one_pass', 'model.bidirectional=last')  # All layer
 KERNELS = 'pallas_gpu', 'pallas_gpu_fused'
 
 
-def kuairand_programs(device: jax.Device) -> Iterator[Program]:
+def kuairand_programs(device: jax.Device) -> Iterator[tuple[str, Lower]]:
     """The train step with each implementation of the scan, that of one_pass, and the evaluation step."""
     for form, changes in {'prefix': (), 'one_pass': ONE_PASS}.items():
         for name in (*KERNELS, 'xla') if form == 'prefix' else KERNELS:
-            yield train_step(f'train {form} {name}', _config(name, *changes), device)
+            yield f'train {form} {name}', functools.partial(train_step, _config(name, *changes), device)
     for name in KERNELS:
-        yield evaluation_step(f'evaluate {name}', _config(name), device)
+        yield f'evaluate {name}', functools.partial(evaluation_step, _config(name), device)
 
 
 def _config(implementation: str, *changes: str) -> RunConfig:
@@ -43,14 +43,14 @@ def _config(implementation: str, *changes: str) -> RunConfig:
     return apply_overrides(default_config('kuairand'), list(changes))
 
 
-def train_step(name: str, config: RunConfig, device: jax.Device) -> Program:
+def train_step(config: RunConfig, device: jax.Device) -> jax.stages.Lowered:
     """A whole train step, of the shape that training would choose."""
     every_prefix = config.train.objective == 'one_pass'
     program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=every_prefix)
-    return Program.compile(name, lambda: program.lower(_shape(program)))
+    return program.lower(_shape(program))
 
 
-def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program:
+def evaluation_step(config: RunConfig, device: jax.Device) -> jax.stages.Lowered:
     """A step that ranks the items, with rows as long as in training on prefixes."""
     config = apply_overrides(config, ['train.objective=prefix'])
     program = TrainProgram(config, LOG.items, device_mesh([device]), every_prefix=False)
@@ -58,9 +58,7 @@ def evaluation_step(name: str, config: RunConfig, device: jax.Device) -> Program
     with tracing_for('gpu'):
         table = jax.eval_shape(lambda params: program.network.bind(params).item_table(), program.like.params)
         scorer = Scorer(program.network, program.mesh)
-        return Program.compile(
-            name, lambda: scorer.lower(ranks, Prepared(program.like.params, table, None), (batch, (batch.targets,)))
-        )
+        return scorer.lower(ranks, Prepared(program.like.params, table, None), (batch, (batch.targets,)))
 
 
 def _shape(program: TrainProgram) -> StepShape:

@@ -27,8 +27,8 @@ def test_a_few_kills_and_failing_disks(matrix):
     matrix.disturb(PREPARE, 'kill', 9)
     for how in ('ENOSPC', 'EIO', 'short'):
         matrix.disturb(PREPARE, how, 4)
-    matrix.sample(kills=3, errors=4)
-    assert matrix.problems == [] and matrix.counts['kills'] == 4 and matrix.counts['injected errors'] >= 5
+    matrix.sample(kills=2, errors=2)
+    assert matrix.problems == [] and matrix.counts['kills'] == 3 and matrix.counts['injected errors'] >= 3
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def corruptions(tmp_path_factory):
 
 
 def test_damage_is_noticed_or_harmless(corruptions):
-    corruptions.sample(150, 0)
+    corruptions.sample(80, 0)
     assert corruptions.problems == []
     assert corruptions.counts['noticed and mended or passed over'], corruptions.counts
 
@@ -61,8 +61,8 @@ def test_fuzzed_inputs_are_as_the_plain_model_or_refused(fuzz, kind, count):
 
 def test_three_preparers_of_two_logs_in_one_folder(tmp_path):
     pairs = Pairs(tmp_path)
-    pairs.preparers(15)
-    assert pairs.problems == [] and pairs.counts['preparations side by side'] == 45
+    pairs.preparers(8)
+    assert pairs.problems == [] and pairs.counts['preparations side by side'] == 24
 
 
 @pytest.mark.slow

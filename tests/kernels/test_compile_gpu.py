@@ -116,28 +116,42 @@ def test_figures_above_their_limits_are_named():
     ]
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """Instead of XLA's: programs of some names, each of which compiles to `program`."""
+    monkeypatch.setattr(gpu, 'ready_to_compile', lambda: None)
+    monkeypatch.setattr(gpu, 'gpu_devices', lambda target: [target])
+    monkeypatch.setattr(gpu.Program, 'compile', lambda name, lower: program(name=name))
+    return lambda *names: lambda device: iter([(name, None) for name in names])
+
+
 @pytest.mark.parametrize('limit, code, said', [
     (7, 0, 'every figure is within its limit'), (6, 1, 'step: kernels 7 is above the limit of 6'),
 ])
-def test_the_exit_code_tells_whether_the_limits_hold(monkeypatch, capsys, tmp_path, limit, code, said):
-    monkeypatch.setattr(gpu, 'ready_to_compile', lambda: None)
-    monkeypatch.setattr(gpu, 'gpu_devices', lambda target: [target])
+def test_the_exit_code_tells_whether_the_limits_hold(monkeypatch, compiler, capsys, tmp_path, limit, code, said):
     path = tmp_path / 'limits.toml'
     path.write_text(f'[h200.step]\nkernels = {limit}\ngigabytes = 1\nloops = 1\nregisters = 0\nspilled = 0\n')
     monkeypatch.setattr('sys.argv', ['compile_gpu', '--target=h200'])
-    assert compile_gpu.run(lambda device: iter([program()]), path, '') == code
+    assert compile_gpu.run(compiler('step'), path, '') == code
     assert capsys.readouterr().out.splitlines()[-1] == said
 
 
-def test_written_limits_hold_what_was_found_and_keep_other_targets(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, 'ready_to_compile', lambda: None)
-    monkeypatch.setattr(gpu, 'gpu_devices', lambda target: [target])
-    path = tmp_path / 'limits.toml'
-    for target in ('h100', 'h200'):
-        monkeypatch.setattr('sys.argv', ['compile_gpu', f'--target={target}', '--write_limits'])
-        assert compile_gpu.run(lambda device: iter([program()]), path, '') == 0
-    held = tomllib.loads(path.read_text())
-    assert held == {target: {'step': program().figures()} for target in ('h100', 'h200')}
+def test_written_limits_hold_what_was_found_and_keep_the_others(monkeypatch, compiler, tmp_path):
+    path, figures = tmp_path / 'limits.toml', program().figures()
+    for target, only in (('h100', ''), ('h200', ''), ('h200', 'eval')):
+        monkeypatch.setattr('sys.argv', ['compile_gpu', f'--target={target}', '--write_limits', f'--only={only}'])
+        assert compile_gpu.run(compiler(*(['train', 'evaluate'] if only else ['train'])), path, '') == 0
+    assert tomllib.loads(path.read_text()) == {'h100': {'train': figures}, 'h200': {'train': figures, 'evaluate': figures}}
+
+
+def test_only_what_is_asked_for_is_compiled(monkeypatch, compiler, capsys, tmp_path):
+    monkeypatch.setattr('sys.argv', ['compile_gpu', '--only=train'])
+    assert compile_gpu.run(compiler('train a', 'evaluate', 'train b'), tmp_path / 'none.toml', '') == 1
+    said = capsys.readouterr().out
+    assert 'train a: compiled' in said and 'train b: compiled' in said and 'evaluate' not in said
+    with pytest.raises(SystemExit):
+        compile_gpu.run(compiler('evaluate'), tmp_path / 'none.toml', '')
+    assert '--only=train: no program is named so' in capsys.readouterr().err
 
 
 def test_without_the_extra_the_command_names_it(monkeypatch):

@@ -90,7 +90,7 @@ def test_temporaries_beyond_64k_tokens(w, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1'])
 def test_the_train_step_compiles_and_uses_the_kernels(topology):
     """Two layers: the first layer's two directions, forward and backward; the last one reads without a scan."""
     tokens = 1152  # no width of the model

@@ -121,10 +121,10 @@ def test_every_shape_is_as_near_to_float64_as_xla(form, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('programs', [1, 6, 1000])
+@pytest.mark.parametrize('programs', [1, 6])
 @forms
 def test_blocks_of_heads_in_one_program_or_shared_among_some(monkeypatch, form, programs):
-    """Three blocks of four heads in two chunks: three steps a program, or one."""
+    """Three blocks of four heads in two chunks: three steps a program, or fewer."""
     monkeypatch.setattr('pallas_kernels.ssd.gpu.tiles.PROGRAMS', programs)
     value_and_gradients.clear_cache()
     assert_as_near_as_xla(form, *inputs(length=70, heads=12), segments([20, 50]), False)
@@ -154,10 +154,8 @@ def kernels_in(text):
     return text.count('custom_call @mosaic_gpu')
 
 
-@pytest.mark.parametrize('form,headdim,state', [
-    pytest.param(form, headdim, state, marks=[pytest.mark.slow] * (form == 'pallas_gpu_fused' and state != 2 * headdim))
-    for form in SCANS for headdim in (16, 32, 64, 128) for state in (16, 64, 128, 256)
-])
+@pytest.mark.parametrize('headdim,state', [(16, 16), (16, 256), (32, 64), (64, 128), (128, 16), (128, 256)])
+@forms
 def test_value_and_gradient_lower_for_cuda(form, headdim, state):
     assert kernels_in(lowered(form, 8, headdim, state)) == KERNELS[form]
 

@@ -20,6 +20,7 @@ GPU = 'pallas_gpu', 'pallas_gpu_fused'
 PLATFORMS = {'pallas_tpu': 'tpu'} | dict.fromkeys(GPU, 'gpu')  # whose kernels are interpreted here
 # Mosaic GPU's interpreter came with JAX 0.11.
 HERE = [name for name in IMPLEMENTATIONS if name not in GPU or jax.__version_info__ >= (0, 11)]
+NOT_GPU = [name for name in HERE if name not in GPU]  # test_pallas_gpu.py has the GPU kernels' own segments and shapes.
 # Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64.
 implementations = pytest.mark.parametrize(
     'implementation', [pytest.param(name, marks=[pytest.mark.slow] * (name in GPU)) for name in HERE]
@@ -167,21 +168,24 @@ def assert_equals_the_loop_and_the_reference_gradients(arrays, cotangent, ids, i
 
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('case', list(CASES))
-@implementations
+@pytest.mark.parametrize('implementation', NOT_GPU)
 def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
 
-# A shape takes seconds to compile: in the default run these, of what is compiled for a CPU.
+# A shape takes seconds to compile: in the default run the first five, of what is compiled for a CPU. Kernels have these.
 QUICK_SHAPES = (
-    'length 1', 'shorter than a chunk', 'an odd length', 'two groups of two heads', 'headdim 16, groups of few heads',
-    'a state of no multiple of 8',
+    'length 1', 'shorter than a chunk', 'an odd length', 'two groups of two heads', 'a state of no multiple of 8',
 )
+KERNEL_SHAPES = {
+    'pallas_tpu': (*QUICK_SHAPES, 'a group a head', 'headdim 16, groups of few heads', 'headdim 64, state 128',
+                   'headdim 128', "the published model's"),
+} | dict.fromkeys(GPU, ('an odd length', "the published model's"))
 
 
 @pytest.mark.parametrize('implementation,case', [
     pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS or case not in QUICK_SHAPES))
-    for name in HERE for case in SHAPES
+    for name in HERE for case in KERNEL_SHAPES.get(name, SHAPES)
 ])
 def test_shapes(x64, implementation, case):
     ids, shape, reverse = SHAPES[case]
@@ -228,6 +232,7 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
 
 # Interpreted kernels take seconds a shape: of the wide cases, these with them in the default run.
 QUICK = 'four groups', 'A dt beyond float32'
+EXTREME = *QUICK, 'dt from 1e-8 to 1,000'  # of the GPU kernels, which take the longest
 
 
 @pytest.fixture(scope='module')
@@ -247,7 +252,7 @@ def wide_results():
 
 @pytest.mark.parametrize('implementation,case,reverse', [
     pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (name in PLATFORMS and case not in QUICK))
-    for name in HERE if name not in GPU for case, reverse in wide.DIRECTIONS
+    for name in NOT_GPU for case, reverse in wide.DIRECTIONS
 ])
 def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, implementation, case, reverse):
     exact_y, exact = wide_results(case, reverse, 'reference', 'float64')
@@ -260,7 +265,7 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, 
 
 @pytest.mark.parametrize('implementation,case,reverse', [
     pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name == 'pallas_gpu_fused'))
-    for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS
+    for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS if name not in GPU or case in EXTREME
 ])
 def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(
     x64, wide_results, implementation, case, reverse
@@ -277,9 +282,11 @@ def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(
         assert ours <= max(2 * theirs, 0.02 if k == 'A' else 0.004), (k, errors)
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('bad', ['x', 'dt', 'B', 'C'])
-@implementations
+@pytest.mark.parametrize('implementation,bad,reverse', [
+    pytest.param(name, bad, reverse, marks=[pytest.mark.slow] * (name in GPU))
+    for name in HERE for reverse in (False, True) for bad in ('x', 'dt', 'B', 'C')
+    if name not in GPU or (bad, reverse) in (('x', False), ('C', True))
+])
 def test_nan_in_one_segment_or_padding_reaches_no_other(x64, implementation, bad, reverse):
     arrays, cotangent = inputs()
     ids = jnp.asarray(
@@ -332,7 +339,7 @@ def test_jit_changes_nothing(x64, implementation):
 
 # Mosaic GPU's interpreter keeps the barriers of all devices in one place and insists that none is left when one of them
 # is done, so it runs no two at a time: test_pallas_gpu.py lowers the same call instead.
-@pytest.mark.parametrize('implementation', [name for name in HERE if name not in GPU])
+@pytest.mark.parametrize('implementation', NOT_GPU)
 def test_shard_map_over_four_devices_equals_one(x64, implementation):
     """Inside shard_map with replication tracked: values and raw gradients, those of shared A and D summed."""
     arrays, cotangent = inputs(batch=8, length=45)

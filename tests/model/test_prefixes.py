@@ -58,15 +58,11 @@ def value_and_gradients(graphdef, params, read, batch, cotangent):
 
 
 @pytest.mark.parametrize('change', [
-    pytest.param(dict(), marks=pytest.mark.slow), pytest.param(dict(d_conv=1), marks=pytest.mark.slow),
-    pytest.param(dict(ngroups=2, norm_embedding=False), marks=pytest.mark.slow),
-    pytest.param(dict(num_layers=3, beta=0.0), marks=pytest.mark.slow),
     dict(num_layers=2, bidirectional='last', time='decay_and_dt'),
-    pytest.param(dict(time='dt', backward_order='aligned'), marks=pytest.mark.slow),
-    pytest.param(dict(time='dt', d_conv=2), marks=pytest.mark.slow),
-    pytest.param(dict(time='decay_and_dt', d_conv=1, ngroups=2), marks=pytest.mark.slow),
-    pytest.param(dict(num_layers=3, bidirectional='last', backward_order='aligned'), marks=pytest.mark.slow),
-    pytest.param(dict(dropout_prob=0.0), marks=pytest.mark.slow),
+    *(pytest.param(change, marks=pytest.mark.slow) for change in (
+        dict(), dict(num_layers=3, beta=0.0, dropout_prob=0.0), dict(d_conv=2, time='dt', backward_order='aligned'),
+        dict(d_conv=1, time='decay_and_dt', ngroups=2, norm_embedding=False),
+    )),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
     config = dataclasses.replace(SMALL, **change)

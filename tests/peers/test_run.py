@@ -17,12 +17,8 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 @pytest.mark.parametrize('name, loss, objective', [
     ('gru4rec', 'sampled', 'one_pass'),
     pytest.param('bert4rec', 'sampled', 'cloze', marks=pytest.mark.slow),
-    pytest.param('caser', 'full', 'prefix', marks=pytest.mark.slow),
-    pytest.param('lrurec', 'full', 'one_pass', marks=pytest.mark.slow),
     pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
-    pytest.param('mamba4rec', 'full', 'prefix', marks=pytest.mark.slow),
     pytest.param('hstu', 'uniform', 'fastest', marks=pytest.mark.slow),
-    pytest.param('sigma', 'full', 'prefix', marks=pytest.mark.slow),
     pytest.param('tim4rec', 'full', 'prefix', marks=pytest.mark.slow),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):

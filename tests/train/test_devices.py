@@ -91,11 +91,9 @@ def on_one_device(network, batch):
     return list(gradients_on(network, batch, mesh_of(1), epochs=(EPOCH, EPOCH + 1)))
 
 
-@pytest.mark.parametrize('data, model', [
-    (8, 1), (2, 4), (1, 8), (1, 3),
-])
+@pytest.mark.parametrize('data, model', [(2, 4), (1, 3)])
 def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one_device, data, model):
-    """None of 2, 3, 4 and 8 divides the 41 rows of the table."""
+    """Neither 4 nor 3 divides the 41 rows of the table."""
     if data * model == 3:
         batch = jax.tree.map(lambda a: np.concatenate([a, np.zeros_like(a[:1])]), batch)  # Three devices get nine rows.
     loss, count, grads = on_one_device[0]
@@ -107,11 +105,10 @@ def test_loss_and_raw_gradients_do_not_depend_on_the_mesh(network, batch, on_one
     assert_same_gradients({**many_grads, 'item_embedding': table[:41]}, grads)
 
 
-@pytest.mark.parametrize('data, model', [(8, 1), (2, 4)])
-def test_raw_gradients_are_those_of_the_plain_network_and_one_softmax(x64, batch, plain, data, model):
+def test_raw_gradients_are_those_of_the_plain_network_and_one_softmax(x64, batch, plain):
     """Compared with the plain algorithm on one device, which knows no mesh; the table has 41 rows."""
     network, plain_loss, plain_grads = plain
-    ((loss, _, grads),) = gradients_on(network, batch, mesh_of(data, model), mask_ratio=0.0)
+    ((loss, _, grads),) = gradients_on(network, batch, mesh_of(2, 4), mask_ratio=0.0)
     assert loss == pytest.approx(plain_loss, rel=1e-10)
     grads['item_embedding'] = grads['item_embedding'][:41]
     named = jax.tree_util.tree_leaves_with_path(grads)

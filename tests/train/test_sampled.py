@@ -183,7 +183,7 @@ def on_one_device(batch):
     return after_steps(batch, 1, 1)
 
 
-@pytest.mark.parametrize('data, model', [(4, 2), (8, 1), (1, 8)])
+@pytest.mark.parametrize('data, model', [(4, 2), (1, 8)])
 def test_sampled_steps_do_not_depend_on_the_mesh(batch, on_one_device, data, model):
     losses, params, squares = after_steps(batch, data, model)
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)

@@ -97,10 +97,9 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * max(1, np.abs(b).max()), err_msg=str(path))
 
 
-@pytest.mark.parametrize('every_prefix', [False, True], ids=['prefix', 'one_pass'])
-@pytest.mark.parametrize('data, model, max_scores, tile', [
-    (1, 1, 2**27, 128), (1, 1, 200, 128), (1, 1, 2**27, 3), pytest.param(8, 1, 2**27, 2, marks=pytest.mark.slow),
-    (2, 4, 2**27, 128), pytest.param(1, 8, 300, 128, marks=pytest.mark.slow),
+@pytest.mark.parametrize('data, model, max_scores, tile, every_prefix', [
+    (1, 1, 2**27, 128, False), (1, 1, 200, 128, True), (1, 1, 2**27, 3, False), (8, 1, 2**27, 2, True),
+    (2, 4, 2**27, 128, True), (1, 8, 300, 128, False),
 ])
 def test_full_softmax(network, monkeypatch, every_prefix, data, model, max_scores, tile):
     """13 rows of the table in one piece, in chunks, for a few readouts at a time, on devices that hold a part each."""
@@ -146,8 +145,7 @@ def test_full_softmax_of_cosines(x64, data, model):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-8 * max(1, np.abs(b).max()), err_msg=str(path))
 
 
-@pytest.mark.parametrize('every_prefix', [False, True], ids=['prefix', 'one_pass'])
-@pytest.mark.parametrize('data, model', [(1, 1), (4, 2)])
+@pytest.mark.parametrize('data, model, every_prefix', [(1, 1, True), (4, 2, False)])
 def test_sampled_softmax(network, every_prefix, data, model):
     net, params = network
     batch, negatives = batch_of(every_prefix), 6
@@ -212,8 +210,7 @@ def test_ranks_and_lists(network, data, model):
     assert np.abs(np.asarray(logits - without)).max() > 0.1
 
 
-@pytest.mark.parametrize('data, model', [(1, 1), (2, 4)])
-@pytest.mark.parametrize('seen_bias', [True, False])
+@pytest.mark.parametrize('data, model, seen_bias', [(1, 1, True), (2, 4, False)])
 def test_label_smoothing(x64, data, model, seen_bias):
     """Cross-entropy with a target of 0.9 + 0.1 / 13 and 0.1 / 13 for all others, on one device and on parts."""
     net, params = drawn_network(dataclasses.replace(CONFIG, seen_bias=seen_bias))
