@@ -173,7 +173,7 @@ def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
 
-# A shape takes seconds to compile: in the default run the first five, of what is compiled for a CPU. Kernels have these.
+# A shape takes seconds to compile: in the default run these five, of what is compiled for a CPU. Kernels have fewer.
 QUICK_SHAPES = (
     'length 1', 'shorter than a chunk', 'an odd length', 'two groups of two heads', 'a state of no multiple of 8',
 )
