@@ -139,6 +139,7 @@ def test_unknown_ids_are_skipped_with_a_warning_and_an_empty_history_gets_what_i
     assert np.isnan(fitted.score([[]], ['i1'])).all()
 
 
+@pytest.mark.slow
 def test_frames_come_back_in_the_library_that_they_came_in(tmp_path):
     log = ring_log(users=12)
     settings = SMALL | {'train.max_epochs': 1}
@@ -352,6 +353,7 @@ def test_it_fits_in_a_thread(tmp_path):
     assert len(done) == 1 and len(done[0].items) == 12
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_stopped_goes_on_in_the_same_workdir(tmp_path, monkeypatch):
     class AtOnce:
         requested, release = (lambda self: True), (lambda self: None)

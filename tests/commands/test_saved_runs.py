@@ -54,6 +54,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_without_histories_reads_them_where_its_data_lies_prepared(root, tmp_path):
     shutil.copytree(root / 'done', run := tmp_path / 'run')
     saved = load_run(run)

@@ -29,6 +29,7 @@ def report_of(tmp_path, *args, returncode=0):
     return result.stdout, json.loads((tmp_path / 'pod.json').read_text())
 
 
+@pytest.mark.slow
 def test_a_small_step_on_four_chips(tmp_path):
     text, figures = report_of(tmp_path, '--topology=v5e:2x2', '--dataset=kuairand', '--model_shards=2', *SMALL)
     assert 'kuairand on v5e:2x2: 4 chips, 2 along model' in text and '\n  FITS: ' in text

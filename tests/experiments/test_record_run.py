@@ -22,6 +22,7 @@ def test_the_command_means_the_config():
     assert apply_overrides(default_config('ml-100k'), sets) == config
 
 
+@pytest.mark.slow
 def test_a_finished_run(tmp_path):
     flags.FLAGS(['test'])
     trainer = trainer_in(tmp_path / 'run', train=dataclasses.replace(TRAIN, seed=7))

@@ -114,6 +114,7 @@ def test_users_are_encoded_beside_the_items(exported, full):
     assert table['item'].to_list() == model.ids and table['count'].to_list() == full.item_counts[1:].tolist()
 
 
+@pytest.mark.slow
 def test_integer_ids_cosines_and_times(on_cpu_alone, tmp_path):
     saved = saved_run(
         text_ids=False, scores='cosine', bidirectional='last', backward_order='aligned', time='decay_and_dt',
@@ -125,6 +126,7 @@ def test_integer_ids_cosines_and_times(on_cpu_alone, tmp_path):
     assert isinstance(found[0][0][0], int)
 
 
+@pytest.mark.slow
 def test_float64_is_exact(on_cpu_alone, x64, tmp_path):
     saved = saved_run(dtype='float64', seen_bias=True, follower_weight=2.0, max_history=9)
     export_program(tmp_path / 'to', saved)

@@ -35,8 +35,8 @@ class Done:
 
     @property
     def is_traceback(self) -> bool:
-        """Whether it ended with an error that is not one of ours."""
-        return 'Traceback' in self.err or 'Traceback' in self.out
+        """Whether it ended with an error that is not one of ours; a warning may show a line of code with this word."""
+        return 'Traceback (most recent call last)' in self.err + self.out
 
     @property
     def sentences(self) -> int:

@@ -67,6 +67,7 @@ def test_an_odd_config_is_refused_by_name(from_checkpoints, odd):
 # ---- output
 
 
+@pytest.mark.slow
 def test_ids_forge_no_lines_and_are_no_formulas(tmp_path):
     odd = [
         'a\tb', 'x\n3\t1\tforged\t9.9', '\x1b[2Jred', '=HYPERLINK("http://a")', '-5', '@cmd', 'back\\slash', '+1.5',

@@ -14,6 +14,8 @@ from ssd4rec_jax.run.manifest import MANIFEST, write_manifest
 from tests.faults.inside import TINY, call, write_log
 from tests.faults.remedies import EVALUATE, RECOMMEND, refused, says, tries, works
 
+pytestmark = pytest.mark.slow  # Whole runs take minutes.
+
 SAVED = 'stopped and saved: the same command goes on from here'
 BEST_LOST = 'the same training command goes on from the newest and finds the best anew'
 NONE_SOUND = 'restore one from a copy, or start the training anew with --restart, which sets this run aside'
@@ -45,7 +47,6 @@ def test_a_best_checkpoint_that_is_lost_is_found_anew_by_the_same_command(half):
     assert json.loads(works(call(*EVALUATE, folder=half)).out)['best_epoch'] == 2
 
 
-@pytest.mark.slow
 @tries(NONE_SOUND)
 @pytest.mark.parametrize('way', ['restore', 'restart'])
 def test_no_checkpoint_is_sound(half, finished, way):
@@ -140,7 +141,6 @@ TRAINED_ON_ANOTHER_LOG = (
 )
 
 
-@pytest.mark.slow
 @tries(ANOTHER_CONFIG)
 @pytest.mark.parametrize('way', ['--workdir=another', '--restart', '--adopt_config'])
 def test_a_run_of_another_config(half, way):
@@ -152,7 +152,6 @@ def test_a_run_of_another_config(half, way):
     assert (folder / 'result.json').exists() and (half / 'run.1').exists() == (way == '--restart')
 
 
-@pytest.mark.slow
 @tries(FINISHED_ON_ANOTHER_LOG, TRAINED_ON_ANOTHER_LOG)
 @pytest.mark.parametrize('is_finished, way', [(True, '--workdir=another'), (True, '--restart'), (False, '--workdir=b')])
 def test_a_run_on_another_log(root, is_finished, way):
@@ -191,7 +190,6 @@ NO_RESULT = '--final={} holds no finished run (result.json): train one on the sa
 RESULT_DAMAGED = 'is damaged ({}): run its training command again, which computes it from the best checkpoint'
 
 
-@pytest.mark.slow
 @tries(NO_RESULT, RESULT_DAMAGED, '--final={} held nothing out, so that no epoch is known to be best: name another')
 def test_the_final_run_needs_the_result_of_another(root):
     final = *TINY, '--workdir=final', '--final=run'

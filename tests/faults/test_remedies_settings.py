@@ -151,6 +151,7 @@ def test_a_run_that_diverged(root):
 # ---- the program and its surroundings
 
 
+@pytest.mark.slow
 @tries('read it with the same --features')
 def test_what_the_recommender_asks_for(root):
     recommender = Recommender.load(root / 'run')
@@ -208,6 +209,7 @@ def test_the_help_that_a_wrong_flag_leads_to():
 GOLDEN = '--golden=FILE.npz must name a golden file, such as tests/golden/ssd4rec_2layer.npz'
 
 
+@pytest.mark.slow
 @tries(GOLDEN)
 def test_the_golden_file_that_is_named(x64):  # which the command sets, and the fixture sets back
     refused(call('parity', folder=ROOT), GOLDEN)

@@ -90,11 +90,10 @@ def test_temporaries_beyond_64k_tokens(w, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1'])
-def test_the_train_step_compiles_and_uses_the_kernels(topology):
+def test_the_train_step_compiles_and_uses_the_kernels():
     """Two layers: the first layer's two directions, forward and backward; the last one reads without a scan."""
     tokens = 1152  # no width of the model
-    program = compile_train_step(topology_devices(topology), tokens=tokens)
+    program = compile_train_step(topology_devices('v5p:2x2x1'), tokens=tokens)
     names = sorted(name.rstrip('_') for name, _ in program.kernels)
     assert names == ['ssd_backward'] * 2 + ['ssd_forward'] * 2
     assert_no_square(program, tokens)

@@ -25,6 +25,7 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoding_and_windows_go_on_where_the_row_was_left(page):
     whole, states = page['read'](page['mixer'], page['u'])
     assert_close(jnp.concatenate([page['outputs'], page['more']], axis=1), whole)

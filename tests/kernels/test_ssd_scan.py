@@ -173,11 +173,12 @@ def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
 
-# A shape takes seconds to compile: in the default run these five, of what is compiled for a CPU. Kernels have fewer.
+# A shape takes seconds to compile: in the default run these five, of what is compiled for a CPU. All are of xla.
 QUICK_SHAPES = (
     'length 1', 'shorter than a chunk', 'an odd length', 'two groups of two heads', 'a state of no multiple of 8',
 )
-KERNEL_SHAPES = {
+CHOSEN_SHAPES = {
+    'reference': QUICK_SHAPES,
     'pallas_tpu': (*QUICK_SHAPES, 'a group a head', 'headdim 16, groups of few heads', 'headdim 64, state 128',
                    'headdim 128', "the published model's"),
 } | dict.fromkeys(GPU, ('an odd length', "the published model's"))
@@ -185,7 +186,7 @@ KERNEL_SHAPES = {
 
 @pytest.mark.parametrize('implementation,case', [
     pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS or case not in QUICK_SHAPES))
-    for name in HERE for case in KERNEL_SHAPES.get(name, SHAPES)
+    for name in HERE for case in CHOSEN_SHAPES.get(name, SHAPES)
 ])
 def test_shapes(x64, implementation, case):
     ids, shape, reverse = SHAPES[case]
@@ -230,9 +231,9 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
         assert_close(grads[k], expected[k], implementation)
 
 
-# Interpreted kernels take seconds a shape: of the wide cases, these with them in the default run.
-QUICK = 'four groups', 'A dt beyond float32'
-EXTREME = *QUICK, 'dt from 1e-8 to 1,000'  # of the GPU kernels, which take the longest
+# Interpreted kernels take seconds a shape: of the wide cases, this one with them in the default run.
+QUICK = ('A dt beyond float32',)
+EXTREME = *QUICK, 'four groups', 'dt from 1e-8 to 1,000'  # of the GPU kernels, which take the longest
 
 
 @pytest.fixture(scope='module')

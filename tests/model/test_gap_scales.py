@@ -122,6 +122,7 @@ def test_scales_are_bounded():
         np.testing.assert_array_equal(factor[0, 2], 1)
 
 
+@pytest.mark.slow
 def test_every_scale_gets_a_gradient_at_the_start(x64):
     graphdef, params = nnx.split(model(bidirectional='last'))
     layout = Layout.of(batch())

@@ -58,6 +58,7 @@ def test_the_command_passes_on_the_golden_file():
     assert done.stdout.endswith('all equal\n')
 
 
+@pytest.mark.slow
 def test_the_command_fails_on_changed_numbers(tmp_path):
     golden = parity.load_golden(GOLDEN / MODELS[0])
     changed = ['output/loss', 'grad/BiSSD_layers.0.forward_ssd.conv1d.bias', 'grad/LayerNorm.bias']
@@ -73,6 +74,7 @@ def test_the_command_fails_on_changed_numbers(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_golden_model_is_refused(tmp_path):
     for path in (GOLDEN / 'ssd_groups.npz', tmp_path / 'missing.npz'):
         done = run_parity(path)

@@ -93,6 +93,7 @@ def test_nan_in_one_history_or_in_padding_reaches_no_other(order):
     assert np.isfinite(grads[jnp.asarray([1, 2, 3, 5, 6, 7])]).all()
 
 
+@pytest.mark.slow
 def test_directions_against_the_one_directional_mixer(x64):
     """With beta = 0 only the forward value f is left; b is f of the reversed history, flipped back if 'aligned'."""
     def mixer(beta, order):
@@ -193,6 +194,7 @@ def test_float64_without_x64_is_refused():
         model(SMALL)
 
 
+@pytest.mark.slow
 def test_a_layer_without_its_feed_forward_network_ends_with_the_norm(x64):
     """h = LayerNorm(f + beta * b + u) of the one layer, by the layer's own parts."""
     config = dataclasses.replace(SMALL, num_layers=1, feed_forward=False)

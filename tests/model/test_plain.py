@@ -44,8 +44,8 @@ def value_and_gradients(readout_of, graphdef, params, batch, train):
 
 @pytest.mark.parametrize('layers,ngroups,norm_embedding,order,train,beta,time', [
     (1, 1, False, 'aligned', True, 0.3, 'dt'),
-    (2, 2, True, 'reversed', True, 0.3, 'decay_and_dt'),
     *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        (2, 2, True, 'reversed', True, 0.3, 'decay_and_dt'),
         (2, 1, True, 'reversed', False, 0.0, 'none'),  # without the backward direction
         (1, 1, True, 'reversed', False, 1.0, 'none'),
         (3, 2, True, 'aligned', True, 0.3, 'dt'),

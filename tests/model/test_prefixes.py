@@ -57,12 +57,11 @@ def value_and_gradients(graphdef, params, read, batch, cotangent):
     return np.asarray(out), nnx.to_pure_dict(grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [
-    dict(num_layers=2, bidirectional='last', time='decay_and_dt'),
-    *(pytest.param(change, marks=pytest.mark.slow) for change in (
-        dict(), dict(num_layers=3, beta=0.0, dropout_prob=0.0), dict(d_conv=2, time='dt', backward_order='aligned'),
-        dict(d_conv=1, time='decay_and_dt', ngroups=2, norm_embedding=False),
-    )),
+    dict(), dict(num_layers=2, bidirectional='last', time='decay_and_dt'),
+    dict(num_layers=3, beta=0.0, dropout_prob=0.0), dict(d_conv=2, time='dt', backward_order='aligned'),
+    dict(d_conv=1, time='decay_and_dt', ngroups=2, norm_embedding=False),
 ], ids=str)
 def test_readout_of_every_prefix_and_every_gradient_equal_the_prefix_by_itself(x64, change):
     config = dataclasses.replace(SMALL, **change)

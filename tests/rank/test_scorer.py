@@ -71,7 +71,7 @@ def expected(network, dataset):
 
 
 @pytest.mark.parametrize('devices, model, targets_per_step', [
-    (1, 1, 1024), (1, 1, 13), (8, 1, 13), (8, 2, 13), (8, 4, 13), (8, 8, 1024),
+    (1, 1, 13), (8, 2, 13), (8, 8, 1024),
 ])
 def test_every_user_is_ranked_once_however_they_are_packed(
     network, dataset, expected, devices, model, targets_per_step
@@ -89,7 +89,7 @@ def test_every_user_is_ranked_once_however_they_are_packed(
     assert metrics['NDCG@20'] == pytest.approx(sum(1 / np.log2(r + 1) for r in ranks if r <= 20) / USERS)
 
 
-@pytest.mark.parametrize('devices, model', [(1, 1), (4, 4), (8, 2)])
+@pytest.mark.parametrize('devices, model', [(1, 1), (8, 2)])
 def test_excluded_items_are_left_out_and_an_excluded_target_is_not_found(network, dataset, devices, model):
     """Every history is excluded, and of every fifth user the target too."""
     net, params = network
@@ -129,7 +129,7 @@ def test_scores_that_are_not_finite_are_an_error(network, dataset):
 
 
 @pytest.mark.parametrize('devices, model, exclude_seen', [
-    (1, 1, False), (1, 1, True), (8, 2, True), (8, 4, False), (8, 8, True),
+    (1, 1, False), (8, 2, True), (8, 8, True),
 ])
 def test_recommend_is_the_top_of_that_ranking(network, dataset, devices, model, exclude_seen):
     net, params = network
@@ -201,7 +201,7 @@ def test_items_that_are_not_allowed_come_last_on_a_split_table_too(network, data
         assert items[:, :4].tolist() == expected and (scores[:, 4:] == -np.inf).all()
 
 
-@pytest.mark.parametrize('devices, model', [(1, 1), (4, 4), (8, 2)])
+@pytest.mark.parametrize('devices, model', [(1, 1), (8, 2)])
 def test_vectors_are_the_readouts_whose_products_are_the_scores(network, dataset, devices, model):
     histories = [history(dataset, u) for u in range(20)]
     top = TopItems(network[0], device_mesh(jax.devices()[:devices], model), network[1], tokens_per_row=64)

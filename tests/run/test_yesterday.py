@@ -69,6 +69,7 @@ def test_it_recommends_what_it_recommended(folder, monkeypatch):
     np.testing.assert_allclose(scores, [[.168436, .099572, .099024], [.113566, .089902, .071405]], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_its_training_goes_on(folder, monkeypatch):
     """One more epoch than it had, from its last checkpoint."""
     use_devices(monkeypatch, 1)

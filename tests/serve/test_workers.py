@@ -34,6 +34,7 @@ async def connected(service):
     return end, remote
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_owner_is_answered(service, monkeypatch):
     monkeypatch.setattr(service, 'find_users', lambda asked: 1 / 0)
 

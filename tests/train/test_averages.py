@@ -12,6 +12,7 @@ from tests.tiny import TRAIN, StopAfter, trainer_in
 AVERAGED = dataclasses.replace(TRAIN, ema_decay=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', ['full', 'sampled'])
 def test_averages_by_hand(tmp_path, loss):
     trainer = trainer_in(tmp_path / 'run', train=dataclasses.replace(AVERAGED, loss=loss, num_negatives=8))

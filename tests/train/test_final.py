@@ -30,6 +30,7 @@ def test_a_folder_that_cannot_tell_is_refused(tmp_path, result, message):
         final_config(CONFIG, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_interaction_trains_and_the_last_epoch_is_the_best(tmp_path):
     data = dataclasses.replace(DATA, split='none')
     dataset = with_split(tiny_dataset(), data)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.processes import on_one_device
 
+pytestmark = pytest.mark.slow  # Whole runs in processes of their own take minutes.
+
 TINY = [
     '--dataset=interactions', '--data_dir=log.inter', '--preset=published',
     '--set=model.hidden_size=16', '--set=model.d_state=8', '--set=model.headdim=8', '--set=model.num_layers=1',
@@ -117,7 +119,7 @@ def test_kill_9_in_mid_epoch_then_the_same_command_ends_bitwise_the_same(root, w
     assert without_speed(records(root / name)) == without_speed(records(whole[0]))
 
 
-@pytest.mark.parametrize('number', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_exit_and_go_on(root, whole, number):
     name = f'stopped-{number}'
     stopped = stopped_in_mid_epoch(root, name, number)

@@ -198,6 +198,7 @@ def scripted_metrics(monkeypatch, values):
     monkeypatch.setattr(Ranker, 'metrics', lambda *_: dict.fromkeys(names, 0.0) | {'NDCG@10': next(values, 0.0)})
 
 
+@pytest.mark.slow
 def test_early_stopping_honours_patience_and_the_result_is_the_best_epochs(whole, tmp_path, monkeypatch):
     """Epoch 2 is the best, 3 and 4 are worse, so with patience 1 the run ends with the parameters of epoch 2."""
     scripted_metrics(monkeypatch, [0.1, 0.3, 0.2, 0.2])
@@ -222,6 +223,7 @@ class Breaks(Reporter):
             raise RuntimeError('the reporter breaks')
 
 
+@pytest.mark.slow
 def test_the_best_epoch_waits_in_memory_for_the_next_checkpoint_and_nothing_else_changes(tmp_path, monkeypatch):
     """Epoch 2 of four is the best. First each epoch ends with a checkpoint, then none does, then epoch 4 fails."""
     scores = [0.1, 0.3, 0.2, 0.2]

@@ -42,6 +42,7 @@ def test_examples_of_some_users():
     assert len(examples_of(train_examples(short), np.array([False, True]), short)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::UserWarning')
 def test_few_steps_are_compiled_in_haste_and_compute_the_same(tmp_path):
     trainer = trainer_in(tmp_path / 'run')
