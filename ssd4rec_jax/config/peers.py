@@ -59,6 +59,7 @@ class SASRecConfig(PeerConfig):
     inner_size: the width inside the feed-forward part.
     attention_dropout_prob: the rate of the dropout of attention weights.
     max_length: the number of newest items of a history that are read; each of these places has a learned vector.
+    initializer_range: the standard deviation of the vectors of items and places before the first step.
     """
 
     name: str = 'sasrec'
@@ -68,17 +69,20 @@ class SASRecConfig(PeerConfig):
     inner_size: int = 256
     attention_dropout_prob: float = 0.5
     max_length: int = 50
+    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_heads(self.hidden_size, self.num_heads)
+        if self.initializer_range <= 0:
+            raise ConfigError(f'model.initializer_range={self.initializer_range} must be above 0')
 
 
 @dataclasses.dataclass(frozen=True)
 class BERT4RecConfig(SASRecConfig):
     """The settings of BERT4Rec.
 
-    num_heads, inner_size, attention_dropout_prob: as in SASRec.
+    num_heads, inner_size, attention_dropout_prob, initializer_range: as in SASRec.
     max_length: as in SASRec; the mask token behind a history takes one of the places.
     """
 

@@ -51,9 +51,9 @@ class BERT4Rec(SASRec):
         return self.finish(self.states(items, layout, draws), draws)
 
 
-def _table_with_biases(key, shape, dtype):
+def _table_with_biases(key, shape, dtype, **more):
     """The initial item table [items + 1, D], and a column of zeros."""
-    return jnp.pad(init_table(key, shape, dtype), ((0, 0), (0, 1)))
+    return jnp.pad(init_table(key, shape, dtype, **more), ((0, 0), (0, 1)))
 
 
 register_network('bert4rec', BERT4RecConfig, BERT4Rec)

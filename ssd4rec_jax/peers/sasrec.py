@@ -14,7 +14,6 @@ from flax import nnx
 from ssd4rec_jax.config.peers import SASRecConfig
 from ssd4rec_jax.model.draws import Draws, dropout
 from ssd4rec_jax.model.layout import Layout
-from ssd4rec_jax.model.mamba2 import LINEAR_INIT
 from ssd4rec_jax.model.networks import register_network
 from ssd4rec_jax.model.per_token import per_token
 from ssd4rec_jax.model.table_init import init_table
@@ -36,8 +35,11 @@ class SASRec(LayeredNetwork):
     ):
         """causal: whether no item reads those behind it. table_init: the initial item table. Both are for BERT4Rec."""
         make = Factory(config, rngs)
-        super().__init__(config, make, make.param(table_init, num_items + 1, config.hidden_size))
-        self.positions = make.param(LINEAR_INIT, config.max_length, config.hidden_size)
+        super().__init__(config, make, make.param(
+            table_init, num_items + 1, config.hidden_size, stddev=config.initializer_range
+        ))
+        places = nnx.initializers.normal(config.initializer_range)
+        self.positions = make.param(places, config.max_length, config.hidden_size)
         self.norm = make.norm(config.hidden_size, EPSILON)
         self.layers = nnx.List([TransformerLayer(config, make, causal) for _ in range(config.num_layers)])
 

@@ -136,6 +136,7 @@ def test_a_network_that_nobody_published_is_refused():
     ('sasrec', dict(num_heads=3), 'model.num_heads=3 does not divide model.hidden_size=64'),
     ('sasrec', dict(max_length=0), 'model.max_length=0 must be at least 1'),
     ('sasrec', dict(attention_dropout_prob=1.0), r'model.attention_dropout_prob=1.0 must be in \[0, 1\)'),
+    ('sasrec', dict(initializer_range=0.0), r'model.initializer_range=0.0 must be above 0'),
     ('sasrec', dict(dtype='half'), "model.dtype='half' must be one of auto"),
 ])
 def test_settings_that_make_no_network_are_refused(name, change, said):
