@@ -164,6 +164,7 @@ def test_a_network_reads_the_features_of_the_events(modules):
     assert refused.returncode == 1 and 'these histories have only items' in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', ['full', 'sampled'])
 def test_a_network_of_ones_own_trains_alike_on_a_table_split_over_devices(modules, loss):
     importlib.import_module('mean_network')

@@ -376,6 +376,7 @@ def test_importing_the_package_starts_neither_jax_nor_polars():
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_in_the_docstring():
     assert doctest.testmod(ssd4rec_jax.recommender).failed == 0
     assert doctest.testmod(ssd4rec_jax.recommender).attempted > 2

@@ -49,6 +49,7 @@ def test_both_forms_make_the_same_steps(forms):
     assert len(set(losses[1])) == 3
 
 
+@pytest.mark.slow
 def test_both_forms_give_the_same_ranks(forms):
     examples = valid_examples(tiny_dataset())
     plain, ours = (

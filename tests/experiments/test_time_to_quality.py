@@ -1,6 +1,8 @@
 """Trainings that stop at a validation goal, and their picture."""
 import dataclasses
 
+import pytest
+
 from experiments.bench.time_to_quality import draw_curves, measure_time_to_quality
 from ssd4rec_jax.config.run import RunConfig
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
@@ -18,6 +20,7 @@ def test_a_goal_that_is_reached_ends_the_training():
     assert found['seconds'] == found['curve'][0][0] > 0
 
 
+@pytest.mark.slow
 def test_a_goal_that_is_not_reached(tmp_path):
     found = measured(2.0)
     assert [epoch for _, epoch, _ in found['curve']] == [1, 2] and found['seconds'] is None

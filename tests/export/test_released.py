@@ -66,6 +66,7 @@ def checkpoint(path, monkeypatch, weights=None, **more):
     return weights
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_run_and_the_same_weights_again(log, tmp_path, monkeypatch):
     weights = checkpoint(tmp_path / 'ssd.pth', monkeypatch)
     run, back, again = (tmp_path / name for name in ('run', 'back', 'again'))

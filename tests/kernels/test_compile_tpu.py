@@ -53,6 +53,7 @@ def test_scan_compiles_for_v5e(reverse):
     assert re.search(kernels + r'HBM [\d,.]+ MiB in and out, [\d,.]+ MiB of temporaries', str(program))
 
 
+@pytest.mark.slow
 def test_no_relayout_copies_at_64k_tokens():
     w = WORKLOADS['long64k']
     program = compile_scan(topology_devices('v5e:2x2')[0], w, jnp.bfloat16)

@@ -160,6 +160,7 @@ def test_nan_in_one_segment_reaches_no_other(x64, implementation, bad):
         assert np.isnan(finals[0, 1]).any() and np.isnan(y[0, 44]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case,reverse', [('dt from 1e-8 to 1,000', False), ('A dt beyond float32', True)])
 def test_float32_states_equal_float64_from_slow_decay_to_underflow(x64, case, reverse):
     arrays, cotangent = wide.inputs(case)

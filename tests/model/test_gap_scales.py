@@ -76,6 +76,7 @@ def test_a_gap_scales_the_decay_before_its_token_and_the_input_of_its_token(x64,
     np.testing.assert_allclose(found[0, :LENGTH], by_hand(mixer, u[0, :LENGTH], before), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_reversed_history_has_its_gaps_reversed(x64):
     """The backward direction reads the gap after each token, and the last token has none."""
     config = dataclasses.replace(CONFIG, beta=1.0, backward_order='reversed')

@@ -51,6 +51,7 @@ def run_parity(path, *flags):
     )
 
 
+@pytest.mark.slow
 def test_the_command_passes_on_the_golden_file():
     done = run_parity(GOLDEN / MODELS[0])
     assert done.returncode == 0, done.stdout + done.stderr

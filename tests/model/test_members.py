@@ -85,9 +85,8 @@ def test_the_first_network_has_the_draws_of_a_single_one():
     assert 0.4 < float(jnp.mean(dropped[0] != dropped[1])) < 0.6
 
 
-@pytest.mark.parametrize('samples, devices, model', [
-    (False, 1, 1), pytest.param(True, 4, 2, marks=pytest.mark.slow),
-])
+@pytest.mark.slow
+@pytest.mark.parametrize('samples, devices, model', [(False, 1, 1), (True, 4, 2)])
 def test_the_loss_is_the_mean_and_each_network_learns_by_its_own(x64, devices, model, samples):
     """The first network, the only one whose draws a single network has too, stands for all."""
     both, params, each = two_networks()

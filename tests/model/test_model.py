@@ -125,6 +125,7 @@ def test_init_follows_the_released_code():
     np.testing.assert_array_equal(net.layers[0].ffn.w_1.bias[...], 0)
 
 
+@pytest.mark.slow
 def test_without_norm_embedding_its_parameters_get_exactly_no_gradient():
     graphdef, state = nnx.split(model(dataclasses.replace(SMALL, norm_embedding=False, dtype='float32')))
     batch = pack([[(0, [1, 2, 3])]], tokens=4, segments=1)

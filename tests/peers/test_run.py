@@ -14,12 +14,10 @@ from ssd4rec_jax.run.saved_run import load_run, write_config
 from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, loss, objective', [
-    ('gru4rec', 'sampled', 'one_pass'),
-    pytest.param('bert4rec', 'sampled', 'cloze', marks=pytest.mark.slow),
-    pytest.param('sasrec', 'gbce', 'prefix', marks=pytest.mark.slow),
-    pytest.param('hstu', 'uniform', 'fastest', marks=pytest.mark.slow),
-    pytest.param('tim4rec', 'full', 'prefix', marks=pytest.mark.slow),
+    ('gru4rec', 'sampled', 'one_pass'), ('bert4rec', 'sampled', 'cloze'), ('sasrec', 'gbce', 'prefix'),
+    ('hstu', 'uniform', 'fastest'), ('tim4rec', 'full', 'prefix'),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):
     save_dataset(tiny_dataset(), tmp_path / 'prepared')

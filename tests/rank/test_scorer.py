@@ -190,6 +190,7 @@ def test_calls_of_one_size_class_share_a_compiled_program(network, dataset):
     assert len(top._scorer._compiled) == 1
 
 
+@pytest.mark.slow
 def test_items_that_are_not_allowed_come_last_on_a_split_table_too(network, dataset):
     allowed = np.zeros(ITEMS + 1, bool)
     allowed[[2, 5, 9, 30]] = True
