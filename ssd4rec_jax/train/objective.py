@@ -83,19 +83,17 @@ def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: 
 def loss_note(train: TrainConfig, num_items: int) -> str:
     """A sentence that says which loss runs."""
     name = train.loss_name(num_items)
+    table = 'item table by Adam' if train.table_optimizer == 'adam' else 'item table by row-wise Adagrad'
     if name == 'full':
         return f'loss: full softmax over {num_items:,} items'
     if name in ('gbce', 'uniform'):
-        return (
-            f'loss: {name} over {num_items:,} items, {train.num_negatives:,} uniform negatives; item table by row-wise '
-            'Adagrad'
-        )
+        return f'loss: {name} over {num_items:,} items, {train.num_negatives:,} uniform negatives; {table}'
     if name != 'sampled':
         return f'loss: {name} over {num_items:,} items'
     why = ' (train.loss=full would score them all)' if train.loss == 'auto' else ''
     return (
         f'loss: softmax sampled from {num_items:,} items{why}, {train.num_negatives:,} uniform negatives a step and '
-        'the other targets of a row, logQ-corrected; item table by row-wise Adagrad'
+        f'the other targets of a row, logQ-corrected; {table}'
     )
 
 

@@ -105,6 +105,13 @@ COUNTS = {
 }
 
 
+@pytest.mark.parametrize('name', ['sasrec', 'bert4rec'])
+def test_vectors_of_items_and_places_begin_as_far_apart_as_is_asked(name):
+    _, params = init_network(PEERS[name](hidden_size=64, max_length=100, initializer_range=0.5), 1000, 0)
+    for leaf in (params['item_embedding'][:, :64], params['positions']):
+        assert leaf.std() == pytest.approx(0.5, rel=0.03) and abs(leaf.mean()) < 0.02
+
+
 @pytest.mark.parametrize('name', PEERS)
 def test_parameters_are_counted(name):
     shapes = jax.eval_shape(lambda: init_network(PEERS[name](hidden_size=64), 12_101, 0)[1])
