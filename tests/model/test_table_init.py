@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd4rec_jax.model.table_init import LINEAR_INIT, init_table
+from ssd4rec_jax.model.mamba2 import LINEAR_INIT
+from ssd4rec_jax.model.table_init import init_table
 
 
 def test_a_small_table_is_one_draw():
