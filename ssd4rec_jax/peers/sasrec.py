@@ -35,11 +35,9 @@ class SASRec(LayeredNetwork):
     ):
         """causal: whether no item reads those behind it. table_init: the initial item table. Both are for BERT4Rec."""
         make = Factory(config, rngs)
-        super().__init__(config, make, make.param(
-            table_init, num_items + 1, config.hidden_size, stddev=config.initializer_range
-        ))
-        places = nnx.initializers.normal(config.initializer_range)
-        self.positions = make.param(places, config.max_length, config.hidden_size)
+        width, stddev = config.hidden_size, config.initializer_range
+        super().__init__(config, make, make.param(table_init, num_items + 1, width, stddev=stddev))
+        self.positions = make.param(init_table, config.max_length, width, stddev=stddev)
         self.norm = make.norm(config.hidden_size, EPSILON)
         self.layers = nnx.List([TransformerLayer(config, make, causal) for _ in range(config.num_layers)])
 
