@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.compile_tpu import topology_devices
 from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.train import IN_ONE_PASS
 from ssd4rec_jax.data.packing import PackedBatch, StepShape
 from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.parallel.mesh import device_mesh
@@ -65,7 +66,7 @@ def trace_step(
     in this way, or cannot share the rows evenly.
     """
     mesh = device_mesh(devices, model_shards)
-    program = TrainProgram(config, num_items, mesh, every_prefix=config.train.objective == 'one_pass')
+    program = TrainProgram(config, num_items, mesh, every_prefix=config.train.objective in IN_ONE_PASS)
     _, batch, *_ = program.abstract_arguments(shape)
     return TracedStep(
         program.trace(shape).jaxpr, program.lower(shape), program.like, batch,

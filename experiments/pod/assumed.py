@@ -6,9 +6,10 @@ import numpy as np
 
 from experiments.published import Published, history_lengths
 from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.config.train import IN_ONE_PASS
 from ssd4rec_jax.data.packing import TOKEN_MULTIPLE, StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.objective import check_one_pass, loss_note
+from ssd4rec_jax.train.objective import check_one_pass, check_truncated, loss_note
 
 SAMPLE = 2_000_000  # About this many training examples represent all of them.
 
@@ -19,8 +20,11 @@ def example_lengths(log: Published, config: RunConfig) -> np.ndarray:
     The configured objective makes these examples from users with the lengths that history_lengths gives. Raises
     ConfigError where training would refuse that objective.
     """
-    if config.train.objective == 'one_pass':
+    if config.train.objective in IN_ONE_PASS:
         whole, limit = history_lengths(log, log.users) - 3, config.data.max_history
+        if config.train.objective == 'truncated':
+            check_truncated(config.model, limit)
+            return np.minimum(whole, limit)
         check_one_pass(config.model, int(np.sum(whole > limit)) if limit else 0, limit)
         return whole
     users = min(log.users, max(100, SAMPLE * log.users // log.interactions))
@@ -48,7 +52,7 @@ def assumed_step(
     if tokens_per_row % TOKEN_MULTIPLE:
         raise ConfigError(f'--tokens_per_row={tokens_per_row} must be a multiple of {TOKEN_MULTIPLE}')
     lengths = example_lengths(log, config)
-    every_prefix = config.train.objective == 'one_pass'
+    every_prefix = config.train.objective in IN_ONE_PASS
     rows = rows_per_device * devices or config.data.rows_per_step
     counted = 'after preparation' if log.prepared else (
         'of the raw log, before the k-core leaves out rare ones: an upper bound'

@@ -4,7 +4,8 @@ import dataclasses
 from ssd4rec_jax.config.plugs import loss_settings
 from ssd4rec_jax.errors import ConfigError
 
-OBJECTIVES = ('auto', 'prefix', 'one_pass', 'fastest', 'cloze')
+OBJECTIVES = ('auto', 'prefix', 'one_pass', 'truncated', 'fastest', 'cloze')
+IN_ONE_PASS = 'one_pass', 'truncated'  # those whose steps read all prefixes of a history at once
 OPTIMIZERS = ('adam', 'adamw')
 SCHEDULES = ('constant', 'warmup_cosine')
 TABLE_OPTIMIZERS = ('auto', 'adam', 'adagrad')
@@ -19,7 +20,8 @@ class TrainConfig:
     """The settings of the training loop; the defaults are the published ones.
 
     objective: 'prefix', 'one_pass', 'fastest', which takes one_pass where it is exact and else prefix, or 'auto', which
-      takes prefix, and 'cloze' for networks that predict hidden items (see ssd4rec_jax.train.objective).
+      takes prefix, 'truncated', which trains on the newest items of each history alone, and 'cloze' for networks that
+      predict hidden items (see ssd4rec_jax.train.objective).
     last_alone: with 'cloze', the share of histories of which the last item alone is hidden.
     loss: 'full' for the softmax over the whole catalogue, 'sampled' (see ssd4rec_jax.train.sampled_softmax), 'gbce'
       (see ssd4rec_jax.train.gbce), 'uniform' (see ssd4rec_jax.train.uniform_softmax), the name of a registered loss, or

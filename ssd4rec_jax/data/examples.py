@@ -80,14 +80,19 @@ def train_examples(dataset: SequenceDataset, *, max_history: int = 0) -> Example
     return _index(dataset, user_start, user_start + length, max_history, 'train on')
 
 
-def train_histories(dataset: SequenceDataset) -> ExampleIndex:
-    """The same prefixes as one example a user, each item of which is followed by a target."""
+def train_histories(dataset: SequenceDataset, *, max_history: int = 0) -> ExampleIndex:
+    """The same prefixes as one example a user, each item of which is followed by a target.
+
+    With max_history it holds the newest items alone: what comes before them is neither read nor predicted.
+    """
     stop = dataset.held_out.train_stop - 1
     users = np.flatnonzero(stop > dataset.offsets[:-1])
+    start, stop = dataset.offsets[users], stop[users]
+    newest = np.maximum(start, stop - max_history) if max_history else start
     items = np.asarray(dataset.items)
     return ExampleIndex(
-        items=items, start=dataset.offsets[users], stop=stop[users], target=np.append(items[1:], np.int32(0)), cut=0,
-        every_prefix=True, features=dataset.values_read,
+        items=items, start=newest, stop=stop, target=np.append(items[1:], np.int32(0)),
+        cut=int(np.count_nonzero(newest > start)), every_prefix=True, features=dataset.values_read,
     )
 
 

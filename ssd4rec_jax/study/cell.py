@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import test_examples, train_examples
+from ssd4rec_jax.data.examples import test_examples, train_examples, train_histories
 from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.rank.baselines import BASELINES, training_counts
 from ssd4rec_jax.rank.evaluation import GROUPINGS, Evaluator
@@ -118,7 +118,8 @@ def _targets(dataset: SequenceDataset, users: np.ndarray, ranks: dict[str, np.nd
 
 
 def _lost(dataset: SequenceDataset, config: RunConfig) -> float:
-    lengths = train_examples(dataset).lengths
+    examples = train_histories if config.train.objective == 'truncated' else train_examples
+    lengths = examples(dataset).lengths
     read = np.minimum(lengths, config.data.max_history or lengths)
     read = np.minimum(read, getattr(config.model, 'max_length', lengths))  # a peer's own limit
     return 1 - float(read.sum() / lengths.sum())

@@ -42,6 +42,8 @@ def training_examples(
     of the loss is the same, but its gradient is noisier, because a user's prefixes share the input mask and come in the
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
     (docs/decisions/model-and-savings.md). 'fastest' means one_pass where that is exact, and prefix elsewhere.
+    'truncated': each user's newest max_history items in one pass, as the released code of SASRec trains (Kang and
+    McAuley, 2018, section III-A): what comes before them is lost.
     'cloze': each user's whole history is an example, in windows where the network reads no more of it, and its hidden
     items are the targets. hidden: the share of all but the last of a history that is hidden, in the mean.
     """
@@ -58,6 +60,9 @@ def training_examples(
         # A ranking reads `limit` items and a mask token behind them, as far as the network has places.
         places = [n for n in (limit and limit + 1, getattr(model, 'max_length', 0)) if n]
         return train_windows(dataset, min(places, default=0), hidden=hidden)
+    if asked == 'truncated':
+        check_truncated(model, limit)
+        return train_histories(dataset, max_history=limit)
     if asked == 'one_pass':
         check_one_pass(model, prefixes.cut, max_history)
     elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
@@ -69,6 +74,8 @@ def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: 
     """A sentence that says which form runs and, where train.objective is 'auto', whether the other was possible."""
     if asked == 'cloze':
         return 'objective: cloze, hidden items of whole histories, the last one always among them'
+    if asked == 'truncated':
+        return 'objective: truncated, all prefixes of a user\'s newest items read from one pass'
     if examples.every_prefix:
         return 'objective: one_pass, all prefixes of a user read from one pass'
     note = 'objective: prefix, every prefix of a history by itself'
@@ -105,6 +112,15 @@ def check_one_pass(model: Any, cut: int, max_history: int) -> None:
     obstacle = one_pass_obstacle(model, cut, max_history)
     if obstacle is not None:
         raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
+
+
+def check_truncated(model: Any, limit: int) -> None:
+    """Raises ConfigError, with the reason, where train.objective=truncated has no limit or is not exact within it."""
+    if not limit:
+        raise ConfigError('train.objective=truncated cuts nothing: set data.max_history, or train.objective=one_pass')
+    obstacle = one_pass_obstacle(model, 0, limit)
+    if obstacle is not None:
+        raise ConfigError(f'train.objective=truncated would not be exact: {obstacle}; set train.objective=prefix')
 
 
 def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:

@@ -33,7 +33,8 @@ def make_result(
     return {
         'dataset': dataset.name,
         'protocol': dataset.held_out.protocol,
-        'objective': program.objective.name,
+        # A step does not know whether what it reads was cut.
+        'objective': 'truncated' if train.objective == 'truncated' else program.objective.name,
         'loss': train.loss_name(dataset.num_items),
         'ssd_implementation': ssd_implementation,
         **metrics,

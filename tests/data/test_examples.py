@@ -76,6 +76,14 @@ def test_short_histories_train_first_and_are_tested_next_and_validated_last():
         histories.start, histories.stop, strict=True)] == [([1], [2]), ([4], [5]), ([9], [10])]
 
 
+def test_newest_items_of_whole_histories_alone():
+    histories = ex.train_histories(dataset(TWO_USERS), max_history=2)
+    assert [(histories.items[a:b].tolist(), histories.target[a:b].tolist()) for a, b in zip(
+        histories.start, histories.stop, strict=True)] == [([12, 13], [13, 14]), ([21, 22], [22, 23])]
+    assert histories.cut == 1 and histories.num_targets.sum() == 4
+    np.testing.assert_array_equal(histories.target_counts(23)[12:], [0, 1, 1, *[0] * 7, 1, 1])
+
+
 def test_a_log_that_leaves_nothing_to_validate_on_says_what_to_do():
     with pytest.raises(DataError, match=r'nothing to validate on: histories have at most 3 .*data.split=users'):
         ex.valid_examples(dataset([[1, 2, 3], [4, 5, 6]]))

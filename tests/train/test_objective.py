@@ -53,6 +53,18 @@ def test_one_pass_is_refused_where_it_is_not_exact(model, max_history, reason):
     assert re.search(f'prefix, every prefix .* would not be exact: .*{reason}', note)
 
 
+def test_truncated_reads_what_one_pass_reads_of_the_newest_items_alone():
+    whole, newest = examples('one_pass'), examples('truncated', max_history=4)
+    np.testing.assert_array_equal(newest.start, np.maximum(whole.start, whole.stop - 4))
+    np.testing.assert_array_equal(newest.stop, whole.stop)
+    np.testing.assert_array_equal(newest.target, whole.target)
+    assert newest.every_prefix and newest.cut == np.count_nonzero(whole.lengths > 4) > 0
+    with pytest.raises(ConfigError, match='train.objective=truncated cuts nothing: set data.max_history, or'):
+        examples('truncated')
+    with pytest.raises(ConfigError, match='truncated would not be exact: .* the backward direction .* below the last'):
+        examples('truncated', DEEP, 4)
+
+
 @pytest.mark.parametrize('model', [MODEL, DEEP])
 def test_auto_takes_prefix_and_says_where_one_pass_is_exact(model):
     index = examples('auto', model)
