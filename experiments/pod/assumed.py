@@ -9,7 +9,7 @@ from ssd4rec_jax.config.run import RunConfig
 from ssd4rec_jax.config.train import IN_ONE_PASS
 from ssd4rec_jax.data.packing import TOKEN_MULTIPLE, StepShape, choose_step_shape
 from ssd4rec_jax.errors import ConfigError
-from ssd4rec_jax.train.objective import check_one_pass, check_truncated, loss_note
+from ssd4rec_jax.train.objective import check_one_pass, loss_note
 
 SAMPLE = 2_000_000  # About this many training examples represent all of them.
 
@@ -22,11 +22,10 @@ def example_lengths(log: Published, config: RunConfig) -> np.ndarray:
     """
     if config.train.objective in IN_ONE_PASS:
         whole, limit = history_lengths(log, log.users) - 3, config.data.max_history
-        if config.train.objective == 'truncated':
-            check_truncated(config.model, limit)
-            return np.minimum(whole, limit)
-        check_one_pass(config.model, int(np.sum(whole > limit)) if limit else 0, limit)
-        return whole
+        lengths = np.minimum(whole, limit) if limit else whole
+        cut = 0 if config.train.objective == 'truncated' else int(np.sum(whole > lengths))
+        check_one_pass(config.model, cut, limit, config.train.objective)
+        return lengths
     users = min(log.users, max(100, SAMPLE * log.users // log.interactions))
     prefixes = [np.arange(1, n - 2) for n in history_lengths(log, users)]
     lengths = np.concatenate(prefixes)

@@ -43,7 +43,7 @@ def training_examples(
     same step. 'auto' therefore means prefix: on Amazon Beauty one_pass ranks worse by more than seeds differ
     (docs/decisions/model-and-savings.md). 'fastest' means one_pass where that is exact, and prefix elsewhere.
     'truncated': each user's newest max_history items in one pass, as the released code of SASRec trains (Kang and
-    McAuley, 2018, section III-A): what comes before them is lost.
+    McAuley, 2018, section III-A): what comes before them is lost. Where nothing is cut, this is one_pass.
     'cloze': each user's whole history is an example, in windows where the network reads no more of it, and its hidden
     items are the targets. hidden: the share of all but the last of a history that is hidden, in the mean.
     """
@@ -61,7 +61,7 @@ def training_examples(
         places = [n for n in (limit and limit + 1, getattr(model, 'max_length', 0)) if n]
         return train_windows(dataset, min(places, default=0), hidden=hidden)
     if asked == 'truncated':
-        check_truncated(model, limit)
+        check_one_pass(model, 0, max_history, asked)
         return train_histories(dataset, max_history=limit)
     if asked == 'one_pass':
         check_one_pass(model, prefixes.cut, max_history)
@@ -104,23 +104,14 @@ def loss_note(train: TrainConfig, num_items: int) -> str:
     )
 
 
-def check_one_pass(model: Any, cut: int, max_history: int) -> None:
-    """Raises ConfigError, with the reason, where train.objective=one_pass is not exact.
+def check_one_pass(model: Any, cut: int, max_history: int, asked: str = 'one_pass') -> None:
+    """Raises ConfigError, with the reason, where one pass over a history does not give the readouts of its prefixes.
 
-    cut: the number of histories that max_history shortens.
+    cut: the number of histories that max_history shortens for their prefixes. asked: the value of train.objective.
     """
     obstacle = one_pass_obstacle(model, cut, max_history)
     if obstacle is not None:
-        raise ConfigError(f'train.objective=one_pass would not be exact: {obstacle}; set train.objective=prefix')
-
-
-def check_truncated(model: Any, limit: int) -> None:
-    """Raises ConfigError, with the reason, where train.objective=truncated has no limit or is not exact within it."""
-    if not limit:
-        raise ConfigError('train.objective=truncated cuts nothing: set data.max_history, or train.objective=one_pass')
-    obstacle = one_pass_obstacle(model, 0, limit)
-    if obstacle is not None:
-        raise ConfigError(f'train.objective=truncated would not be exact: {obstacle}; set train.objective=prefix')
+        raise ConfigError(f'train.objective={asked} would not be exact: {obstacle}; set train.objective=prefix')
 
 
 def one_pass_obstacle(model: Any, cut: int, max_history: int) -> str | None:
