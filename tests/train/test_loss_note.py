@@ -21,4 +21,5 @@ def test_the_loss_and_what_updates_the_item_table(settings, note):
 
 
 def test_auto_says_that_all_items_could_be_scored():
-    assert 'sampled from 2,000,000 items (train.loss=full would score them all), ' in loss_note(TrainConfig(), 2_000_000)
+    note = loss_note(TrainConfig(), 2_000_000)
+    assert 'sampled from 2,000,000 items (train.loss=full would score them all), ' in note
