@@ -1,4 +1,5 @@
 """Flags that change settings: one by one, and all those of a file."""
+from collections.abc import Callable
 
 from absl import flags
 
@@ -14,15 +15,21 @@ CONFIG_FILE = flags.DEFINE_string(
 )
 
 
-def overridden(config: RunConfig, overrides: list[str] | None = None) -> RunConfig:
+def overridden(config: RunConfig, wanted: Callable[[str], bool] = lambda override: True) -> RunConfig:
     """config with the settings of the file and then those of the command line. ConfigError names what cannot be set.
 
-    overrides: those of the command line where the caller has taken some of them out; else all.
+    wanted: whether to apply one, 'section.key=value'.
     """
-    if CONFIG_FILE.value is not None:
-        source = f'--config={CONFIG_FILE.value}: '
-        config = apply_overrides(config, _overrides_of_file(CONFIG_FILE.value, source), source=source)
-    return apply_overrides(config, SET.value if overrides is None else overrides)
+    for source, overrides in given().items():
+        config = apply_overrides(config, [one for one in overrides if wanted(one)], source=source)
+    return config
+
+
+def given() -> dict[str, list[str]]:
+    """{what stands before them in an error's sentence: overrides}, those of the file and then of the command line."""
+    name = CONFIG_FILE.value
+    source = f'--config={name}: '
+    return {**({} if name is None else {source: _overrides_of_file(name, source)}), '--set=': SET.value}
 
 
 def _overrides_of_file(name: str, source: str) -> list[str]:

@@ -64,7 +64,7 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
         changed = '; then what --set and --config say' if SET.value or CONFIG_FILE.value else ''
         return EnteredRun(overridden(config), None, False, about + changed)
     own, prepared = found
-    config = overridden(own, [override for override in SET.value if not override.startswith(_MORE)])
+    config = overridden(own, lambda override: not override.startswith(_MORE))
     if more:
         config = _longer(config, path, more)
     needs_log = DATA_DIR.value is not None or config.data != own.data

@@ -1,7 +1,7 @@
 """Train a grid of networks or settings; make its tables and figures.
 
     ssd4rec study --study=overall --dataset=ml-100k --seeds=3 --output=runs/overall --set=model.hidden_size=64
-    ssd4rec study --study=beta|mask_ratio|max_length|efficiency|layers|backward_order|components --dataset=...
+    ssd4rec study --study=recipe|beta|mask_ratio|max_length|efficiency|layers|backward_order|components|packing ...
     ssd4rec study --study=overall --dataset=ml-100k --output=runs/overall --minutes=60 --rows=sasrec,ssd4rec-best
     ssd4rec study --study=overall --dataset=ml-100k --output=runs/search --tune=20
     ssd4rec study --study=overall --dataset=ml-100k --output=runs/tuned --tuned=runs/search/tuned
@@ -12,6 +12,7 @@ the runs, a record of each finished cell, study.json, tables.md, tables.tex and 
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from absl import flags
 from rich.console import Console
 
 from ssd4rec_jax.commands.cli import run
-from ssd4rec_jax.commands.config_flags import SET, overridden
+from ssd4rec_jax.commands.config_flags import given, overridden
 from ssd4rec_jax.commands.dataset_flags import DATASET, prepared_dataset
 from ssd4rec_jax.commands.output_flag import OUTPUT
 from ssd4rec_jax.commands.study_flags import MINUTES, SPACE, STUDY
@@ -28,10 +29,12 @@ from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import locked, replace_file, write_json
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
 from ssd4rec_jax.presets import preset_config
+from ssd4rec_jax.show.output import one_line
 from ssd4rec_jax.show.terminal import OneOfMany
 from ssd4rec_jax.study.figures import draw
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import DEFAULT, Cell, Study, cells, chosen, distinct, known, read_study
+from ssd4rec_jax.study.records import check_log, check_study, read_records
 from ssd4rec_jax.study.run import run_cells
 from ssd4rec_jax.study.summary import summarize
 from ssd4rec_jax.study.tables import latex, markdown
@@ -54,49 +57,63 @@ def main() -> int:
     if not STUDY.value:
         raise ConfigError('give --study, the name of a study')
     console = Console(highlight=False, soft_wrap=True)
+
+    def told(text: str) -> None:
+        console.print(one_line(text), markup=False)  # What an error says may hold anything.
+
     enable_compilation_cache()
     study = read_study(STUDY.value, Path(_STUDIES.value) if _STUDIES.value else DEFAULT)
-    grid, same = distinct(_grid(study), study.against)
     names = {row.name for row in chosen(study, [name.strip() for name in _ROWS.value])}
+    grid, same = distinct(_grid(study), study.against)
+    if _TUNED.value:
+        searched, left = Path(_TUNED.value), [row for row in study.rows if row.name not in same]
+        grid = _grid(study._replace(rows=left), lambda row: tuned(searched, row, needed=row in names))
     folder = StudyFolder(
         Path(OUTPUT.value or Path('runs') / f'{DATASET.value}-{study.name}').resolve(),
         Path(_RUNS.value).resolve() if _RUNS.value else None,
     )
-    console.print(f'study: {folder.path}, {len(grid)} cells. {study.about}')
+    check_study(study, folder)
+    records = read_records(grid, folder)
+    if MINUTES.value != 0:  # That writes tables anew and asks for no log.
+        check_log(grid, records, folder, prepared_dataset)
+    told(f'study: {folder.path}, {len(grid)} cells. {study.about}')
     for row, other in same.items():
-        console.print(f'{row} has the settings of {other} here and is left out')
+        told(f'{row} has the settings of {other} here and is left out')
     signals = StopSignals()
     asked = [cell for cell in grid if cell.row.name in names]
     if _TUNE.value:
         tune_rows(
             asked, folder.path / 'tuned', prepared_dataset, trials=_TUNE.value,
             space=Path(SPACE.value) if SPACE.value else TUNED_SPACE, minutes=MINUTES.value,
-            stop_requested=signals.requested, told=console.print,
+            stop_requested=signals.requested, told=told,
         )
         return signals.exit_code if signals.requested() else 0
     failed = run_cells(
         asked, folder, prepared_dataset, minutes=MINUTES.value,
-        stop_requested=signals.requested, told=console.print, finished=lambda: _summary(study, grid, folder),
+        stop_requested=signals.requested, told=told, finished=lambda: _summary(study, grid, folder),
         shown=OneOfMany,
     )
     summary = _summary(study, grid, folder, with_figures=True)
-    console.print(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')
+    told(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')
     if signals.requested():
-        console.print('stopped: the same command goes on with the study')
+        told('stopped: the same command goes on with the study')
         return signals.exit_code
     return 1 if failed else 0
 
 
-def _grid(study: Study) -> list[Cell]:
-    """All cells of the study with the flags' settings."""
-    if taken := [one for one in SET.value if one.partition('=')[0] in ('model.name', study.x)]:
-        raise ConfigError(f'--set={taken[0]}: the rows of the study {study.name} say that themselves')
+def _grid(study: Study, found: Callable[[str], list[str]] = lambda row: []) -> list[Cell]:
+    """All cells of the study with the flags' settings. found: as in `cells`."""
+    said = 'model.name', study.x
+    for source, overrides in given().items():
+        for one in overrides:
+            if one.partition('=')[0] in said:
+                raise ConfigError(f'{source}{one}: the rows of the study {study.name} say that themselves')
     used: set[str] = set()
 
     def with_flags(config: RunConfig) -> RunConfig:
-        there = known(SET.value, config)
+        there = known([one for overrides in given().values() for one in overrides], config)
         used.update(there)
-        return overridden(config, there)
+        return overridden(config, there.__contains__)
 
     def preset(name: str) -> RunConfig:
         import jax
@@ -105,12 +122,10 @@ def _grid(study: Study) -> list[Cell]:
             DATASET.value, name, lambda published: prepared_dataset(published)[0], jax.default_backend
         )[0]
 
-    def found(row: str) -> list[str]:
-        return tuned(Path(_TUNED.value), row) if _TUNED.value else []
-
     grid = cells(study.rows, _SEEDS.value, preset, with_flags, found)
-    if unused := [one for one in SET.value if one not in used]:
-        apply_overrides(grid[0].config, unused)  # It says what is wrong with the first of them.
+    for source, overrides in given().items():
+        if unused := [one for one in overrides if one not in used]:
+            apply_overrides(grid[0].config, unused, source=source)  # It says what is wrong with the first of them.
     return grid
 
 

@@ -338,11 +338,6 @@ def _named(item: object, titles: Mapping[str, str]) -> Html:
     return joined([title, ' ', tag('span', item, class_='id')]) if title else joined([str(item)])
 
 
-def _words(text: str) -> Html:
-    """A cell that may break its lines."""
-    return tag('span', text, class_='words')
-
-
 def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -56,7 +56,7 @@ def study_page(summary: dict[str, Any], drawings: dict[str, bytes]) -> Html:
         )))
     return page(
         f'Study, {finished} of {cells} cells have run', f'{summary["study"]} on {summary["dataset"] or "no log yet"}',
-        f'{summary["about"]} {_lead(summary)}', _tiles(summary), sections, is_live=finished < cells,
+        f'{summary["about"]} {_lead(summary)}', _tiles(summary), sections,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import test_examples, train_examples, train_histories
+from ssd4rec_jax.data.examples import test_examples, train_examples, train_histories, train_windows
 from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.rank.baselines import BASELINES, training_counts
 from ssd4rec_jax.rank.evaluation import GROUPINGS, Evaluator
@@ -48,7 +48,9 @@ def run_cell(
         config, command                   all settings, and the command that trains the same run
         dataset, fingerprint, targets     the log, and how many items of it are tested
         machine, backend, versions, date, seconds    where, when and in how many seconds, compiling included
-        test                              {'in', 'out': {metric: value}} with seen items ranked, and left out
+        test                              {'in', 'out': {metric: value}} with seen items ranked, and left out; where
+                                          users have several tested items, each user counts once, and not each item as
+                                          in `ssd4rec evaluate`
         ranks                             those of the test items among the first ten (ssd4rec_jax.study.statistics)
         seen_targets                      the share of test items that 'out' leaves out, which count as not found
         by                                {grouping: [{'from', 'to', 'users', 'in', 'out'}]}, NDCG@10 of each quarter
@@ -84,7 +86,7 @@ def run_cell(
         of_training = {name: result[key] for key, name in _OF_RESULT.items()}
         of_training |= {
             'inference_seconds': time.monotonic() - compiled,
-            'interactions_lost': _lost(dataset, cell.config),
+            'interactions_lost': interactions_lost(dataset, cell.config),
             'curve': _curve(RunFolder(folder.run(cell.name))),
         }
     per_target = _targets(dataset, users, ranks)
@@ -117,7 +119,11 @@ def _targets(dataset: SequenceDataset, users: np.ndarray, ranks: dict[str, np.nd
     }
 
 
-def _lost(dataset: SequenceDataset, config: RunConfig) -> float:
+def interactions_lost(dataset: SequenceDataset, config: RunConfig) -> float:
+    """The share of the interactions of all training histories that a configuration does not read."""
+    if config.train.objective == 'cloze':  # It reads all windows, but for those of a single item.
+        whole = (dataset.held_out.train_stop - dataset.offsets[:-1]).sum()
+        return 1 - float(train_windows(dataset, getattr(config.model, 'max_length', 0)).lengths.sum() / whole)
     examples = train_histories if config.train.objective == 'truncated' else train_examples
     lengths = examples(dataset).lengths
     read = np.minimum(lengths, config.data.max_history or lengths)

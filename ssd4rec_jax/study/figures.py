@@ -197,7 +197,7 @@ def _metrics(axes: list[Any], summary: dict[str, Any]) -> None:
                 yerr=[value['sd'] or 0 for value in found], capsize=3, label=name, **style,
             )
         _at_values(one, summary)
-        one.set_ylabel(f'test {metric}')
+        one.set_ylabel(f'test {metric}, seen items in')
 
 
 def _costs(axes: list[Any], summary: dict[str, Any]) -> None:

@@ -18,6 +18,11 @@ _STUDY_KEYS = {'about': str, 'x': str, 'also': str, 'values': list, 'against': s
 _ROW_KEYS = {'name': str, 'preset': str, 'network': str, 'counted': str, 'set': dict}
 _NAME = re.compile(r'[\w.+=-]+')
 _EVERY = '*'
+# The settings that decide which interactions are kept, in which order, and which of them are tested.
+_OF_THE_TEST = (
+    'timestamp_precision', 'user_core', 'item_core', 'split', 'split_last', 'split_valid_time', 'split_test_time',
+    'split_share',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,9 @@ def read_study(name: str, path: Path = DEFAULT) -> Study:
         for at_x in [_at(each, x, found.get('also', ''), value)]
     ]
     names = [row.name for row in rows]
+    for one in names:
+        if not _NAME.fullmatch(one):
+            raise ConfigError(f'{where}: name={one!r} must consist of letters, digits and . + = _ -')
     if not rows or (twice := sorted({n for n in names if names.count(n) > 1})):
         raise ConfigError(f'{where} has {f"two rows of the name {twice[0]}" if rows else "no rows"}')
     against = found.get('against', '')
@@ -118,6 +126,7 @@ def cells(
     that a search found for the network of a row, which come before those.
     """
     configs = {row.name: _config(row, preset, with_settings, found) for row in rows}
+    _check_same_test(configs)
     grid = []
     for number in range(seeds):
         for row in rows:
@@ -130,6 +139,16 @@ def cells(
                 Cell(row, seed, dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed)))
             )
     return grid
+
+
+def _check_same_test(configs: dict[str, RunConfig]) -> None:
+    """ConfigError where two rows would not rank the same items of the same users, so that nothing can be compared."""
+    first, *others = configs
+    for name in others:
+        for key in _OF_THE_TEST:
+            a, b = (getattr(configs[row].data, key) for row in (first, name))
+            if a != b:
+                raise ConfigError(f'the rows {first} and {name} test other items: data.{key} is {a!r} and {b!r}')
 
 
 def distinct(grid: list[Cell], first: str = '') -> tuple[list[Cell], dict[str, str]]:
@@ -171,6 +190,8 @@ def _rows(where: str, written: Any) -> list[Row]:
     own = tuple(override(*setting) for setting in row.get('set', {}).items())
     found = []
     kinds: dict[str, Collection[str]] = {'network': NETWORKS, 'counted': BASELINES}
+    if kinds.keys() <= row.keys():
+        raise ConfigError(f'{where}: network={row["network"]!r} and counted={row["counted"]!r} are two rows')
     for kind, there in kinds.items():
         if kind not in row:
             continue
@@ -186,9 +207,8 @@ def _rows(where: str, written: Any) -> list[Row]:
                 raise ConfigError(f'{where}: {name} lives by its own training, which preset={preset!r} replaces')
             found.append(Row(label, label, preset=preset, network=peer[0], counted=peer[1], own=own))
         return found
-    if not _NAME.fullmatch(row.get('name', '')):
-        raise ConfigError(f'{where}: name={row.get("name", "")!r} must consist of letters, digits and . + = _ -')
-    return [Row(row['name'], row['name'], preset=row.get('preset', 'published'), own=own)]
+    name = row.get('name', '')
+    return [Row(name, name, preset=row.get('preset', 'published'), own=own)]
 
 
 def _trained_its_own_way(peer: str) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from ssd4rec_jax.config.run import RunConfig, differences, from_dict
-from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.config.run import RunConfig
+from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.study.cell import PROTOCOLS, run_cell
 from ssd4rec_jax.study.folder import StudyFolder
@@ -24,12 +24,9 @@ def run_cells(
 
     No cell begins once the minutes are over or a stop is requested. told: gets one line for each cell. finished: called
     after each cell. shown: makes of a cell's name what its training reports to. A cell that fails, as where its
-    settings diverge or for a fault in a network, does not end the others. ConfigError where the folder holds a cell of
-    another config.
+    settings diverge or for a fault in a network, does not end the others.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    for cell in cells:
-        check_same(cell, folder)
     failed: list[Cell] = []
     held: set[str] = set()
     while True:
@@ -68,15 +65,6 @@ def run_cells(
             finished()
         if not ran:  # A second look finds the cells that another process has let go of.
             return failed
-
-
-def check_same(cell: Cell, folder: StudyFolder) -> None:
-    """ConfigError where the folder holds this cell, finished, with another config."""
-    record = folder.read(cell.name)
-    if record and (different := differences(from_dict(record['config']), cell.config)):
-        raise ConfigError(
-            f'{folder.cell(cell.name)} is of another config ({"; ".join(different)}): name another --output'
-        )
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from ssd4rec_jax.files import first_line, parse_json
 from ssd4rec_jax.study.cell import METRICS, PROTOCOLS
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell, Row, Study
+from ssd4rec_jax.study.records import read_records
 from ssd4rec_jax.study.statistics import difference, kept_values
 
 FORMAT = 2
@@ -32,7 +33,8 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
         x, values                        the setting that is varied and its values; null and [] where none is
         metrics, protocols               the names of METRICS; 'in' with seen items ranked, 'out' with them left out
         against                          {'in', 'out': the row that all others are compared with; null where there is
-                                         none}; it is the best peer by test NDCG@10, or the one that the study names
+                                         none}; the one that the study names, or where no setting is varied the best
+                                         peer by test NDCG@10
         best                             {'in', 'out': {metric: the row with the best mean}}
         cells, finished                  how many there are and how many have run
         rows     one for each row, in the order of the study:
@@ -57,10 +59,8 @@ def summarize(study: Study, cells: list[Cell], folder: StudyFolder, command: str
     by_row: dict[str, list[Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.row.name, []).append(cell)
-    records = {cell.name: folder.read(cell.name) for cell in cells}
+    records = read_records(cells, folder)
     finished = [record for record in records.values() if record]
-    if len({record['fingerprint'] for record in finished}) > 1:
-        raise ConfigError(f'{folder.path} holds cells of different logs: name another --output')
     rows = {name: _row(own, records) for name, own in by_row.items()}
     seeds = {name: tuple((c.seed, c.name) for c in own if records[c.name]) for name, own in by_row.items()}
     against = {seen: _against(study, [own[0].row for own in by_row.values()], rows, seen) for seen in PROTOCOLS}
@@ -142,8 +142,10 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _against(study: Study, rows: list[Row], found: dict[str, dict[str, Any]], seen: str) -> str | None:
-    """The row that the others are compared with: the one that the study names, or the best finished peer."""
-    names = [study.against] if study.against else [row.name for row in rows if row.is_peer]
+    """The row that the others are compared with: the one that the study names, or the best finished peer. Where a
+    setting is varied, what a peer does with one value says nothing of the others."""
+    peers = [] if study.x else [row.name for row in rows if row.is_peer]
+    names = [study.against] if study.against else peers
     done = {name: found[name]['test'][seen][DECIDING]['mean'] for name in names if found.get(name, {}).get('test')}
     return max(done, key=lambda name: done[name]) if done else None
 

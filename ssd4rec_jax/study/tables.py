@@ -6,6 +6,10 @@ from ssd4rec_jax.study.summary import DECIDING
 
 _PROTOCOLS = {'in': 'seen items ranked too', 'out': 'seen items left out'}
 _NONE = '–'  # where a row has run and has no such figure
+_LATEX = {
+    '\\': '\\textbackslash{}', '^': '\\textasciicircum{}', '~': '\\textasciitilde{}', '±': '$\\pm$', _NONE: '--',
+    '<': '$<$', '>': '$>$',
+}
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     'parameters': ('parameters', lambda n: f'{n:,.0f}'),
     'epochs': ('epochs', lambda n: f'{n:.0f}'),
@@ -68,7 +72,7 @@ def _about(summary: dict[str, Any]) -> str:
     machines = f' On {", ".join(summary["machines"])}.' if summary['machines'] else ''
     return (
         f'{summary["about"]} {summary["finished"]} of {summary["cells"]} cells have run; places of others are empty. '
-        f'Mean ± standard deviation over seeds, test set, all items ranked.{machines}'
+        f'Mean ± standard deviation over seeds, test set, all items ranked, each user counted once.{machines}'
     )
 
 
@@ -91,8 +95,8 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
         if against:
             apart = row['difference'][seen] and row['difference'][seen][DECIDING]
             places += [
-                Text(f'{apart["mean"]:+z.4f}'), Text(f'{apart["low"]:+z.4f} to {apart["high"]:+z.4f}'),
-                Text(_p(apart['p'])),
+                Text(f'{apart["mean"]:+z.4f}{_of_seeds(apart, test)}'),
+                Text(f'{apart["low"]:+z.4f} to {apart["high"]:+z.4f}'), Text(_p(apart['p'])),
             ] if apart else [Text(_NONE if test else '')] * 3
         rows.append(places)
     compared = f' Differences of {DECIDING} from {against}: bootstrap over users and seeds, paired t-test over users.'
@@ -115,6 +119,12 @@ def _seeds(row: dict[str, Any]) -> str:
     return f'{finished} of {len(row["cells"])}' if finished < len(row['cells']) else f'{finished}'
 
 
+def _of_seeds(apart: dict[str, Any], test: dict[str, Any]) -> str:
+    """Said where a difference rests on fewer seeds than the means beside it."""
+    seeds = max(value['n'] for value in test.values())
+    return '' if apart['seeds'] >= seeds else f' ({apart["seeds"]} of {seeds} seeds)'
+
+
 def _spread(value: dict[str, Any]) -> str:
     sd = '' if value['sd'] is None else f' ± {value["sd"]:.4f}'
     return f'{value["mean"]:.4f}{sd}'
@@ -122,7 +132,7 @@ def _spread(value: dict[str, Any]) -> str:
 
 def _p(p: float | None) -> str:
     if p is None:
-        return ''
+        return _NONE
     return '< .0001' if p < 1e-4 else f'{p:.4f}'
 
 
@@ -131,6 +141,4 @@ def _line(places: list[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for plain, written in (('\\', '\\textbackslash '), ('±', '$\\pm$'), (_NONE, '--'), ('<', '$<$'), ('>', '$>$')):
-        text = text.replace(plain, written)
-    return ''.join(f'\\{c}' if c in '_%&#' else c for c in text)
+    return ''.join(_LATEX.get(c, f'\\{c}' if c in '_%&#${}' else c) for c in text)

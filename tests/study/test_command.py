@@ -7,6 +7,7 @@ import pytest
 
 from ssd4rec_jax.commands import study
 from ssd4rec_jax.config.run import flat, from_dict
+from ssd4rec_jax.errors import ConfigError
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.tune.search import Found
 from ssd4rec_jax.tune.space import as_toml
@@ -29,12 +30,16 @@ def given(tmp_path, monkeypatch):
 
 
 def test_what_it_refuses_leaves_nothing(given, tmp_path):
+    (tmp_path / 'network.toml').write_text('[model]\nname = "sasrec"\n')
+    (tmp_path / 'typo.toml').write_text('[model]\nbeat = 1\n')
     for arguments, sentence in (
         ((), 'give --study, the name of a study'),
         (('--study=mne',), "--study=mne is unknown; did you mean 'mine'? Known: mine"),
         (('--study=mine', '--rows=our'), "--rows=our is no row of the study mine; did you mean 'ours'"),
         (('--study=mine', '--set=model.hidden=3'), "there is no key 'model.hidden'"),
         (('--study=mine', '--set=model.name=other'), 'the rows of the study mine say that themselves'),
+        (('--study=mine', f'--config={tmp_path}/network.toml'), 'the rows of the study mine say that themselves'),
+        (('--study=mine', f'--config={tmp_path}/typo.toml'), "typo.toml: model.beat=1: there is no key"),
     ):
         done = given(*arguments)
         assert done.returncode == 1 and sentence in done.stderr, done.stderr
@@ -53,6 +58,32 @@ def test_rows_by_name_then_no_time_for_the_others(given, tmp_path):
     again = given('--study=mine', '--seeds=2', '--minutes=0', '--set=model.hidden_size=8')
     assert again.returncode == 0 and 'the minutes are over: no other cell begins' in again.stdout
     assert '2 of 4 cells are finished' in again.stdout
+
+
+def test_a_folder_of_other_settings_another_study_or_another_log_is_refused(given, tmp_path, monkeypatch):
+    assert given('--study=mine', '--rows=transition', '--set=train.patience=2').returncode == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+    more = (tmp_path / 'studies.toml').read_text() + FILE.replace('mine', 'yours')
+    (tmp_path / 'studies.toml').write_text(more)
+    monkeypatch.setattr(study, 'run_cells', lambda *arguments, **more: pytest.fail('a cell would run'))
+    done = given('--study=mine', '--rows=ours', '--set=train.patience=3')
+    assert done.returncode == 1 and 'train.patience: 2 there, 3 here' in done.stderr
+    done = given('--study=yours', '--set=train.patience=2')
+    assert done.returncode == 1 and 'out holds the study mine: name another --output' in done.stderr
+    other = dataclasses.replace(tiny_dataset(), fingerprint='of another log')
+    monkeypatch.setattr(study, 'prepared_dataset', lambda config: (other, tmp_path / 'log'))
+    done = given('--study=mine', '--set=train.patience=2')
+    assert done.returncode == 1 and 'out holds cells of another log: name another --output' in done.stderr
+    assert kept == {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+
+
+def test_what_an_error_says_is_printed_as_it_is(given, monkeypatch):
+    def failing(*arguments):
+        raise ConfigError('write [model] above, not [/a]')
+
+    monkeypatch.setattr('ssd4rec_jax.study.run.run_cell', failing)
+    done = given('--study=mine', '--rows=transition')
+    assert done.returncode == 1 and '[1/1] transition: failed: write [model] above, not [/a]' in done.stdout
 
 
 def test_settings_are_searched_and_then_taken(given, tmp_path, monkeypatch):
@@ -79,7 +110,30 @@ def test_settings_are_searched_and_then_taken(given, tmp_path, monkeypatch):
     arguments = f'--tuned={tmp_path}/out/tuned', f'--output={tmp_path}/tuned', '--set=train.patience=3', '--seeds=1'
     assert given('--study=mine', *arguments).returncode == 0
     own = ran[-1].config
-    assert (own.train.learning_rate, own.train.patience, own.model.hidden_size) == (0.004, 3, 8)
+    # The size is not among what was tried.
+    assert (own.train.learning_rate, own.train.patience) == (0.004, 3) and own.model.hidden_size != 8
+    (tmp_path / 'out/tuned/ours/tuned.json').write_text('{"space": "[model]"')
+    done = given('--study=mine', *arguments)
+    assert done.returncode == 1 and 'tuned.json cannot be read' in done.stderr
+    assert given('--study=mine', '--rows=popularity', *arguments).returncode == 1, 'what is damaged is said'
+    (tmp_path / 'out/tuned/ours/tuned.json').unlink()
+    assert given('--study=mine', '--rows=popularity', *arguments).returncode == 0
+
+
+def test_no_trial_begins_once_the_minutes_of_the_whole_search_are_over(given, tmp_path, monkeypatch):
+    (tmp_path / 'studies.toml').write_text(FILE + '[[mine.rows]]\nname = "later"\nset = {"model.beta" = 0.5}\n')
+    now, left = [0.0], []
+    monkeypatch.setattr('ssd4rec_jax.study.tuning.time.monotonic', lambda: now[0])
+
+    def searched(*arguments, minutes, **more):
+        left.append(minutes)
+        now[0] += 90.0
+
+    monkeypatch.setattr('ssd4rec_jax.study.tuning.search', searched)
+    done = given('--study=mine', '--tune=3', '--minutes=2')
+    assert left == [2.0, 0.5] and done.returncode == 0
+    done = given('--study=mine', '--tune=3', '--minutes=1')
+    assert left[2:] == [1.0] and 'the minutes are over: later and those after it have not got their 3' in done.stdout
 
 
 @pytest.mark.slow

@@ -80,6 +80,9 @@ def test_a_peer_in_the_training_of_a_preset_keeps_its_published_network():
     ('[mine]\nabout = 3\n', 'about is 3: it takes a str'),
     ('[[mine.rows]]\nname = "a"\n[[mine.rows]]\nname = "a"\n', 'two rows of the name a'),
     ('[[mine.rows]]\nname = "a/b"\n', "name='a/b' must consist of letters"),
+    ('[[mine.rows]]\nnetwork = "sasrec"\nname = "a/b"\n', "name='a/b' must consist of letters"),
+    ('[[mine.rows]]\nnetwork = "sasrec"\ncounted = "popularity"\n', 'are two rows'),
+    ('[[mine.rows]]\nset = {"model.beta" = 0.1}\n', "name='' must consist of letters"),
     ('[[mine.rows]]\ncounted = "popular"\n', "no counted='popular'; did you mean 'popularity'"),
     ('[mine]\nx = "model.beta"\n[[mine.rows]]\nname = "a"\n', 'needs both x'),
     ('[mine]\nagainst = "b"\n[[mine.rows]]\nname = "a"\n', "against='b' names none of its rows"),
@@ -92,6 +95,18 @@ def test_files_that_cannot_be_used(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_study('mine', path)
+
+
+@pytest.mark.parametrize('key, value, said', [
+    ('split', '"last_n"', "data.split is 'leave_one_out' and 'last_n'"),
+    ('min_user_interactions', '9', 'data.user_core is 5 and 9'),
+])
+def test_rows_that_would_test_other_items_are_refused(tmp_path, key, value, said):
+    path = tmp_path / 'studies.toml'
+    path.write_text(f'[mine]\n[[mine.rows]]\nname = "a"\n[[mine.rows]]\nname = "b"\nset = {{"data.{key}" = {value}}}\n')
+    rows = read_study('mine', path).rows
+    with pytest.raises(ConfigError, match=f'the rows a and b test other items: {said}'):
+        cells(rows, 1, lambda preset: fixed_config('ml-100k', preset)[0], lambda config: config)
 
 
 def test_a_setting_that_a_row_cannot_take_is_named(tmp_path):

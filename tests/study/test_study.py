@@ -204,7 +204,7 @@ def test_another_config_damage_and_unknown_rows_are_named(finished, tmp_path):
     folder, study, own, _, _ = finished
     other = dataclasses.replace(own[1].config, train=dataclasses.replace(own[1].config.train, max_epochs=5))
     with pytest.raises(ConfigError, match='train.max_epochs: 2 there, 5 here'):
-        run(folder, [own[1]._replace(config=other)])
+        summarize(study, [own[1]._replace(config=other)], folder, 'the command')
     with pytest.raises(ConfigError, match="masked_mst is no row of the study small; did you mean 'masked_most'"):
         chosen(study, ['masked_mst'])
     copy = StudyFolder(tmp_path)
