@@ -14,6 +14,7 @@ _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     'parameters': ('parameters', lambda n: f'{n:,.0f}'),
     'epochs': ('epochs', lambda n: f'{n:.0f}'),
     'seconds_per_epoch': ('s an epoch', lambda s: f'{s:.1f}'),
+    'tokens_per_second': ('tokens/s', lambda n: f'{n:,.0f}'),
     'train_seconds': ('training s', lambda s: f'{s:.0f}'),
     'inference_seconds': ('ranking s', lambda s: f'{s:.1f}'),
     'step_memory_bytes': ('step MiB', lambda b: f'{b / 2**20:.0f}'),
