@@ -52,10 +52,14 @@ ELSEWHERE = {
         'tests/study/test_study.py::test_cells_go_on_where_they_stopped_and_none_runs_twice',
     '{} is damaged ({}): remove it, and the cell runs again':
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
-    '--tuned={}: {} cannot be read ({}): search for the settings of {} with --tune':
+    'search for the settings of {} with --tune':
         'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
     '{} is of another config ({}): name another --output':
-        'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
+        'tests/study/test_command.py::test_a_folder_of_other_settings_another_study_or_another_log_is_refused',
+    '{} holds the study {}: name another --output':
+        'tests/study/test_command.py::test_a_folder_of_other_settings_another_study_or_another_log_is_refused',
+    '{} holds cells of another log: name another --output':
+        'tests/study/test_command.py::test_a_folder_of_other_settings_another_study_or_another_log_is_refused',
     '{} holds cells of different logs: name another --output':
         'tests/study/test_study.py::test_another_config_damage_and_unknown_rows_are_named',
     'this model was saved without histories: give histories of items instead of users':

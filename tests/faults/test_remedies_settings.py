@@ -68,7 +68,7 @@ def test_settings_that_belong_together():
     works(settings('--dataset=interactions', *(f'--set={key}={value.strip(chr(39))}' for key, value in listed)))
 
 
-TWO_PASSES = 'train.objective=one_pass would not be exact: {}; set train.objective=prefix'
+TWO_PASSES = 'train.objective={} would not be exact: {}; set train.objective=prefix'
 SAMPLED = 'model.table_dtype=bfloat16 needs train.loss=sampled'
 ROWS = 'data.rows_per_step={} is more than the {} histories that there are to train on: lower it'
 X64 = 'model.dtype=float64 needs JAX_ENABLE_X64=1'

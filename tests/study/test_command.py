@@ -74,6 +74,9 @@ def test_a_folder_of_other_settings_another_study_or_another_log_is_refused(give
     monkeypatch.setattr(study, 'prepared_dataset', lambda config: (other, tmp_path / 'log'))
     done = given('--study=mine', '--set=train.patience=2')
     assert done.returncode == 1 and 'out holds cells of another log: name another --output' in done.stderr
+    monkeypatch.setattr(study, 'run_cells', lambda *arguments, **more: [])
+    for asked in ('--study=mine', '--study=yours'):
+        assert given(asked, '--set=train.patience=3', f'--output={tmp_path}/{asked}').returncode == 0
     assert kept == {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
 
 
