@@ -53,7 +53,8 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
     --workdir without --dataset goes on with the run that lies there, by its own config, and so does
     --set=train.max_epochs=+N, for N epochs more than were trained. Otherwise the data set's preset is the base.
     """
-    more = _more_epochs([override for override in SET.value if override.startswith(_MORE)])
+    added = [override for override in SET.value if override.startswith(_MORE)]
+    more = _more_epochs(added)
     goes_on = more or (WORKDIR.value and not flags.FLAGS['dataset'].present)
     found = read_config(RunFolder(path)) if goes_on and not restart else None
     if more and found is None:
@@ -64,7 +65,7 @@ def entered_run(path: Path, *, restart: bool) -> EnteredRun:
         changed = '; then what --set and --config say' if SET.value or CONFIG_FILE.value else ''
         return EnteredRun(overridden(config), None, False, about + changed)
     own, prepared = found
-    config = overridden(own, lambda override: not override.startswith(_MORE))
+    config = overridden(own, lambda override: override not in added)
     if more:
         config = _longer(config, path, more)
     needs_log = DATA_DIR.value is not None or config.data != own.data

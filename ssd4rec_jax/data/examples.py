@@ -87,13 +87,8 @@ def train_histories(dataset: SequenceDataset, *, max_history: int = 0) -> Exampl
     """
     stop = dataset.held_out.train_stop - 1
     users = np.flatnonzero(stop > dataset.offsets[:-1])
-    start, stop = dataset.offsets[users], stop[users]
-    newest = np.maximum(start, stop - max_history) if max_history else start
-    items = np.asarray(dataset.items)
-    return ExampleIndex(
-        items=items, start=newest, stop=stop, target=np.append(items[1:], np.int32(0)),
-        cut=int(np.count_nonzero(newest > start)), every_prefix=True, features=dataset.values_read,
-    )
+    index = _index(dataset, dataset.offsets[users], stop[users], max_history, 'train on')
+    return dataclasses.replace(index, target=np.append(index.items[1:], np.int32(0)), every_prefix=True)
 
 
 def train_windows(dataset: SequenceDataset, length: int, *, hidden: float = 1.0) -> ExampleIndex:

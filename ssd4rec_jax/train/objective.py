@@ -26,11 +26,6 @@ class Objective(NamedTuple):
     negatives: int = 0
     last_alone: float | None = None
 
-    @property
-    def name(self) -> str:
-        """The value of train.objective that stands for it."""
-        return 'cloze' if self.last_alone is not None else 'one_pass' if self.every_prefix else 'prefix'
-
 
 def training_examples(
     asked: str, model: Any, dataset: SequenceDataset, max_history: int, *, hidden: float = 1.0
@@ -68,6 +63,13 @@ def training_examples(
     elif asked != 'fastest' or one_pass_obstacle(model, prefixes.cut, max_history):
         return prefixes
     return train_histories(dataset)
+
+
+def objective_that_runs(asked: str, every_prefix: bool) -> str:
+    """The value of train.objective with 'auto' and 'fastest' resolved. every_prefix: as training_examples says."""
+    if asked in ('cloze', 'truncated'):
+        return asked
+    return 'one_pass' if every_prefix else 'prefix'
 
 
 def objective_note(asked: str, model: Any, examples: ExampleIndex, max_history: int) -> str:

@@ -12,6 +12,7 @@ from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.model.network import parameters_sha256
 from ssd4rec_jax.rank.baselines import popularity_ranks, transition_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
+from ssd4rec_jax.train.objective import objective_that_runs
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.progress import TrainProgress
 
@@ -33,8 +34,7 @@ def make_result(
     return {
         'dataset': dataset.name,
         'protocol': dataset.held_out.protocol,
-        # A step does not know whether what it reads was cut.
-        'objective': 'truncated' if train.objective == 'truncated' else program.objective.name,
+        'objective': objective_that_runs(train.objective, program.objective.every_prefix),
         'loss': train.loss_name(dataset.num_items),
         'ssd_implementation': ssd_implementation,
         **metrics,

@@ -80,6 +80,17 @@ def test_a_folder_of_other_settings_another_study_or_another_log_is_refused(give
     assert kept == {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
 
 
+def test_a_file_of_settings_leaves_networks_alone_that_do_not_know_them(given, tmp_path, monkeypatch):
+    (tmp_path / 'studies.toml').write_text(FILE + '[[mine.rows]]\nnetwork = "gru4rec"\n')
+    (tmp_path / 'settings.toml').write_text('[model]\nbeta = 0.7\nhidden_size = 8\n')
+    ran = {}
+    monkeypatch.setattr(study, 'run_cells', lambda cells, *arguments, **more: ran.update((c.row.name, c) for c in cells))
+    assert given('--study=mine', f'--config={tmp_path}/settings.toml').returncode == 0
+    ours, peer = (ran[name].config.model for name in ('ours', 'gru4rec'))
+    assert (ours.name, ours.beta, ours.hidden_size) == ('ssd4rec', 0.7, 8)
+    assert (peer.name, peer.hidden_size) == ('gru4rec', 8)
+
+
 def test_what_an_error_says_is_printed_as_it_is(given, monkeypatch):
     def failing(*arguments):
         raise ConfigError('write [model] above, not [/a]')
