@@ -84,7 +84,9 @@ def test_a_file_of_settings_leaves_networks_alone_that_do_not_know_them(given, t
     (tmp_path / 'studies.toml').write_text(FILE + '[[mine.rows]]\nnetwork = "gru4rec"\n')
     (tmp_path / 'settings.toml').write_text('[model]\nbeta = 0.7\nhidden_size = 8\n')
     ran = {}
-    monkeypatch.setattr(study, 'run_cells', lambda cells, *arguments, **more: ran.update((c.row.name, c) for c in cells))
+    monkeypatch.setattr(
+        study, 'run_cells', lambda cells, *arguments, **more: ran.update((cell.row.name, cell) for cell in cells)
+    )
     assert given('--study=mine', f'--config={tmp_path}/settings.toml').returncode == 0
     ours, peer = (ran[name].config.model for name in ('ours', 'gru4rec'))
     assert (ours.name, ours.beta, ours.hidden_size) == ('ssd4rec', 0.7, 8)
