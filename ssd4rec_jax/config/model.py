@@ -45,7 +45,9 @@ class ModelConfig:
     seen_bias: whether the score of an item that the history holds gets a learned bias, by how long ago and how often it
       was seen; train.seen_learning_rate is its learning rate.
     follower_weight: above 0, items that often followed the newest items of a history in training rank higher, by this
-      weight (see ssd4rec_jax.data.followers). It is for short histories and does not touch training.
+      weight (see ssd4rec_jax.data.followers). It does not touch training.
+    fit_followers: whether the weight of followers is chosen by validation once the network is trained, among
+      follower_weight and some others (see ssd4rec_jax.train.fitted_followers). Until then follower_weight is taken.
     time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
       the step dt of each head; 'decay_and_dt' scales the decay and the input of each head apart. The scales are learned
       and stay between 1/2 and 2.
@@ -77,6 +79,7 @@ class ModelConfig:
     temperature: float = 0.05
     seen_bias: bool = False
     follower_weight: float = 0.0
+    fit_followers: bool = False
     time: str = 'none'
     dtype: str = 'auto'
     table_dtype: str = 'float32'

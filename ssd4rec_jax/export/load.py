@@ -87,7 +87,7 @@ class Model:
                 newest, fading = read[:len(terms['followers.fading'])], terms['followers.fading'][:len(read), None]
                 added = np.zeros(len(row), fading.dtype)
                 np.add.at(added, terms['followers.items'][newest], terms['followers.strength'][newest] * fading)
-                added[held] = 0
+                added[held] *= 'seen.age' in terms  # without them, what is held gets nothing
                 row += added
             if not len(read):
                 row[:] = self._counts

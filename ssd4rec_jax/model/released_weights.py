@@ -105,6 +105,8 @@ def _not_released(config: ModelConfig) -> str | None:
         return 'model.seen_bias: it has no such parameters'
     if config.follower_weight:
         return f'model.follower_weight={config.follower_weight}: it ranks by its own scores alone'
+    if config.fit_followers:
+        return 'model.fit_followers: it ranks by its own scores alone'
     if config.time != 'none':
         return f'model.time={config.time}: it reads no times'
     return None

@@ -51,17 +51,22 @@ class Scorer:
 
     There is no masking and no dropout. The item table may be split over devices; each device then scores its part of
     the items for the readouts of all devices along `model`. followers: adds to the scores of what often followed the
-    newest items of a history, unless the history holds it (see ssd4rec_jax.rank.followers); None adds nothing.
+    newest items of a history (see ssd4rec_jax.rank.followers); None adds nothing. What the history holds gets it only
+    where the network has a seen-item term, which has learned whether items come back.
     """
 
     def __init__(
         self, network: Network, mesh: Mesh, *, followers: Followers | None = None, reporter: Reporter | None = None
     ):
         self.network, self.mesh = network, mesh
-        self._followers = None if followers is None else jax.device_put(followers, replicated(mesh))
+        self.rank_with(followers)
         self.reporter = reporter or Reporter()
         self._item_table = jax.jit(lambda params: network.bind(params).item_table())
         self._compiled: dict[Hashable, Any] = {}
+
+    def rank_with(self, followers: Followers | None) -> None:
+        """What is prepared from now on ranks with these followers."""
+        self._followers = None if followers is None else jax.device_put(followers, replicated(self.mesh))
 
     def prepare(self, params: dict, tokens: int) -> Prepared:
         """Place parameters on the mesh; their item table may be whole or padded.
@@ -130,7 +135,7 @@ class Scorer:
                 yield batch, [local_rows(a) for a in program(*prepared, *args, per_item)]
 
     def _program(self, f, shape, prepared, args, per_item, about):
-        given = jax.tree.structure((prepared.table, args))
+        given = jax.tree.structure((prepared.table, prepared.followers, args))
         key = f, shape, given, tuple((a.shape, a.dtype) for a in (*args[1], *per_item))
         if key not in self._compiled:
             if about:
@@ -209,18 +214,23 @@ def of_scores(
     max_scores: how many scores are in memory at once.
     """
     f = functools.partial(f, shard=shard, **({'per_item': per_item} if per_item else {}))
-    if followers is not None:
-        assert seen is not None and newest is not None
-        args = [jnp.arange(len(readouts)), newest, *args]
-        f = functools.partial(_with_followers, f, followers, shard, seen)
     bias = None
     if hasattr(model, 'seen'):
         assert seen is not None
         bias = model.seen.bias, seen
+    if followers is not None:
+        assert seen is not None and newest is not None
+        args = [jnp.arange(len(readouts)), newest, *args]
+        f = functools.partial(_with_followers, f, followers, shard, None if bias else seen)
     return map_scores(f, readouts, item_vectors(model, rows), *args, seen=bias, max_scores=max_scores)
 
 
-def _with_followers(f, followers, shard: TableShard, seen: Seen, scores, number, newest, *args):
-    """f of scores [n, held] with the follower term; number: int32 [n], which of all readouts they are."""
-    added = seen.part(first_readout=number[0]).clear(follower_scores(newest, followers, shard))
+def _with_followers(f, followers, shard: TableShard, left_out: Seen | None, scores, number, newest, *args):
+    """f of scores [n, held] with the follower term; number: int32 [n], which of all readouts they are.
+
+    left_out: what gets nothing from it.
+    """
+    added = follower_scores(newest, followers, shard)
+    if left_out is not None:
+        added = left_out.part(first_readout=number[0]).clear(added)
     return f(scores + added, *args)

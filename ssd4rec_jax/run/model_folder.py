@@ -143,9 +143,7 @@ def open_model(
             dataset = dataclasses.replace(dataset, outside=outside)
         dataset = with_split(dataset, config.data) if arrays else dataset
         network, params = _read_params(path / WEIGHTS, config, dataset.num_items, mesh)
-        # Custom networks have no such setting.
-        has_followers = getattr(config.model, 'follower_weight', 0.0) > 0
-        followers = Followers(**_arrays(path / FOLLOWERS)) if has_followers else None
+        followers = Followers(**_arrays(path / FOLLOWERS)) if (path / FOLLOWERS).exists() else None
     except Damaged as damage:
         raise CheckpointError(f'the model in {path} is damaged: {damage}; copy it again or save it anew') from damage
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

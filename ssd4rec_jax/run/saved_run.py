@@ -47,7 +47,9 @@ class SavedRun:
     @property
     def fingerprint(self) -> str:
         """sha256 hex of the settings, the data and the step: runs that differ in none of them give the same answers."""
-        told = to_dict(self.config), self.dataset.fingerprint, self.dataset.num_items, self.step
+        # The weight of followers may be fitted.
+        followers = 0.0 if self.followers is None else float(self.followers.strength.sum())
+        told = to_dict(self.config), self.dataset.fingerprint, self.dataset.num_items, self.step, followers
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

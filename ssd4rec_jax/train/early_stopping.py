@@ -1,6 +1,8 @@
 """RecBole's rule for when to stop training, applied to the validation metric."""
 import dataclasses
 
+STOPPING_METRIC = 'NDCG@10'  # over all items, of the validation targets
+
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:

@@ -8,7 +8,7 @@ from ssd4rec_jax.run.folder import RunFolder
 
 
 def final_config(config: RunConfig, earlier: str | Path) -> RunConfig:
-    """`config` with nothing held out and the epochs of the best one of the run in the folder `earlier`.
+    """`config` with nothing held out and the epochs and follower weight of the run in the folder `earlier`.
 
     ConfigError where that folder holds no finished run that held something out, or a damaged result of one.
     """
@@ -17,7 +17,10 @@ def final_config(config: RunConfig, earlier: str | Path) -> RunConfig:
         raise ConfigError(f'--final={earlier} holds no finished run (result.json): train one on the same log first')
     if str(result.get('protocol', '')).startswith('none:'):
         raise ConfigError(f'--final={earlier} held nothing out, so that no epoch is known to be best: name another')
+    model = config.model
+    if 'follower_weight' in result:  # which that run has chosen; without a validation target this one cannot
+        model = dataclasses.replace(model, follower_weight=float(result['follower_weight']), fit_followers=False)
     return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, split='none'),
+        config, model=model, data=dataclasses.replace(config.data, split='none'),
         train=dataclasses.replace(config.train, max_epochs=int(result['best_epoch'])),
     )

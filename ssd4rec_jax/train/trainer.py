@@ -11,7 +11,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
-from ssd4rec_jax.data.followers import followers_of
+from ssd4rec_jax.data.followers import Followers, count_followers, followers_of
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, padded_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
@@ -29,14 +29,14 @@ from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.model_folder import save_model
 from ssd4rec_jax.train.accounts import StepAccounts
 from ssd4rec_jax.train.cost import cost_note
+from ssd4rec_jax.train.early_stopping import STOPPING_METRIC
+from ssd4rec_jax.train.fitted_followers import fitted_weight
 from ssd4rec_jax.train.objective import history_limit, loss_note, objective_note, training_examples
 from ssd4rec_jax.train.program import TrainProgram
 from ssd4rec_jax.train.result import make_result
 from ssd4rec_jax.train.session import TrainSession
 from ssd4rec_jax.train.state import TrainState
 from ssd4rec_jax.train.warm_start import WarmStart, examples_of
-
-STOPPING_METRIC = 'NDCG@10'
 
 
 class Trainer:
@@ -119,7 +119,7 @@ class Trainer:
             'valid': valid_examples(dataset, max_history=max_history),
             'test': test_examples(dataset, max_history=max_history),
         }
-        self._followers = followers_of(config.model, dataset)
+        self._followers: Followers | None = followers_of(config.model, dataset)
         self._ranker = Ranker(
             self.program.network, mesh, self._held_out['test'], targets_per_step=config.train.targets_per_step,
             tokens_per_row=config.data.tokens_per_row, followers=self._followers, reporter=self.reporter,
@@ -255,6 +255,18 @@ class Trainer:
     def _metrics(self, split: str, params: dict) -> dict[str, float]:
         return self._ranker.metrics(params, self._held_out[split])
 
+    def _fit_followers(self, params: dict) -> dict[str, float]:
+        """Choose how much followers weigh where that is asked for; what result.json says of it."""
+        model, held_out = self.config.model, self.config.data.split != 'none'
+        if not (held_out and getattr(model, 'fit_followers', False)):
+            return {}
+        counted = count_followers(self.dataset, 1.0)
+        weight, found = fitted_weight(self._ranker, params, self._held_out['valid'], counted, model.follower_weight)
+        self._followers = counted.times(weight)
+        told = ', '.join(f'{value:.4f} with {tried:g}' for tried, value in found.items())
+        self.reporter.note(f'followers weigh {weight:g}, by validation ({STOPPING_METRIC} {told})')
+        return {'follower_weight': weight}
+
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
@@ -264,6 +276,7 @@ class Trainer:
         del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
         answering = self.state.answering
+        fitted = self._fit_followers(answering)
         params, stopping = self.program.network.whole(answering), session.progress.stopping
         result = make_result(
             self.program, session.progress, self.dataset, params,
@@ -271,6 +284,7 @@ class Trainer:
             ssd_implementation=self.implementation, checkpoint_wait_seconds=session.checkpoints.seconds_waited,
             step_bytes=step_bytes(self._compiled) if self._compiled else None,
         )
+        result |= fitted
         test = {'kind': 'test', 'step': stopping.best_step, 'epoch': stopping.best_epoch, **result['test']}
         session.log(test)
         self.reporter.evaluation(test)

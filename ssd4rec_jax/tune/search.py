@@ -10,8 +10,8 @@ from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.files import replace_file
 from ssd4rec_jax.reporter import Reporter
+from ssd4rec_jax.train.early_stopping import STOPPING_METRIC
 from ssd4rec_jax.train.launch import Launch, Prepared, launch
-from ssd4rec_jax.train.trainer import STOPPING_METRIC
 from ssd4rec_jax.tune.space import Numbers, Space, as_toml, override
 
 HEARTBEAT_SECONDS = 60  # A process that died leaves its trial to another after twice this time.

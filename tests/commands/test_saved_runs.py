@@ -112,7 +112,7 @@ def test_evaluate_during_training_ranks_with_the_best_epoch_so_far(root):
     assert {k: ours[k] for k in ours if '@' in k} == {k: first[k] for k in first if '@' in k}
 
 
-@pytest.mark.parametrize('exclude_seen', [False, True])
+@pytest.mark.parametrize('exclude_seen', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_recommend_gives_original_ids_in_the_order_of_their_scores(root, scores, exclude_seen):
     done = command(
         'recommend', '--workdir=done', '--users=103, 100', '--k=4', *['--exclude_seen'] * exclude_seen, cwd=root

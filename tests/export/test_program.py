@@ -92,7 +92,7 @@ def test_load_py_is_short_and_imports_three_packages():
     assert len(source.splitlines()) < 100
 
 
-@pytest.mark.parametrize('exclude_seen', [False, True])
+@pytest.mark.parametrize('exclude_seen', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_term_counts(exported, full, exclude_seen):
     model, asked = loaded(exported).Model(exported), [*histories(full), ['nothing of the log'], [' item é3 ']]
     with pytest.warns(UserWarning, match='1 ids are not known'):

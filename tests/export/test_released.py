@@ -103,6 +103,7 @@ def test_a_run_goes_out_and_comes_back_bitwise(tmp_path):
 
 @pytest.mark.parametrize('change, said', [
     (dict(seen_bias=True), 'model.seen_bias'), (dict(follower_weight=1.0), 'model.follower_weight=1.0'),
+    (dict(fit_followers=True), 'model.fit_followers'),
     (dict(scores='cosine'), 'model.scores=cosine'), (dict(ngroups=2), 'model.ngroups=2'),
 ])
 def test_what_the_released_network_cannot_hold_is_refused(change, said, tmp_path):

@@ -42,7 +42,7 @@ CASES = {
 }
 # A case takes seconds to compile. These are not slow tests; other tests below compare xla's in other ways.
 QUICK = {
-    'reference': ('by row, reversed',), **dict.fromkeys(GPU, ()), 'pallas_tpu': ('by segment, reversed',),
+    'reference': ('by row, reversed',), **dict.fromkeys(GPU, ()), 'pallas_tpu': (),
     'xla': ('by row, reversed', 'by segment, reversed', 'by sequence'),
 }
 
@@ -227,6 +227,7 @@ def test_a_row_cut_in_two_equals_the_whole(x64, reverse):
     np.testing.assert_allclose(state, whole_state, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_shard_map_over_two_devices_equals_one(x64):
     """With replication tracked, values and raw gradients."""
     rows, states, options = CASES['by segment, reversed']

@@ -21,10 +21,20 @@ PLATFORMS = {'pallas_tpu': 'tpu'} | dict.fromkeys(GPU, 'gpu')  # whose kernels a
 # Mosaic GPU's interpreter came with JAX 0.11.
 HERE = [name for name in IMPLEMENTATIONS if name not in GPU or jax.__version_info__ >= (0, 11)]
 NOT_GPU = [name for name in HERE if name not in GPU]  # test_pallas_gpu.py has the GPU kernels' own segments and shapes.
-# Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64.
-implementations = pytest.mark.parametrize(
-    'implementation', [pytest.param(name, marks=[pytest.mark.slow] * (name in GPU)) for name in HERE]
-)
+
+
+def _each(names, slow):
+    """A mark for each implementation of `names`; the tests of those in `slow` are slow ones."""
+    return pytest.mark.parametrize('implementation', [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names
+    ])
+
+
+# Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64. Pallas's takes
+# seconds for gradients that the tests of segments and shapes, goldens and underflow also see.
+implementations = _each(HERE, GPU)
+quick_on_a_cpu = _each(HERE, PLATFORMS)
+
 # The smallest that each takes, so that short rows have many chunks.
 CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64} | dict.fromkeys(GPU, 64)
 # The GPU kernels compute in bfloat16, the others here in float64.
@@ -199,7 +209,7 @@ def test_shapes(x64, implementation, case):
     )
 
 
-@implementations
+@quick_on_a_cpu
 def test_reverse_is_forward_on_flipped_inputs(x64, implementation):
     arrays, _ = inputs()
     flipped = {k: v if k in 'AD' else v[:, ::-1] for k, v in arrays.items()}
@@ -207,7 +217,7 @@ def test_reverse_is_forward_on_flipped_inputs(x64, implementation):
     assert_close(scan(arrays, TWO, implementation, reverse=True), forward[:, ::-1], implementation)
 
 
-@implementations
+@quick_on_a_cpu
 def test_the_default_chunk_size(x64, implementation):
     arrays, cotangent = inputs()
     y, grads = value_and_gradients(arrays, cotangent, TWO, implementation, chunk_size=None)
@@ -233,6 +243,7 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
 
 # Interpreted kernels take seconds a shape: of the wide cases, this one with them in the default run.
 QUICK = ('A dt beyond float32',)
+SMALL = [case for case in wide.CASES if case not in ('state 256', 'headdim 128', 'four groups')]
 EXTREME = *QUICK, 'four groups', 'dt from 1e-8 to 1,000'  # of the GPU kernels, which take the longest
 
 
@@ -252,7 +263,7 @@ def wide_results():
 
 
 @pytest.mark.parametrize('implementation,case,reverse', [
-    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (name in PLATFORMS and case not in QUICK))
+    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in (QUICK if name in PLATFORMS else SMALL)))
     for name in NOT_GPU for case, reverse in wide.DIRECTIONS
 ])
 def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, implementation, case, reverse):
@@ -265,7 +276,7 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, 
 
 
 @pytest.mark.parametrize('implementation,case,reverse', [
-    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name == 'pallas_gpu_fused'))
+    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name != 'pallas_gpu'))
     for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS if name not in GPU or case in EXTREME
 ])
 def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(
@@ -318,7 +329,7 @@ def test_a_token_that_is_not_finite_shows_in_its_segment_from_there_on(implement
     assert finite[0, :15].all() and not finite[0, 40:120].any() and finite[0, 120:].all() and finite[1].all()
 
 
-@pytest.mark.parametrize('implementation', NOT_GPU)
+@_each(NOT_GPU, PLATFORMS)
 def test_vmap_equals_a_loop_over_the_mapped_axis(x64, implementation):
     """Values and the gradient of every input, A's and D's an entry of the mapped axis each."""
     many = [inputs(seed) for seed in range(3)]
@@ -340,7 +351,7 @@ def test_jit_changes_nothing(x64, implementation):
 
 # Mosaic GPU's interpreter keeps the barriers of all devices in one place and insists that none is left when one of them
 # is done, so it runs no two at a time: test_pallas_gpu.py lowers the same call instead.
-@pytest.mark.parametrize('implementation', NOT_GPU)
+@_each(NOT_GPU, PLATFORMS)
 def test_shard_map_over_four_devices_equals_one(x64, implementation):
     """Inside shard_map with replication tracked: values and raw gradients, those of shared A and D summed."""
     arrays, cotangent = inputs(batch=8, length=45)

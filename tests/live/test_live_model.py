@@ -68,9 +68,9 @@ def grown(saved, rng):
 FULL = dict(seen_bias=True, follower_weight=2.0)
 KINDS = [
     dict(num_layers=2, beta=0.0, time='dt', **FULL),
-    dict(num_layers=2, bidirectional='last', seen_bias=True),
     dict(num_layers=1, time='decay_and_dt', follower_weight=2.0),
     *(pytest.param(kind, marks=pytest.mark.slow) for kind in [
+        dict(num_layers=2, bidirectional='last', seen_bias=True),
         dict(num_layers=2, time='dt', **FULL),  # reads again
         dict(num_layers=1), dict(num_layers=1, backward_order='aligned', **FULL),
         dict(num_layers=1, scores='cosine', norm_embedding=False, **FULL), dict(max_history=7, num_layers=1, **FULL),

@@ -36,7 +36,9 @@ def test_each_token_reads_all_of_a_history_as_long_as_the_window(window, causal)
     np.testing.assert_allclose(np.asarray(found)[real], wanted[real], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('longest,causal', [(3, False), (4, True), (8, False), (15, True)])
+@pytest.mark.parametrize('longest,causal', [
+    (4, True), (8, False), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3, False), (15, True))),
+])
 def test_the_window_that_the_longest_history_needs_changes_nothing(monkeypatch, longest, causal):
     """Windows of 4, 8 and 32: values and gradients of each are those of attention over the whole row."""
     monkeypatch.setattr(attention, 'WINDOWS', (4, 8))

@@ -28,32 +28,36 @@ def dataset():
 @pytest.fixture(scope='module')
 def network():
     """With a seen-item term, whose biases are not zero."""
-    net, params = init_network(dataclasses.replace(MODEL, seen_bias=True), 30, seed=3)
+    return drawn(seen_bias=True)
+
+
+def drawn(seen_bias):
+    net, params = init_network(dataclasses.replace(MODEL, seen_bias=seen_bias), 30, seed=3)
     rng = np.random.default_rng(4)
     return net, jax.tree.map(lambda w: w + 0.3 * rng.normal(size=w.shape).astype(np.float32), params)
 
 
-def added(dataset, histories):
-    """float64 [histories, items]: what is added for each item that the history does not hold."""
+def added(dataset, histories, has_seen):
+    """float64 [histories, items]: what is added; with a seen-item term also for items that the history holds."""
     followers, found = count_followers(dataset, WEIGHT), np.zeros((len(histories), len(ITEMS)))
     for own, read in zip(found, histories, strict=True):
         for age, item in enumerate(read[::-1][:8].tolist()):
             for after, strength in zip(followers.items[item], followers.strength[item], strict=True):
-                if after and after not in read:
+                if after and (has_seen or after not in read):
                     own[after - 1] += 0.6 ** age * strength
     return found
 
 
-@pytest.mark.parametrize('devices, model', [(1, 1), (8, 2)])
-def test_scores_and_ranks_have_the_term_on_any_mesh(network, dataset, devices, model):
-    net, params = network
+@pytest.mark.parametrize('devices, model, seen_bias', [(1, 1, False), (8, 2, True)])
+def test_scores_and_ranks_have_the_term_on_any_mesh(dataset, devices, model, seen_bias):
+    net, params = drawn(seen_bias)
     mesh = device_mesh(jax.devices()[:devices], model)
     histories = [history(dataset, user, 1) for user in range(60)]
     plain = TopItems(net, mesh, params).scores(histories, ITEMS)
     followers = count_followers(dataset, WEIGHT)
     # With rows of 64 tokens, the 60 histories need several packed steps.
     scores = TopItems(net, mesh, params, tokens_per_row=64, followers=followers).scores(histories, ITEMS)
-    term = added(dataset, histories)
+    term = added(dataset, histories, seen_bias)
     np.testing.assert_allclose(scores, plain + term, rtol=1e-4, atol=1e-4)
     assert np.mean(term > 0) > 0.3 and np.ptp(term) > 2
     targets = np.array([history(dataset, user)[-1] for user in range(60)])

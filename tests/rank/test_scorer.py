@@ -89,7 +89,7 @@ def test_every_user_is_ranked_once_however_they_are_packed(
     assert metrics['NDCG@20'] == pytest.approx(sum(1 / np.log2(r + 1) for r in ranks if r <= 20) / USERS)
 
 
-@pytest.mark.parametrize('devices, model', [(1, 1), (8, 2)])
+@pytest.mark.parametrize('devices, model', [pytest.param(1, 1, marks=pytest.mark.slow), (8, 2)])
 def test_excluded_items_are_left_out_and_an_excluded_target_is_not_found(network, dataset, devices, model):
     """Every history is excluded, and of every fifth user the target too."""
     net, params = network
