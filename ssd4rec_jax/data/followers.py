@@ -43,8 +43,8 @@ def count_followers(dataset: SequenceDataset, weight: float) -> Followers:
     """The followers of each item in the histories that train, with weight times their strength.
 
     Item j after item i has the similarity c_ij / sqrt((n_i + PRIOR) (n_j + PRIOR)), where n counts occurrences and c_ij
-    sums d^-1/2 over all pairs of the two in a history, j coming d <= WINDOW positions after i. The strength is
-    log(1 + similarity / SMALL).
+    sums d^-1/2 over all pairs of the two in a history, j coming d <= WINDOW positions after i; an item that comes back
+    follows itself. The strength is log(1 + similarity / SMALL).
     """
     size = dataset.num_items + 1
     items = np.full((size, PER_ITEM), 0, np.int32)
@@ -101,7 +101,7 @@ def _counted(
     pairs, weights = [], []
     for distance in range(1, min(WINDOW, len(read) - 1) + 1):
         before, after = read[:-distance], read[distance:]
-        real = inside[:-distance] & (user[:-distance] == user[distance:]) & (before != after)
+        real = inside[:-distance] & (user[:-distance] == user[distance:])
         pairs.append(before[real].astype(np.int64) * size + after[real])
         weights.append(np.full(len(pairs[-1]), distance ** -0.5))
     if not pairs:

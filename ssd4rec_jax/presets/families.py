@@ -3,8 +3,8 @@
 They were chosen by validation, on a CPU (docs/results.md). What both have in common: all prefixes of a history are read
 in one pass where that is exact, a sampled softmax teaches, or a full one where a sample would hold the whole catalogue,
 row-wise Adagrad updates the item table, LayerNorm and dropout follow the embedding, and items that a history holds have
-a learned bias. What often followed the newest items of a history ranks higher, by a weight that validation chooses once
-the network is trained; until then, where histories are short and items seldom come back.
+a learned bias. Where histories are short, what often followed their newest items ranks higher; elsewhere validation
+decides, once the network is trained, whether it does.
 """
 import dataclasses
 import math
@@ -18,9 +18,9 @@ from ssd4rec_jax.config.train import TrainConfig
 
 # Histories with more items than this in the mean are long. Amazon's hold 9 and 10, MovieLens' more than 100.
 LONG_ABOVE = 30
-# With a larger share of interactions with what a user had before, or more training targets for each item, followers do
-# not weigh while the network trains: it tells by itself what comes back and what follows, if it has the time. Beauty
-# has 11 targets for each item and Video Games 17, where they help; Wikipedia's edits are 88% repeats.
+# With a larger share of interactions with what a user had before, or more training targets for each item, validation
+# decides whether followers help. Beauty has 11 targets for each item and Video Games 17, where the family's weight is
+# what validation chooses; Wikipedia's edits are 88% repeats.
 REPEATS_ABOVE = 0.1
 TARGETS_PER_ITEM_BELOW = 30
 SMALL = 64
@@ -56,19 +56,21 @@ LONG = Family(
 
 def better(
     published: RunConfig, *, mean_length: float, num_items: int, num_targets: int, repeats: float = 0.0,
-    hidden_size: int = SMALL,
+    hidden_size: int = SMALL, fit_followers: bool = True,
 ) -> RunConfig:
     """The settings for a log of this kind, on the data that the published ones prepare.
 
     mean_length: the number of items of a history in the mean. num_targets: how many training targets an epoch has.
-    repeats: the share of interactions with an item that the user had before.
+    repeats: the share of interactions with an item that the user had before. fit_followers: whether validation decides
+    over followers where they have no weight here.
     """
     family = LONG if mean_length > LONG_ABOVE else SHORT
     has_followers = repeats <= REPEATS_ABOVE and num_targets < TARGETS_PER_ITEM_BELOW * num_items
+    follower_weight = family.follower_weight if has_followers else 0.0
     model = ModelConfig(
         hidden_size=hidden_size, num_layers=family.num_layers, beta=family.beta, dropout_prob=family.dropout_prob,
-        norm_embedding=True, seen_bias=True, fit_followers=True,
-        follower_weight=family.follower_weight if has_followers else 0.0,
+        norm_embedding=True, seen_bias=True,
+        follower_weight=follower_weight, fit_followers=fit_followers and not follower_weight,
     )
     sampled = TrainConfig(loss='sampled', num_negatives=family.most_negatives)
     full = TrainConfig(loss='full', table_optimizer='adagrad')

@@ -72,13 +72,14 @@ def test_followers_rank_higher_where_items_do_not_come_back(history, weight, sai
     )
     config, about = preset_config('interactions', None, lambda _: log, lambda: 'cpu')
     assert config.model.follower_weight == weight and said in about
-    assert config.train.patience == (6 if weight else 16)
+    assert config.train.patience == (6 if weight else 16) and config.model.fit_followers == (not weight)
     # 5 targets of each of 180 users are 30 for each of 30 items: a network learns the followers by itself.
     dense = dataclasses.replace(
         log, items=np.tile(log.items, 60), offsets=8 * np.arange(181), user_ids=np.arange(180),
     )
     dense_config, about = preset_config('interactions', None, lambda _: dense, lambda: 'cpu')
-    assert dense_config.model.follower_weight == 0 and 'by validation alone' in about
+    assert not dense_config.model.follower_weight and dense_config.model.fit_followers
+    assert 'by validation alone' in about
 
 
 def test_presets_that_there_are_not():

@@ -17,8 +17,7 @@ def by_hand(dataset, weight, per_item):
     for own in histories:
         for at, before in enumerate(own):
             for distance, after in enumerate(own[at + 1:at + 11], start=1):
-                if before != after:
-                    together[before, after] = together.get((before, after), 0) + distance ** -0.5
+                together[before, after] = together.get((before, after), 0) + distance ** -0.5
     found = {}
     for (before, after), count in together.items():
         similarity = count / math.sqrt((occurs[before] + 5) * (occurs[after] + 5))
@@ -33,6 +32,7 @@ def test_followers_are_those_of_a_loop_whole_and_in_blocks(monkeypatch, per_item
     dataset = tiny_dataset()
     found, expected = followers.count_followers(dataset, 1.5), by_hand(dataset, 1.5, per_item)
     by_hand_all = by_hand(dataset, 1.5, 31)
+    assert any(after == item for item in by_hand_all for _, after in by_hand_all[item])  # an item that comes back
     assert found.items.shape == found.strength.shape == (31, per_item)
     assert len(expected) == 30 and (max(map(len, expected.values())) == 4) == (per_item == 4)
     for item in range(31):
