@@ -11,7 +11,7 @@ from ssd4rec_jax.data.followers import Followers
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.train.early_stopping import STOPPING_METRIC
 
-WEIGHTS = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0
+WEIGHTS = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0
 AT_MOST = 8192  # targets that are ranked with each weight
 
 
