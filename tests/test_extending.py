@@ -89,6 +89,7 @@ def write_plays(folder: Path) -> None:
     (folder / 'plays.csv').write_text('\n'.join(['player,game,played_at', *rows]) + '\n')
 
 
+@pytest.mark.slow
 def test_a_network_a_loss_and_a_data_set_of_ones_own_are_trained_and_evaluated(modules):
     write_plays(modules)
     (modules / 'wandb.py').write_text(STAND_IN)

@@ -343,6 +343,7 @@ def test_k_beyond_the_catalogue_is_cut_with_a_warning(fitted):
         assert len(fitted.recommend(users=['u1'], k=100)) == 12
 
 
+@pytest.mark.slow
 def test_it_fits_in_a_thread(tmp_path):
     """Signals are the main thread's alone."""
     done = []

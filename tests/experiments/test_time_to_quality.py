@@ -14,6 +14,7 @@ def measured(goal):
     return measure_time_to_quality({'one': CONFIG}, tiny_dataset(), goal=goal, minutes=10)['one']
 
 
+@pytest.mark.slow
 def test_a_goal_that_is_reached_ends_the_training():
     found = measured(0.0)
     assert [epoch for _, epoch, _ in found['curve']] == [1]

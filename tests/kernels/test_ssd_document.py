@@ -36,6 +36,7 @@ def test_decoding_and_windows_go_on_where_the_row_was_left(page):
     np.testing.assert_array_equal(page['of_segments'][1, 1:], 0)  # the second row has one segment
 
 
+@pytest.mark.slow
 def test_a_sequence_and_a_segment_are_like_a_row_of_their_own(page):
     alone, state = page['read'](page['mixer'], page['u'][:1, 31:])
     assert_close(page['packed'][:, 31:], alone)

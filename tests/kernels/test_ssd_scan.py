@@ -146,6 +146,7 @@ CASES = {
     'all padding': jnp.zeros((2, LENGTH), jnp.int32),
     'no ids': None,
 }
+OTHER_PROGRAMS = 'one-token segments', 'no ids'  # which are compiled by themselves
 # (segment ids, shape, reverse): each shape is compiled anew, so one direction each.
 SHAPES = {
     'length 1': (segments([1], [1]), dict(length=1), False),
@@ -177,8 +178,10 @@ def assert_equals_the_loop_and_the_reference_gradients(arrays, cotangent, ids, i
 
 
 @pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('case', list(CASES))
-@pytest.mark.parametrize('implementation', NOT_GPU)
+@pytest.mark.parametrize('implementation, case', [
+    pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS and case in OTHER_PROGRAMS))
+    for name in NOT_GPU for case in CASES
+])
 def test_segments(x64, implementation, case, reverse):
     assert_equals_the_loop_and_the_reference_gradients(*inputs(), CASES[case], implementation, reverse=reverse)
 
@@ -389,7 +392,8 @@ def lower_precision_errors(dtype, implementation):
 
 
 @pytest.mark.parametrize('implementation,dtype,tolerance', [
-    (name, dtype, tolerance) for name in HERE for dtype, tolerance in (('float32', 2e-5), ('bfloat16', 3e-2))
+    pytest.param(name, dtype, tolerance, marks=[pytest.mark.slow] * (name == 'pallas_tpu'))
+    for name in HERE for dtype, tolerance in (('float32', 2e-5), ('bfloat16', 3e-2))
     if name == 'xla' or (name in PLATFORMS and dtype == 'bfloat16')  # float32: from slow decay to underflow, above
 ])
 def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, implementation, dtype, tolerance):

@@ -55,7 +55,9 @@ def readout(x, dt, A, B, C):
 
 
 @pytest.mark.parametrize('ours, theirs', [(scan, recurrence), (readout, lambda *a: at_ends(recurrence(*a)))])
-@pytest.mark.parametrize('chunk, tile', [(4, 8), (7, 42), (64, 512)])
+@pytest.mark.parametrize('chunk, tile', [
+    pytest.param(4, 8, marks=pytest.mark.slow), (7, 42), pytest.param(64, 512, marks=pytest.mark.slow),
+])
 def test_values_and_every_gradient_are_those_of_the_recurrence(x64, monkeypatch, ours, theirs, chunk, tile):
     """Chunks and tiles that end within histories and padding, exactly at the end, and beyond it."""
     monkeypatch.setattr(mamba1, 'CHUNK', chunk)

@@ -28,7 +28,9 @@ def gaps(example: int, length: int) -> np.ndarray:
     return np.random.default_rng(example).normal(size=16)[:length]
 
 
-@pytest.mark.parametrize('name', PEERS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ('tim4rec', 'sigma', 'lrurec', 'sasrec'))) for name in PEERS
+])
 def test_a_readout_depends_on_its_own_history_alone_and_prefixes_share_a_pass(name):
     """Each history, with dropout, reads the same in another place between others, and so does each of its prefixes."""
     settings = PEERS[name](hidden_size=8, num_layers=2, dropout_prob=0.3, **SMALL.get(name, {}))

@@ -129,7 +129,7 @@ def test_scores_that_are_not_finite_are_an_error(network, dataset):
 
 
 @pytest.mark.parametrize('devices, model, exclude_seen', [
-    (1, 1, False), (8, 2, True), (8, 8, True),
+    pytest.param(1, 1, False, marks=pytest.mark.slow), (8, 2, True), pytest.param(8, 8, True, marks=pytest.mark.slow),
 ])
 def test_recommend_is_the_top_of_that_ranking(network, dataset, devices, model, exclude_seen):
     net, params = network

@@ -40,7 +40,7 @@ def saved_on(request, tmp_path_factory):
     return root / 'run', trainer.program.network.whole(trainer.state.params)
 
 
-@pytest.mark.parametrize('shards', [1, 2, 4])
+@pytest.mark.parametrize('shards', [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_it_opens_on_another_number_of_devices_with_the_same_parameters_and_ranks(saved_on, monkeypatch, shards):
     path, params = saved_on
     monkeypatch.setattr(

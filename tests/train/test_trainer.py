@@ -259,6 +259,7 @@ def test_a_checkpoint_within_an_epoch_comes_after_that_of_the_best_epoch(tmp_pat
     assert (meta['best_step'], meta['epoch'], meta['step_in_epoch']) == (steps, 1, 2)
 
 
+@pytest.mark.slow
 def test_divergence_names_step_rate_and_last_good_checkpoint_and_saves_nothing(whole, tmp_path):
     trainer_in(tmp_path, train=dataclasses.replace(TRAIN, max_epochs=1)).run()
     good = steps_of(tmp_path)[-1]
