@@ -146,7 +146,6 @@ CASES = {
     'all padding': jnp.zeros((2, LENGTH), jnp.int32),
     'no ids': None,
 }
-OTHER_PROGRAMS = 'one-token segments', 'no ids'  # which are compiled by themselves
 # (segment ids, shape, reverse): each shape is compiled anew, so one direction each.
 SHAPES = {
     'length 1': (segments([1], [1]), dict(length=1), False),
@@ -179,7 +178,7 @@ def assert_equals_the_loop_and_the_reference_gradients(arrays, cotangent, ids, i
 
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('implementation, case', [
-    pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS and case in OTHER_PROGRAMS))
+    pytest.param(name, case, marks=[pytest.mark.slow] * (name in PLATFORMS and case == 'no ids'))
     for name in NOT_GPU for case in CASES
 ])
 def test_segments(x64, implementation, case, reverse):
