@@ -299,7 +299,7 @@ class Recommender:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 hex of what decides the answers: settings, data, and how long was trained."""
+        """sha256 hex of what decides the answers: settings, data, followers, and how long was trained."""
         return self._saved.fingerprint
 
     @property

@@ -36,6 +36,7 @@ from tests.tiny import Notes
 # Without the follower term, scores are products of vectors.
 SMALL = {
     'model.hidden_size': 16, 'model.headdim': 8, 'model.d_state': 8, 'model.follower_weight': 0,
+    'model.fit_followers': False,
     'train.max_epochs': 12,
 }
 

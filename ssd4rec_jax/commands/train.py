@@ -53,7 +53,8 @@ _TENSORBOARD = flags.DEFINE_bool(
     'tensorboard', False, "Write TensorBoard's events to the workdir's folder tensorboard."
 )
 _FINAL = flags.DEFINE_string(
-    'final', None, 'Folder of an earlier run on the same log: train on every interaction, for the epochs it found best.'
+    'final', None,
+    'Folder of an earlier run on the same log: train on every interaction, with the epochs and followers it chose.',
 )
 
 

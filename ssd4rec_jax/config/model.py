@@ -47,7 +47,8 @@ class ModelConfig:
     follower_weight: above 0, items that often followed the newest items of a history in training rank higher, by this
       weight (see ssd4rec_jax.data.followers). It does not touch training.
     fit_followers: whether the weight of followers is chosen by validation once the network is trained, among
-      follower_weight and some others (see ssd4rec_jax.train.fitted_followers). Until then follower_weight is taken.
+      follower_weight and some others (see ssd4rec_jax.train.fitted_followers). Until then follower_weight is taken;
+      with false it stays.
     time: what the gap between two interactions of a user does, beside their order: 'none', as published; 'dt' scales
       the step dt of each head; 'decay_and_dt' scales the decay and the input of each head apart. The scales are learned
       and stay between 1/2 and 2.

@@ -69,10 +69,12 @@ def count_followers(dataset: SequenceDataset, weight: float) -> Followers:
 def with_new_items(followers: Followers, groups: Sequence[np.ndarray]) -> Followers:
     """The same with one further item for each group of known ones, which has no followers yet.
 
-    It follows each item as strongly as its group, ids of items, does in the mean.
+    It follows each item as strongly as its group, ids of items, does in the mean; that one of them comes back says
+    nothing of it.
     """
     rows, width = followers.items.shape
-    own = [np.where(np.isin(followers.items, group), followers.strength, 0).sum(1) / len(group) for group in groups]
+    others = np.where(followers.items != np.arange(rows)[:, None], followers.strength, 0)
+    own = [np.where(np.isin(followers.items, group), others, 0).sum(1) / len(group) for group in groups]
     strength = np.hstack([followers.strength, np.stack(own, 1).astype(np.float32)])
     new = np.broadcast_to(np.arange(rows, rows + len(groups), dtype=np.int32), (rows, len(groups)))
     items = np.where(strength > 0, np.hstack([followers.items, new]), 0)

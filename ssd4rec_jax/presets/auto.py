@@ -20,7 +20,11 @@ def auto_config(published: RunConfig, dataset: SequenceDataset, *, platform: str
         published, mean_length=mean, num_items=dataset.num_items,
         num_targets=num_targets, repeats=repeats, hidden_size=hidden_size,
     )
-    followers = 'followers rank higher' if config.model.follower_weight else 'followers weigh by validation alone'
+    followers = 'followers left out'
+    if config.model.follower_weight:
+        followers = 'followers rank higher'
+    elif config.model.fit_followers and config.data.split != 'none':
+        followers = 'validation weighs followers'
     layers = '1 layer' if config.model.num_layers == 1 else f'{config.model.num_layers} layers'
     train = config.train
     softmax = f'{train.num_negatives:,} negatives of' if train.loss == 'sampled' else 'a softmax over all'

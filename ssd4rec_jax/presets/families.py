@@ -19,10 +19,12 @@ from ssd4rec_jax.config.train import TrainConfig
 # Histories with more items than this in the mean are long. Amazon's hold 9 and 10, MovieLens' more than 100.
 LONG_ABOVE = 30
 # With a larger share of interactions with what a user had before, or more training targets for each item, validation
-# decides whether followers help. Beauty has 11 targets for each item and Video Games 17, where the family's weight is
-# what validation chooses; Wikipedia's edits are 88% repeats.
+# decides whether followers help. Beauty has 11 targets for each item and Video Games 17, where weights were measured;
+# Wikipedia's edits are 88% repeats.
 REPEATS_ABOVE = 0.1
 TARGETS_PER_ITEM_BELOW = 30
+# The table of followers has 512 bytes for each item, and each device holds all of it.
+FIT_FOLLOWERS_UP_TO = 2**20  # items
 SMALL = 64
 # Where items come back, what was seen before ranks well after the first epoch, and what the network adds comes late: on
 # Wikipedia's edits two of three trainings ended after 8 and 9 epochs, though their best ones are the 33rd and 35th.
@@ -70,7 +72,8 @@ def better(
     model = ModelConfig(
         hidden_size=hidden_size, num_layers=family.num_layers, beta=family.beta, dropout_prob=family.dropout_prob,
         norm_embedding=True, seen_bias=True,
-        follower_weight=follower_weight, fit_followers=fit_followers and not follower_weight,
+        follower_weight=follower_weight,
+        fit_followers=fit_followers and not follower_weight and num_items <= FIT_FOLLOWERS_UP_TO,
     )
     sampled = TrainConfig(loss='sampled', num_negatives=family.most_negatives)
     full = TrainConfig(loss='full', table_optimizer='adagrad')

@@ -66,6 +66,7 @@ class Scorer:
 
     def rank_with(self, followers: Followers | None) -> None:
         """What is prepared from now on ranks with these followers."""
+        self._followers = None  # There may be no memory for two tables.
         self._followers = None if followers is None else jax.device_put(followers, replicated(self.mesh))
 
     def prepare(self, params: dict, tokens: int) -> Prepared:

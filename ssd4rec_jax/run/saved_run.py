@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ssd4rec_jax.config.run import RunConfig, differences, flat, from_dict, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
-from ssd4rec_jax.data.followers import Followers, followers_of
+from ssd4rec_jax.data.followers import Followers, count_followers, followers_of
 from ssd4rec_jax.errors import CheckpointError, ConfigError, DataError
 from ssd4rec_jax.files import write_json
 from ssd4rec_jax.model.network import Network, abstract_network
@@ -46,9 +46,11 @@ class SavedRun:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 hex of the settings, the data and the step: runs that differ in none of them give the same answers."""
-        # The weight of followers may be fitted.
-        followers = 0.0 if self.followers is None else float(self.followers.strength.sum())
+        """sha256 hex of the settings, the data, the step and the followers, whose weight validation may have chosen.
+
+        Runs that differ in none of them give the same answers.
+        """
+        followers = '' if self.followers is None else hashlib.sha256(self.followers.strength.tobytes()).hexdigest()
         told = to_dict(self.config), self.dataset.fingerprint, self.dataset.num_items, self.step, followers
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -81,9 +83,14 @@ def checkpoint_config(meta: dict, dataset: str) -> RunConfig:
 
 
 def answer_settings(config: RunConfig) -> dict:
-    """The settings that decide what given weights answer: how the network computes, and what it reads and is asked."""
+    """The settings that decide what given weights answer: how the network computes, and what it reads and is asked.
+
+    Not whether the weight of followers is chosen: that is done at the end, whatever the epochs were ranked with.
+    """
     kinds = 'dataset', 'model.', 'data.max_history', 'data.split'
-    return {key: value for key, value in flat(config).items() if key.startswith(kinds)}
+    return {
+        key: value for key, value in flat(config).items() if key.startswith(kinds) and key != 'model.fit_followers'
+    }
 
 
 def load_run(path: str | Path, *, model_shards: int = 1) -> SavedRun:
@@ -182,8 +189,17 @@ def _restore(
     averaged = {name: placed[name] for name in meta.get('averaged', ())}
     best: Restored = checkpoints.restore(step, {'params': placed, 'averaged': averaged})
     params, epoch = {**best.state['params'], **best.state['averaged']}, _epoch(meta, step)
-    followers = followers_of(config.model, dataset)
+    followers = _followers(RunFolder(path), config, dataset, epoch)
     return SavedRun(config, dataset, mesh, network, params, epoch, step, item_counts(dataset), followers)
+
+
+def _followers(folder: RunFolder, config: RunConfig, dataset: SequenceDataset, epoch: int) -> Followers | None:
+    """With the weight that the run chose at its end, if it has ended with this epoch as its best."""
+    if getattr(config.model, 'fit_followers', False):
+        result = folder.result_of_earlier() or {}
+        if result.get('best_epoch') == epoch and 'follower_weight' in result:
+            return count_followers(dataset, 1.0).times(result['follower_weight'])
+    return followers_of(config.model, dataset)
 
 
 def _epoch(meta: dict, step: int) -> int:

@@ -57,10 +57,11 @@ def run_cell(
         valid, curve                      validation of the best epoch, and [{'epoch', 'train_seconds', metric: value}]
         objective, loss, epochs, best_epoch, parameters, train_seconds, inference_seconds, tokens_per_second,
         step_memory_bytes, packing_fill   of the training; inference ranks all test items with a compiled program
+        follower_weight                   where validation chose it
         interactions_lost                 the share of the interactions of all training histories that
                                           data.max_history or a network's max_length leaves out
 
-    The last five lines are absent for a ranking that counts.
+    The last six lines are absent for a ranking that counts.
     """
     started = time.monotonic()
     of_training: dict[str, Any] = {}
@@ -84,6 +85,8 @@ def run_cell(
         compiled = time.monotonic()
         evaluator.ranks(saved.params, seen_out=False)
         of_training = {name: result[key] for key, name in _OF_RESULT.items()}
+        if 'follower_weight' in result:
+            of_training['follower_weight'] = result['follower_weight']
         of_training |= {
             'inference_seconds': time.monotonic() - compiled,
             'interactions_lost': interactions_lost(dataset, cell.config),

@@ -18,7 +18,8 @@ def final_config(config: RunConfig, earlier: str | Path) -> RunConfig:
     if str(result.get('protocol', '')).startswith('none:'):
         raise ConfigError(f'--final={earlier} held nothing out, so that no epoch is known to be best: name another')
     model = config.model
-    if 'follower_weight' in result:  # which that run has chosen; without a validation target this one cannot
+    # Without validation targets this run cannot choose it.
+    if getattr(model, 'fit_followers', False) and 'follower_weight' in result:
         model = dataclasses.replace(model, follower_weight=float(result['follower_weight']), fit_followers=False)
     return dataclasses.replace(
         config, model=model, data=dataclasses.replace(config.data, split='none'),

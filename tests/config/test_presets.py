@@ -27,6 +27,7 @@ def test_measured_data_sets_have_better_settings_and_keep_the_published_ones(dat
     assert small.model.hidden_size == 32 < best.model.hidden_size and small.model.members == 1
     # Histories of about 9 items, as Amazon's are, gain by several networks; the others were not measured.
     assert (best.model.members, best.model.follower_weight) == ((3, 1.5) if 'amazon' in dataset else (1, 0.0))
+    assert best.model.fit_followers == (dataset == 'kuairand')
     assert best.model.seen_bias and best.train.objective == 'fastest' and best.model.prefixes_share_a_pass
     assert dataclasses.replace(best.data, mask_ratio=published.data.mask_ratio) == published.data
 
@@ -63,7 +64,7 @@ def test_a_sample_is_smaller_than_the_catalogue(mean_length, most):
 @pytest.mark.parametrize('history, weight, said', [
     # Of 8 interactions 0 and 1 repeat an item; 12% is above the limit.
     ([1, 2, 3, 4, 5, 6, 7, 8], 2.0, 'followers rank higher (0% of'),
-    ([1, 2, 3, 1, 5, 6, 7, 8], 0.0, 'followers weigh by validation alone (12% of'),
+    ([1, 2, 3, 1, 5, 6, 7, 8], 0.0, 'validation weighs followers (12% of'),
 ])
 def test_followers_rank_higher_where_items_do_not_come_back(history, weight, said):
     log = dataclasses.replace(
@@ -79,7 +80,7 @@ def test_followers_rank_higher_where_items_do_not_come_back(history, weight, sai
     )
     dense_config, about = preset_config('interactions', None, lambda _: dense, lambda: 'cpu')
     assert not dense_config.model.follower_weight and dense_config.model.fit_followers
-    assert 'by validation alone' in about
+    assert 'validation weighs followers' in about
 
 
 def test_presets_that_there_are_not():

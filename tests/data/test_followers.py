@@ -61,9 +61,9 @@ def test_held_out_items_are_not_counted_and_without_a_weight_nothing_is():
 def test_a_new_item_follows_as_its_group_does_in_the_mean(monkeypatch):
     """Item 4 is like 2 and 3, item 5 like 3; two followers of each item are kept."""
     known = followers.Followers(
-        np.array([[0, 0], [2, 3], [3, 0], [1, 2]], np.int32),
-        np.array([[0, 0], [5, 1], [2, 0], [4, 1]], np.float32),
+        np.array([[0, 0], [2, 3], [3, 0], [3, 1]], np.int32),
+        np.array([[0, 0], [5, 1], [2, 0], [6, 4]], np.float32),  # 3 comes back
     )
     found = followers.with_new_items(known, [np.array([2, 3]), np.array([3])])
-    assert found.items.tolist() == [[0, 0], [2, 4], [3, 5], [1, 2], [0, 0], [0, 0]]
-    assert found.strength.tolist() == [[0, 0], [5, 3], [2, 2], [4, 1], [0, 0], [0, 0]]
+    assert found.items.tolist() == [[0, 0], [2, 4], [3, 5], [3, 1], [0, 0], [0, 0]]
+    assert found.strength.tolist() == [[0, 0], [5, 3], [2, 2], [6, 4], [0, 0], [0, 0]]

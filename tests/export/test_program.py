@@ -127,6 +127,14 @@ def test_integer_ids_cosines_and_times(on_cpu_alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_a_seen_term_held_items_get_nothing_from_followers(on_cpu_alone, tmp_path):
+    saved = saved_run(follower_weight=2.0)
+    export_program(tmp_path / 'to', saved)
+    found = loaded(tmp_path / 'to').Model(tmp_path / 'to').recommend(histories(saved))
+    assert_alike(found, answers(saved, histories(saved)))
+
+
+@pytest.mark.slow
 def test_float64_is_exact(on_cpu_alone, x64, tmp_path):
     saved = saved_run(dtype='float64', seen_bias=True, follower_weight=2.0, max_history=9)
     export_program(tmp_path / 'to', saved)

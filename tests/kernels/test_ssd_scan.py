@@ -31,7 +31,7 @@ def _each(names, slow):
 
 
 # Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64. Pallas's takes
-# seconds for gradients that the tests of segments and shapes, goldens and underflow also see.
+# seconds for gradients that the tests of segments, goldens and underflow also see.
 implementations = _each(HERE, GPU)
 quick_on_a_cpu = _each(HERE, PLATFORMS)
 
@@ -278,7 +278,7 @@ def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, 
 
 
 @pytest.mark.parametrize('implementation,case,reverse', [
-    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name != 'pallas_gpu'))
+    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name == 'pallas_gpu_fused'))
     for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS if name not in GPU or case in EXTREME
 ])
 def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(

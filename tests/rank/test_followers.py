@@ -48,7 +48,7 @@ def added(dataset, histories, has_seen):
     return found
 
 
-@pytest.mark.parametrize('devices, model, seen_bias', [(1, 1, False), (8, 2, True)])
+@pytest.mark.parametrize('devices, model, seen_bias', [(8, 2, False), (8, 2, True)])
 def test_scores_and_ranks_have_the_term_on_any_mesh(dataset, devices, model, seen_bias):
     net, params = drawn(seen_bias)
     mesh = device_mesh(jax.devices()[:devices], model)

@@ -1,11 +1,13 @@
 """The weight of followers, chosen by validation, against scores that are ranked one by one."""
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from ssd4rec_jax.data.dataset import save_dataset
 from ssd4rec_jax.data.examples import valid_examples
 from ssd4rec_jax.data.followers import count_followers
 from ssd4rec_jax.model.network import init_network
@@ -14,7 +16,8 @@ from ssd4rec_jax.rank.evaluation import Evaluator
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.rank.ranker import Ranker
 from ssd4rec_jax.rank.recommend import TopItems
-from ssd4rec_jax.run.saved_run import load_run
+from ssd4rec_jax.run.folder import RunFolder
+from ssd4rec_jax.run.saved_run import load_run, write_config
 from ssd4rec_jax.train import fitted_followers
 from ssd4rec_jax.train.final import final_config
 from ssd4rec_jax.train.fitted_followers import WEIGHTS, fitted_weight
@@ -67,13 +70,19 @@ def test_a_run_ranks_saves_and_serves_with_what_it_chose(tmp_path):
     result, saved = trainer.run(), load_run(tmp_path / 'model')
     weight = result['follower_weight']
     assert json.loads((tmp_path / 'result.json').read_text())['follower_weight'] == weight
-    expected = count_followers(dataset, weight) if weight else None
-    assert (saved.followers is None) == (expected is None)
-    for ours, theirs in zip(saved.followers or (), expected or (), strict=True):
+    assert weight > 0
+    for ours, theirs in zip(saved.followers, count_followers(dataset, 1.0).times(weight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, 'test', followers=saved.followers)
     metrics = ranking_metrics(evaluator.ranks(saved.params, seen_out=False))
     assert metrics == pytest.approx({name: result['test'][name] for name in metrics})
+
+    save_dataset(dataset, tmp_path / 'prepared')
+    write_config(RunFolder(tmp_path), trainer.config, tmp_path / 'prepared')
+    shutil.rmtree(tmp_path / 'model')  # The best checkpoint answers in its place, with the same weight.
+    again = load_run(tmp_path)
+    for ours, theirs in zip(again.followers, saved.followers, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
     final = final_config(trainer.config, tmp_path).model
     assert (final.follower_weight, final.fit_followers) == (weight, False)
