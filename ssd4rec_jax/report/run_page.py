@@ -97,6 +97,8 @@ def _tiles(run: Facts, judged: Judged | None) -> list[Tile]:
             Tile('Packing fill', f'{result["packing_fill"]:.1%}', 'of the places for tokens'),
             Tile('Parameters', f'{result["parameters"]:,}'),
         ]
+        if 'follower_weight' in result:
+            tiles.append(Tile('Weight of followers', f'{result["follower_weight"]:g}', 'chosen by validation'))
     elif best:
         newest = run.records[-1]
         tiles += [Tile('Epoch', f'{newest["epoch"]:,}', f'of at most {run.config.train.max_epochs:,}')]

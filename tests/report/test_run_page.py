@@ -1,5 +1,6 @@
 """The page of a run: what a browser makes of it, and that its figures are those of the run."""
 import re
+import shutil
 from importlib import resources
 
 import numpy as np
@@ -10,6 +11,7 @@ from ssd4rec_jax.rank.baselines import BASELINES, popularity_ranks
 from ssd4rec_jax.rank.metrics import ranking_metrics
 from ssd4rec_jax.rank.report import metric_frame
 from ssd4rec_jax.recommender import Recommender
+from ssd4rec_jax.report.run_report import write_run_report
 from ssd4rec_jax.run.folder import RunFolder
 from ssd4rec_jax.run.saved_run import load_run, read_config, write_config
 from ssd4rec_jax.show.terminal import METRICS
@@ -102,6 +104,16 @@ def test_the_curves_and_the_settings_are_those_of_the_run(written):
     settings = {row[0]: row[1] for row in tables['All settings, their defaults and what they mean'][1:]}
     assert settings['model.hidden_size'] == '8' and settings['train.max_epochs'] == '2'
     assert f'{written.result["parameters"]:,}' in page(written.page).texts
+
+
+@pytest.mark.slow
+def test_the_weight_of_followers_is_shown_where_validation_chose_it(written, tmp_path):
+    assert 'Weight of followers' not in page(written.page).texts
+    shutil.copytree(written.folder.path, tmp_path / 'run')
+    folder = RunFolder(tmp_path / 'run')
+    folder.write_result(folder.read_result() | {'follower_weight': 1.5})
+    texts = page(write_run_report(folder)).texts
+    assert texts[texts.index('Weight of followers') + 1] == '1.5'
 
 
 def test_near_items_are_those_of_a_loop(written):
