@@ -12,7 +12,7 @@ from pallas_kernels import ssd_scan, ssd_step, tracing_for
 from pallas_kernels.ssd import api
 from tests.kernels import oracle, wide
 from tests.kernels.oracle import Segment
-from tests.kernels.test_ssd_scan import GPU, HERE, PLATFORMS, assert_close
+from tests.kernels.scans import GPU, HERE, PLATFORMS, assert_close
 
 LENGTH, HEADS, HEADDIM, GROUPS, STATE = 70, 4, 32, 2, 16
 CHUNK_SIZES = {'reference': None, 'xla': 8, 'pallas_tpu': 32} | dict.fromkeys(GPU, 64)

@@ -1,6 +1,4 @@
 """ssd_scan: one body for every implementation, values and the gradient of every input."""
-import functools
-import logging
 from pathlib import Path
 
 import jax
@@ -9,103 +7,27 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import ssd_scan, tracing_for
-from pallas_kernels.ssd import api
-from pallas_kernels.ssd.api import IMPLEMENTATIONS
-from tests.kernels import wide
+from tests.kernels.scans import (
+    CHUNK_SIZES,
+    GPU,
+    HERE,
+    INPUTS,
+    LENGTH,
+    NOT_GPU,
+    PLATFORMS,
+    TWO,
+    assert_close,
+    each_of,
+    implementations,
+    inputs,
+    loop,
+    quick_on_a_cpu,
+    scan,
+    segments,
+    value_and_gradients,
+)
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
-INPUTS = ('x', 'dt', 'A', 'B', 'C', 'D')
-GPU = 'pallas_gpu', 'pallas_gpu_fused'
-PLATFORMS = {'pallas_tpu': 'tpu'} | dict.fromkeys(GPU, 'gpu')  # whose kernels are interpreted here
-# Mosaic GPU's interpreter came with JAX 0.11.
-HERE = [name for name in IMPLEMENTATIONS if name not in GPU or jax.__version_info__ >= (0, 11)]
-NOT_GPU = [name for name in HERE if name not in GPU]  # test_pallas_gpu.py has the GPU kernels' own segments and shapes.
-
-
-def _each(names, slow):
-    """A mark for each implementation of `names`; the tests of those in `slow` are slow ones."""
-    return pytest.mark.parametrize('implementation', [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names
-    ])
-
-
-# Mosaic GPU's interpreter takes seconds a call: its tests are slow ones, but for that against float64. Pallas's takes
-# seconds for gradients that the tests of segments, goldens and underflow also see.
-implementations = _each(HERE, GPU)
-quick_on_a_cpu = _each(HERE, PLATFORMS)
-
-# The smallest that each takes, so that short rows have many chunks.
-CHUNK_SIZES = {'reference': 8, 'xla': 8, 'pallas_tpu': 64} | dict.fromkeys(GPU, 64)
-# The GPU kernels compute in bfloat16, the others here in float64.
-TOLERANCES = dict.fromkeys(GPU, 2e-2)
-LENGTH = 130
-
-
-def inputs(seed=0, batch=2, length=LENGTH, heads=2, headdim=64, groups=1, state=16, dtype=np.float64):
-    """(arguments by name, cotangent of y), of values that bfloat16 (dt, A and D: float32) holds exactly."""
-    rng = np.random.default_rng(seed)
-    arrays = dict(
-        x=rng.normal(size=(batch, length, heads, headdim)), dt=rng.uniform(0.01, 0.5, (batch, length, heads)),
-        A=-rng.uniform(0.5, 4, heads), B=rng.normal(size=(batch, length, groups, state)),
-        C=rng.normal(size=(batch, length, groups, state)), D=rng.normal(size=heads), cotangent=None,
-    )
-    arrays['cotangent'] = rng.normal(size=arrays['x'].shape)
-    narrow = {k: v.astype(jnp.bfloat16 if k in ('x', 'B', 'C', 'cotangent') else np.float32) for k, v in arrays.items()}
-    arrays = {k: jnp.asarray(v.astype(np.float64), dtype) for k, v in narrow.items()}
-    return arrays, arrays.pop('cotangent')
-
-
-def segments(*rows):
-    """segment ids from lengths: 1, 2, ... in each row."""
-    return jnp.asarray([np.repeat(np.arange(1, len(r) + 1), r) for r in rows], jnp.int32)
-
-
-def scan(arrays, segment_ids, implementation, **kwargs):
-    """ssd_scan in small chunks, kernels of other platforms interpreted."""
-    kwargs = {'chunk_size': CHUNK_SIZES[implementation], **kwargs}
-    if implementation in GPU:
-        arrays = {k: v.astype('bfloat16' if k in 'xBC' else 'float32') for k, v in arrays.items()}
-    with tracing_for(PLATFORMS.get(implementation, 'cpu'), interpret=True):
-        return ssd_scan(**arrays, segment_ids=segment_ids, implementation=implementation, **kwargs)
-
-
-def value_and_gradients(arrays, cotangent, segment_ids, implementation, **kwargs):
-    """(y, {input: gradient}); compiled once for all calls of one shape and one set of options."""
-    return _value_and_gradients(arrays, cotangent, segment_ids, implementation, tuple(sorted(kwargs.items())))
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _value_and_gradients(arrays, cotangent, segment_ids, implementation, options):
-    y, vjp = jax.vjp(lambda a: scan(a, segment_ids, implementation, **dict(options)), arrays)
-    return y, vjp(cotangent.astype(y.dtype))[0]
-
-
-def loop(arrays, ids, reverse=False):
-    """The recurrence in NumPy, one head and one token at a time."""
-    a = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
-    y = np.zeros_like(a['x'])
-    batch, length, heads, headdim = y.shape
-    per_group = heads // a['B'].shape[2]
-    order = range(length - 1, -1, -1) if reverse else range(length)
-    for b in range(batch):
-        for n in range(heads):
-            before, h = None, None
-            for t in order:
-                if before is None or (ids is not None and ids[b, t] != ids[b, before]):
-                    h = np.zeros((headdim, a['B'].shape[3]))
-                dt, B, C = a['dt'][b, t, n], a['B'][b, t, n // per_group], a['C'][b, t, n // per_group]
-                h = np.exp(dt * a['A'][n]) * h + dt * np.outer(a['x'][b, t, n], B)
-                y[b, t, n] = h @ C + a['D'][n] * a['x'][b, t, n]
-                before = t
-    return y
-
-
-def assert_close(ours, theirs, implementation='xla'):
-    """To a share of the largest entry; where all are zero (A's gradient of one-token segments), to 1e-14."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    tolerance = TOLERANCES.get(implementation, 1e-9)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(tolerance * np.abs(theirs).max(), 1e-14))
 
 
 # Several chunks in 96 and 70 tokens. Of pallas_tpu, headdim 16 has the smallest.
@@ -136,7 +58,6 @@ def test_golden_values_and_every_gradient(x64, implementation, name):
         assert_close(grads[k] if k in 'AD' else grads[k][0], golden[f'grad_{k}'], implementation)
 
 
-TWO = segments([60, 70], [3, 127])
 CASES = {
     'one-token segments': segments([1] * LENGTH, [1] * LENGTH),
     'a segment over many chunks': segments([2, 125, 3], [LENGTH]),
@@ -243,59 +164,6 @@ def test_extreme_decays_neither_overflow_nor_give_nan_gradients(x64, implementat
         assert_close(grads[k], expected[k], implementation)
 
 
-# Interpreted kernels take seconds a shape: of the wide cases, this one with them in the default run.
-QUICK = ('A dt beyond float32',)
-SMALL = [case for case in wide.CASES if case not in ('state 256', 'headdim 128', 'four groups')]
-EXTREME = *QUICK, 'four groups', 'dt from 1e-8 to 1,000'  # of the GPU kernels, which take the longest
-
-
-@pytest.fixture(scope='module')
-def wide_results():
-    """A function of (case, reverse, implementation, dtype): (y, {input: gradient}) over the inputs of wide.py, kept."""
-
-    @functools.cache
-    def results(case, reverse, implementation, dtype):
-        arrays, cotangent = wide.inputs(case)
-        arrays = {k: v.astype(dtype if k in 'xBC' or dtype == 'float64' else 'float32') for k, v in arrays.items()}
-        return value_and_gradients(
-            arrays, cotangent.astype(dtype), wide.IDS, implementation, reverse=reverse, chunk_size=None
-        )
-
-    return results
-
-
-@pytest.mark.parametrize('implementation,case,reverse', [
-    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in (QUICK if name in PLATFORMS else SMALL)))
-    for name in NOT_GPU for case, reverse in wide.DIRECTIONS
-])
-def test_float32_equals_float64_from_slow_decay_to_underflow(x64, wide_results, implementation, case, reverse):
-    exact_y, exact = wide_results(case, reverse, 'reference', 'float64')
-    y, grads = wide_results(case, reverse, implementation, 'float32')
-    errors = {'y': wide.error(y, exact_y)} | {k: wide.error(grads[k], exact[k]) for k in INPUTS}
-    assert all(error < (1e-4 if k == 'A' else 1e-5) for k, error in errors.items()), errors
-    # What rounding leaves of pairs of tokens that cancel is some 1e-5 of the largest, and may be more of a head's sum.
-    assert wide.error_by_head(grads['A'], exact['A']) < 5e-4
-
-
-@pytest.mark.parametrize('implementation,case,reverse', [
-    pytest.param(name, case, reverse, marks=[pytest.mark.slow] * (case not in QUICK or name == 'pallas_gpu_fused'))
-    for name in HERE if name in PLATFORMS for case, reverse in wide.DIRECTIONS if name not in GPU or case in EXTREME
-])
-def test_bfloat16_is_as_near_to_float64_as_xla_from_slow_decay_to_underflow(
-    x64, wide_results, implementation, case, reverse
-):
-    """Errors are at most twice those of xla, or what one rounding to bfloat16 makes, a 256th of an entry. A's gradient
-    is a few numbers. In each the errors of many tokens add up, and by chance they may be small in one implementation:
-    over 12 runs xla's error was between 0.06 % and 1.3 %."""
-    exact_y, exact = wide_results(case, reverse, 'reference', 'float64')
-    y, grads = wide_results(case, reverse, implementation, 'bfloat16')
-    xla_y, xla_grads = wide_results(case, reverse, 'xla', 'bfloat16')
-    errors = {'y': (wide.error(y, exact_y), wide.error(xla_y, exact_y))}
-    errors |= {k: (wide.error(grads[k], exact[k]), wide.error(xla_grads[k], exact[k])) for k in INPUTS}
-    for k, (ours, theirs) in errors.items():
-        assert ours <= max(2 * theirs, 0.02 if k == 'A' else 0.004), (k, errors)
-
-
 @pytest.mark.parametrize('implementation,bad,reverse', [
     pytest.param(name, bad, reverse, marks=[pytest.mark.slow] * (name in GPU))
     for name in HERE for reverse in (False, True) for bad in ('x', 'dt', 'B', 'C')
@@ -331,7 +199,7 @@ def test_a_token_that_is_not_finite_shows_in_its_segment_from_there_on(implement
     assert finite[0, :15].all() and not finite[0, 40:120].any() and finite[0, 120:].all() and finite[1].all()
 
 
-@_each(NOT_GPU, PLATFORMS)
+@each_of(NOT_GPU, PLATFORMS)
 def test_vmap_equals_a_loop_over_the_mapped_axis(x64, implementation):
     """Values and the gradient of every input, A's and D's an entry of the mapped axis each."""
     many = [inputs(seed) for seed in range(3)]
@@ -353,7 +221,7 @@ def test_jit_changes_nothing(x64, implementation):
 
 # Mosaic GPU's interpreter keeps the barriers of all devices in one place and insists that none is left when one of them
 # is done, so it runs no two at a time: test_pallas_gpu.py lowers the same call instead.
-@_each(NOT_GPU, PLATFORMS)
+@each_of(NOT_GPU, PLATFORMS)
 def test_shard_map_over_four_devices_equals_one(x64, implementation):
     """Inside shard_map with replication tracked: values and raw gradients, those of shared A and D summed."""
     arrays, cotangent = inputs(batch=8, length=45)
@@ -374,78 +242,3 @@ def test_shard_map_over_four_devices_equals_one(x64, implementation):
     assert_close(y, one_y, implementation)
     for k in INPUTS:
         assert_close(grads[k], one_grads[k], implementation)
-
-
-def lower_precision_errors(dtype, implementation):
-    """Largest error of y and of each gradient, as a share of the largest entry, from float64 on the same inputs."""
-    arrays, cotangent = inputs()
-    narrow = {k: v.astype(dtype if k in 'xBC' else 'float32') for k, v in arrays.items()}
-    y, grads = value_and_gradients(narrow, cotangent, TWO, implementation, chunk_size=None)
-    assert y.dtype == dtype and grads['x'].dtype == dtype and grads['dt'].dtype == 'float32'
-    rounded = {k: v.astype('float64') for k, v in narrow.items()}
-    exact, exact_grads = value_and_gradients(
-        rounded, cotangent.astype(dtype).astype('float64'), TWO, 'reference'
-    )
-    share = lambda a, b: float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max())  # noqa: E731
-    return {'y': share(y, exact), **{k: share(grads[k], exact_grads[k]) for k in INPUTS}}
-
-
-@pytest.mark.parametrize('implementation,dtype,tolerance', [
-    pytest.param(name, dtype, tolerance, marks=[pytest.mark.slow] * (name == 'pallas_tpu'))
-    for name in HERE for dtype, tolerance in (('float32', 2e-5), ('bfloat16', 3e-2))
-    if name == 'xla' or (name in PLATFORMS and dtype == 'bfloat16')  # float32: from slow decay to underflow, above
-])
-def test_lower_precision_stays_near_float64_on_the_same_rounded_inputs(x64, implementation, dtype, tolerance):
-    errors = lower_precision_errors(dtype, implementation)
-    assert max(errors.values()) < tolerance, errors
-    if dtype == 'bfloat16':
-        yardstick = lower_precision_errors(dtype, 'xla')
-        assert all(errors[k] <= 2 * yardstick[k] for k in errors), (errors, yardstick)
-
-
-@pytest.mark.parametrize('change,named', [
-    (dict(x=jnp.zeros((2, 45, 4))), r'x has shape \(2, 45, 4\)'),
-    (dict(dt=jnp.zeros((2, LENGTH, 3))), 'dt has shape'),
-    (dict(A=jnp.zeros(3)), 'A has shape'),
-    (dict(B=jnp.zeros((2, LENGTH, 3, 5)), C=jnp.zeros((2, LENGTH, 3, 5))), '2 heads cannot be split into the 3 groups'),
-    (dict(C=jnp.zeros((2, LENGTH, 2, 6))), 'C has shape'),
-    (dict(B=jnp.zeros((2, LENGTH, 1, 16), jnp.bfloat16)), 'B is bfloat16'),
-    (dict(segment_ids=jnp.zeros((2, 44), jnp.int32)), 'segment_ids has shape'),
-    (dict(segment_ids=jnp.zeros((2, LENGTH))), 'segment_ids are float32'),
-    (dict(chunk_size=0), 'chunk_size=0'),
-    (dict(implementation='cuda'), "'cuda' is unknown: there are pallas_tpu, pallas_gpu, xla, reference"),
-    (dict(implementation='pallas_gpu'), 'pallas_gpu runs on NVIDIA GPUs and this program is for cpu'),
-    (dict(implementation='pallas_tpu'), 'pallas_tpu runs on TPUs and this program is for cpu'),
-])
-def test_arguments_that_do_not_fit_are_named(change, named):
-    arrays, _ = inputs(dtype=np.float32)
-    with pytest.raises(ValueError, match=named):
-        ssd_scan(**(arrays | change))
-
-
-def test_what_no_chip_has_run_is_taken_only_where_it_is_named(monkeypatch):
-    call = api.Call((1, 8, 8, 16), jnp.dtype('bfloat16'), (1, 8, 1, 16))
-    left = {name: IMPLEMENTATIONS[name] for name in ('pallas_tpu', 'pallas_gpu_fused')}
-    monkeypatch.setattr(api, 'IMPLEMENTATIONS', left)
-    with tracing_for('gpu'), pytest.raises(ValueError, match='^pallas_tpu runs on TPUs and this program is for gpu$'):
-        api.choose_implementation(call)
-    with tracing_for('gpu'):
-        if 'pallas_gpu_fused' in HERE:
-            assert api.choose_implementation(call, ('pallas_tpu', 'pallas_gpu_fused')) == 'pallas_gpu_fused'
-
-
-@pytest.mark.parametrize('platform,dtype,chosen,said', [
-    ('cpu', 'float32', 'xla', 'pallas_tpu runs on TPUs and this program is for cpu'),
-    ('tpu', 'bfloat16', 'pallas_tpu', None),
-    ('tpu', 'float16', 'xla', 'pallas_tpu computes in bfloat16 or float32 and x is float16'),
-    # A JAX may be too old for pallas_gpu.
-    ('gpu', 'bfloat16', 'pallas_gpu' if 'pallas_gpu' in HERE else 'xla', 'pallas_tpu runs on TPUs and this program is'),
-    ('gpu', 'float32', 'xla', 'computes in bfloat16 and x is float32' if 'pallas_gpu' in HERE else 'needs JAX 0.11'),
-])
-def test_what_runs_where_none_is_named_is_logged_once_with_the_reasons(caplog, platform, dtype, chosen, said):
-    api._log_once.cache_clear()
-    call = api.Call((1, 8, 8, 16), jnp.dtype(dtype), (1, 8, 1, 16))
-    with caplog.at_level(logging.INFO), tracing_for(platform):
-        assert [api.choose_implementation(call) for _ in range(3)] == [chosen] * 3
-    [record] = [r for r in caplog.records if r.name == api.__name__]
-    assert f'ssd_scan runs as {chosen}' in record.getMessage() and (said or '') in record.getMessage()
