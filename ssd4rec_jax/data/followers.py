@@ -36,11 +36,11 @@ class Followers(NamedTuple):
 def followers_of(settings: Any, dataset: SequenceDataset) -> Followers | None:
     """What a network with these settings ranks with: None where they have no follower_weight above 0."""
     weight = getattr(settings, 'follower_weight', 0.0)
-    return count_followers(dataset, weight) if weight else None
+    return count_followers(dataset).times(weight) if weight else None
 
 
-def count_followers(dataset: SequenceDataset, weight: float) -> Followers:
-    """The followers of each item in the histories that train, with weight times their strength.
+def count_followers(dataset: SequenceDataset) -> Followers:
+    """The followers of each item in the histories that train.
 
     Item j after item i has the similarity c_ij / sqrt((n_i + PRIOR) (n_j + PRIOR)), where n counts occurrences and c_ij
     sums d^-1/2 over all pairs of the two in a history, j coming d <= WINDOW positions after i; an item that comes back
@@ -56,7 +56,7 @@ def count_followers(dataset: SequenceDataset, weight: float) -> Followers:
     for first, stop in _blocks(read, size):
         pair, count = _counted(read, user, first, stop, size)
         before, after = np.divmod(pair, size)
-        value = weight * np.log1p(count / (norm[before] * norm[after] * SMALL))
+        value = np.log1p(count / (norm[before] * norm[after] * SMALL))
         order = np.lexsort((after, -value, before))
         before, after, value = before[order], after[order], value[order]
         place = np.arange(len(before)) - np.searchsorted(before, before)

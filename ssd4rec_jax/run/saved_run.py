@@ -198,7 +198,7 @@ def _followers(folder: RunFolder, config: RunConfig, dataset: SequenceDataset, e
     if getattr(config.model, 'fit_followers', False):
         result = folder.result_of_earlier() or {}
         if result.get('best_epoch') == epoch and 'follower_weight' in result:
-            return count_followers(dataset, 1.0).times(result['follower_weight'])
+            return count_followers(dataset).times(result['follower_weight'])
     return followers_of(config.model, dataset)
 
 

@@ -17,11 +17,11 @@ AT_MOST = 8192  # targets that are ranked with each weight
 
 def fitted_weight(
     ranker: Ranker, params: dict, examples: ExampleIndex, counted: Followers, weight: float
-) -> tuple[float, dict[float, float]]:
-    """(the weight whose NDCG@10 is best, that of each weight), the smallest of equal ones.
+) -> tuple[float, Followers | None, dict[float, float]]:
+    """(the weight whose NDCG@10 is best, the smallest of equal ones; followers of that weight; NDCG@10 by weight).
 
     ranker: afterwards it ranks with the chosen weight. params: placed on its mesh. examples: the targets, of which
-    AT_MOST are taken, spread evenly. counted: followers of weight 1. weight: one that is tried beside WEIGHTS.
+    AT_MOST are taken, spread evenly. counted: as count_followers gives them. weight: one that is tried beside WEIGHTS.
     """
     taken = np.zeros(len(examples), bool)
     taken[np.linspace(0, len(examples) - 1, min(len(examples), AT_MOST)).astype(int)] = True
@@ -30,5 +30,6 @@ def fitted_weight(
         ranker.scorer.rank_with(counted.times(tried))
         found[tried] = ranker.metrics(params, some)[STOPPING_METRIC]
     best = max(found, key=lambda tried: (found[tried], -tried))
-    ranker.scorer.rank_with(counted.times(best))
-    return best, found
+    chosen = counted.times(best)
+    ranker.scorer.rank_with(chosen)
+    return best, chosen, found

@@ -11,7 +11,7 @@ from ssd4rec_jax.config.plugs import features_read
 from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, with_features
 from ssd4rec_jax.data.examples import test_examples, valid_examples
-from ssd4rec_jax.data.followers import Followers, count_followers, followers_of
+from ssd4rec_jax.data.followers import count_followers, followers_of
 from ssd4rec_jax.data.packing import EpochPlan, StepShape, choose_step_shape, padded_step_shape, plan_epoch
 from ssd4rec_jax.data.pipeline import step_loader
 from ssd4rec_jax.model.implementation import ssd_implementation
@@ -119,7 +119,7 @@ class Trainer:
             'valid': valid_examples(dataset, max_history=max_history),
             'test': test_examples(dataset, max_history=max_history),
         }
-        self._followers: Followers | None = followers_of(config.model, dataset)
+        self._followers = followers_of(config.model, dataset)
         self._ranker = Ranker(
             self.program.network, mesh, self._held_out['test'], targets_per_step=config.train.targets_per_step,
             tokens_per_row=config.data.tokens_per_row, followers=self._followers, reporter=self.reporter,
@@ -260,9 +260,9 @@ class Trainer:
         model, held_out = self.config.model, self.config.data.split != 'none'
         if not (held_out and getattr(model, 'fit_followers', False)):
             return {}
-        counted = count_followers(self.dataset, 1.0)
-        weight, found = fitted_weight(self._ranker, params, self._held_out['valid'], counted, model.follower_weight)
-        self._followers = counted.times(weight)
+        weight, self._followers, found = fitted_weight(
+            self._ranker, params, self._held_out['valid'], count_followers(self.dataset), model.follower_weight
+        )
         told = ', '.join(f'{value:.4f} with {tried:g}' for tried, value in found.items())
         self.reporter.note(f'followers weigh {weight:g}, by validation ({STOPPING_METRIC} {told})')
         return {'follower_weight': weight}

@@ -30,7 +30,7 @@ def test_followers_are_those_of_a_loop_whole_and_in_blocks(monkeypatch, per_item
     monkeypatch.setattr(followers, 'PER_ITEM', per_item)
     monkeypatch.setattr(followers, '_PAIRS_AT_ONCE', at_once)
     dataset = tiny_dataset()
-    found, expected = followers.count_followers(dataset, 1.5), by_hand(dataset, 1.5, per_item)
+    found, expected = followers.count_followers(dataset).times(1.5), by_hand(dataset, 1.5, per_item)
     by_hand_all = by_hand(dataset, 1.5, 31)
     assert any(after == item for item in by_hand_all for _, after in by_hand_all[item])  # an item that comes back
     assert found.items.shape == found.strength.shape == (31, per_item)
@@ -48,11 +48,11 @@ def test_followers_are_those_of_a_loop_whole_and_in_blocks(monkeypatch, per_item
 
 def test_held_out_items_are_not_counted_and_without_a_weight_nothing_is():
     dataset = tiny_dataset()
-    before = followers.count_followers(dataset, 1.0)
+    before = followers.count_followers(dataset)
     changed = dataset.items.copy()
     changed[dataset.offsets[1:] - 1] = changed[dataset.offsets[1:] - 2] = 7
     dataset.items[:] = changed
-    for one, other in zip(before, followers.count_followers(dataset, 1.0), strict=True):
+    for one, other in zip(before, followers.count_followers(dataset), strict=True):
         np.testing.assert_array_equal(one, other)
     assert followers.followers_of(ModelConfig(), dataset) is None
     assert followers.followers_of(object(), dataset) is None  # the settings of a network of someone's own

@@ -39,7 +39,7 @@ def drawn(seen_bias):
 
 def added(dataset, histories, has_seen):
     """float64 [histories, items]: what is added; with a seen-item term also for items that the history holds."""
-    followers, found = count_followers(dataset, WEIGHT), np.zeros((len(histories), len(ITEMS)))
+    followers, found = count_followers(dataset).times(WEIGHT), np.zeros((len(histories), len(ITEMS)))
     for own, read in zip(found, histories, strict=True):
         for age, item in enumerate(read[::-1][:8].tolist()):
             for after, strength in zip(followers.items[item], followers.strength[item], strict=True):
@@ -54,7 +54,7 @@ def test_scores_and_ranks_have_the_term_on_any_mesh(dataset, devices, model, see
     mesh = device_mesh(jax.devices()[:devices], model)
     histories = [history(dataset, user, 1) for user in range(60)]
     plain = TopItems(net, mesh, params).scores(histories, ITEMS)
-    followers = count_followers(dataset, WEIGHT)
+    followers = count_followers(dataset).times(WEIGHT)
     # With rows of 64 tokens, the 60 histories need several packed steps.
     scores = TopItems(net, mesh, params, tokens_per_row=64, followers=followers).scores(histories, ITEMS)
     term = added(dataset, histories, seen_bias)
@@ -73,7 +73,7 @@ def test_scores_and_ranks_have_the_term_on_any_mesh(dataset, devices, model, see
 def test_an_item_of_no_row_has_no_followers(network, dataset):
     """Items that were added after training."""
     net, params = network
-    followers = count_followers(dataset, WEIGHT)
+    followers = count_followers(dataset).times(WEIGHT)
     fewer = followers._replace(items=followers.items[:20], strength=followers.strength[:20])
     mesh = device_mesh(jax.devices()[:1])
     scores = [TopItems(net, mesh, params, followers=f).scores([np.array([25, 29])], ITEMS) for f in (fewer, None)]
@@ -83,7 +83,7 @@ def test_an_item_of_no_row_has_no_followers(network, dataset):
 def test_a_saved_model_keeps_the_term_also_without_histories(network, dataset, tmp_path):
     net, params = network
     config = RunConfig('interactions', dataclasses.replace(MODEL, seen_bias=True, follower_weight=WEIGHT), DATA, TRAIN)
-    followers = count_followers(dataset, WEIGHT)
+    followers = count_followers(dataset).times(WEIGHT)
     save_model(
         tmp_path / 'm', config, dataset, jax.tree.map(np.asarray, params), step=1, best_epoch=1, histories=False,
         followers=followers,

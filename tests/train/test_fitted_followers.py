@@ -33,9 +33,9 @@ def test_it_is_the_best_of_those_tried_on_validation_targets(monkeypatch):
     monkeypatch.setattr(fitted_followers, 'AT_MOST', 20)
     dataset, mesh = tiny_dataset(), device_mesh(jax.devices()[:1])
     net, params = init_network(dataclasses.replace(MODEL, seen_bias=True), 30, seed=3)
-    counted, examples = count_followers(dataset, 1.0), valid_examples(dataset)
+    counted, examples = count_followers(dataset), valid_examples(dataset)
     ranker = Ranker(net, mesh, examples, targets_per_step=13, tokens_per_row=128)
-    weight, found = fitted_weight(ranker, params, examples, counted, 0.7)
+    weight, chosen, found = fitted_weight(ranker, params, examples, counted, 0.7)
 
     users = np.linspace(0, 59, 20).astype(int)
     histories = [history(dataset, user, 2) for user in users]
@@ -44,7 +44,8 @@ def test_it_is_the_best_of_those_tried_on_validation_targets(monkeypatch):
     term = TopItems(net, mesh, params, followers=counted).scores(histories, np.arange(1, 31)) - plain
     expected = {tried: ndcg(plain + tried * term, targets) for tried in sorted({*WEIGHTS, 0.7})}
     assert found == pytest.approx(expected) and len(set(found.values())) > 3
-    assert weight == max(expected, key=expected.get)
+    assert weight == max(expected, key=expected.get) > 0
+    np.testing.assert_array_equal(chosen.strength, counted.times(weight).strength)
     np.testing.assert_array_equal(
         ranker.ranks(params, examples),
         Ranker(
@@ -57,7 +58,8 @@ def test_equal_weights_leave_followers_out():
     """Where no history has followers, no weight changes a rank."""
     dataset = tiny_dataset()
     net, params = init_network(MODEL, 30, seed=3)
-    counted, examples = count_followers(dataset, 0.0), valid_examples(dataset)
+    counted, examples = count_followers(dataset), valid_examples(dataset)
+    counted = counted._replace(strength=np.zeros_like(counted.strength))
     ranker = Ranker(net, device_mesh(jax.devices()[:1]), examples, targets_per_step=13, tokens_per_row=128)
     assert fitted_weight(ranker, params, examples, counted, 2.0)[0] == 0.0
 
@@ -71,7 +73,7 @@ def test_a_run_ranks_saves_and_serves_with_what_it_chose(tmp_path):
     weight = result['follower_weight']
     assert json.loads((tmp_path / 'result.json').read_text())['follower_weight'] == weight
     assert weight > 0
-    for ours, theirs in zip(saved.followers, count_followers(dataset, 1.0).times(weight), strict=True):
+    for ours, theirs in zip(saved.followers, count_followers(dataset).times(weight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     evaluator = Evaluator(saved.config, saved.dataset, saved.network, saved.mesh, 'test', followers=saved.followers)
     metrics = ranking_metrics(evaluator.ranks(saved.params, seen_out=False))
