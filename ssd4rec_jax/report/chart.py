@@ -8,6 +8,7 @@ from ssd4rec_jax.report.markup import Html, fill, joined, tag
 _WIDTH, _HEIGHT, _ROW = 480, 270, 30  # of the drawing's own units, about a pixel each
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
 _COLOURS = 5
+_LONGEST_NAME = 26  # characters, which half of the drawing holds on a phone too
 _MOST_MARKS, _MOST_POINTS = 40, 400  # beyond which a curve has no marks, and is drawn through means of points
 
 
@@ -90,7 +91,9 @@ def intervals(title: str, groups: Mapping[str, Sequence[Measured]], *, x: str) -
     ]
     marks.append(_text(_WIDTH / 2, height - 6, x, 'middle'))
     for row, name in enumerate(rows):
-        marks.append(_text(left - 12, _TOP + _ROW * (row + .5) + 4, name, 'end', 'name'))
+        # Names differ at their ends; the tables have them whole.
+        told = name if len(name) <= _LONGEST_NAME else '…' + name[1 - _LONGEST_NAME:]
+        marks.append(_text(left - 12, _TOP + _ROW * (row + .5) + 4, told, 'end', 'name'))
         for number, group in enumerate(groups.values()):
             for measured in (each for each in group if each.name == name):
                 at = _TOP + _ROW * (row + (number + 1) / (len(groups) + 1))

@@ -45,3 +45,9 @@ def test_names_are_escaped_and_values_are_said_aloud():
     drawing = intervals('<b>', {'': [Measured('<script>', 0.5, 0.4, 0.6)]}, x='NDCG@10')
     assert '<script>' not in drawing and '<b>' not in drawing
     assert 'aria-label="NDCG@10: &lt;script&gt; 0.5000"' in drawing and '0.5000, 0.4000 to 0.6000' in drawing
+
+
+def test_of_a_long_name_the_end_is_shown():
+    drawing = intervals('T', {'': [Measured(f'a-network-of-some-length={n}', 0.5, 0.4, 0.6) for n in (10, 200)]}, x='x')
+    assert '>…network-of-some-length=10<' in drawing and '>…etwork-of-some-length=200<' in drawing
+    assert '>a-network<' in intervals('T', {'': [Measured('a-network', 0.5, 0.4, 0.6)]}, x='x')
