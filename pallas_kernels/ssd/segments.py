@@ -38,7 +38,7 @@ def reached_from(flag: jax.Array, run: jax.Array, *, reverse: bool) -> jax.Array
     return running_sum(flag[..., None].astype(jnp.int32), run, reverse=reverse)[..., 0] > 0
 
 
-def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int = 32) -> jax.Array:
+def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int | None = None) -> jax.Array:
     """For each token, the sum over the tokens of its run up to and including it.
 
     The sums restart with each run and are not differences of longer sums, so that long rows lose no digits and NaN
@@ -48,12 +48,16 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
       a: [batch, length, channels], of any numeric dtype.
       run: int32 [batch, length], from run_ids, or any ids of which none comes back later in its row.
       reverse: sum from each token to the end of its run instead.
-      chunk_size: tokens of a chunk.
+      chunk_size: tokens of a chunk; None takes what suits the platform.
 
     Returns the sums, with the shape and dtype of a.
     """
     if reverse:
         return jnp.flip(running_sum(jnp.flip(a, 1), jnp.flip(run, 1), reverse=False, chunk_size=chunk_size), 1)
+    on_cpu = target().platform == 'cpu'
+    # A GPU would launch every round of a loop by itself. On a CPU a round costs next to nothing, whereas XLA computes
+    # doubled sums again in whatever reads them, so that there a loop goes over the ends of the chunks, which are short.
+    chunk_size = chunk_size or (4 if on_cpu else 32)
     batch, length, channels = a.shape
     chunks = -(-length // chunk_size)
     gap = (0, chunks * chunk_size - length)
@@ -61,9 +65,7 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
     run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(batch, chunks, chunk_size)
     a = _sums_by_doubling(a, run)
     last = run[:, :, -1]
-    # A GPU would launch every round of a loop by itself. On a CPU a round costs next to nothing, whereas XLA computes
-    # the doubled sums again in whatever reads them, which takes twice as long.
-    at_ends = (_sums_by_loop if target().platform == 'cpu' else _sums_by_doubling)(a[:, :, -1], last)
+    at_ends = (_sums_by_loop if on_cpu else _sums_by_doubling)(a[:, :, -1], last)
     goes_on = run[:, 1:] == last[:, :-1, None]
     from_before = jnp.where(goes_on[..., None], at_ends[:, :-1, None], 0)
     a = a + jnp.pad(from_before, ((0, 0), (1, 0), (0, 0), (0, 0)))
