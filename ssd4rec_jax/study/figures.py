@@ -34,13 +34,15 @@ def draw(summary: dict[str, Any], folder: Path) -> list[Path]:
 
     UserError without matplotlib.
     """
-    drawings: dict[str, tuple[int, Callable[[list[Any], dict[str, Any]], None]]] = (
-        {'metrics': (len(COMPARED), _metrics), 'cost': (len(_COSTS), _costs)} if summary['x'] else
-        {'training_seconds': (1, _curves), **{grouping: (2, _by(grouping)) for grouping in _GROUPINGS}}
+    protocols = len(summary['protocols'])
+    drawings: dict[str, tuple[int, int, Callable[[list[Any], dict[str, Any]], None]]] = (
+        {'metrics': (protocols, len(COMPARED), _metrics), 'cost': (1, len(_COSTS), _costs)} if summary['x'] else
+        {'training_seconds': (1, 1, _curves), **{of: (1, protocols, _by(of)) for of in _GROUPINGS}}
     )
     written = [] if summary['x'] else draw_accuracy([summary], folder / 'accuracy')
-    for name, (panels, drawing) in drawings.items():
-        figure, (axes,) = _panels(1, panels)
+    for name, (lines, columns, drawing) in drawings.items():
+        figure, grid = _panels(lines, columns)
+        axes = list(itertools.chain(*grid))
         if summary['finished']:
             drawing(axes, summary)
         if any(one.has_data() for one in axes):
@@ -189,15 +191,15 @@ def _at_values(axes: Any, summary: dict[str, Any]) -> None:
 
 def _metrics(axes: list[Any], summary: dict[str, Any]) -> None:
     places = _places(summary)
-    for one, metric in zip(axes, COMPARED, strict=True):
+    for one, (seen, metric) in zip(axes, itertools.product(summary['protocols'], COMPARED), strict=True):
         for (name, rows), style in zip(_series(summary).items(), _styles(), strict=False):
-            found = [row['test']['in'][metric] for row in rows]
+            found = [row['test'][seen][metric] for row in rows]
             one.errorbar(
                 [places[row['x']] for row in rows], [value['mean'] for value in found],
                 yerr=[value['sd'] or 0 for value in found], capsize=3, label=name, **style,
             )
         _at_values(one, summary)
-        one.set_ylabel(f'test {metric}, seen items in')
+        one.set_ylabel(f'test {metric}, seen items {seen}')
 
 
 def _costs(axes: list[Any], summary: dict[str, Any]) -> None:

@@ -197,6 +197,9 @@ def test_a_varied_setting_has_figures_of_its_own(tmp_path, finished):
     rows = [{**row, 'x': x, 'series': 'ours'} for row, x in zip(summary['rows'][1:], (0, 50), strict=True)]
     files = draw({**summary, 'x': 'data.max_history', 'values': [50, 0], 'rows': rows}, tmp_path / 'figures')
     assert {path.stem for path in files} == {'metrics', 'cost'}
+    drawn = (tmp_path / 'figures' / 'metrics.svg').read_text()
+    panels = {f'test {metric}@10, seen items {seen}' for metric in ('HR', 'NDCG', 'MRR') for seen in ('in', 'out')}
+    assert all(panel in drawn for panel in panels)
     assert all(path.stat().st_size > 1000 for path in files)
 
 
