@@ -18,4 +18,4 @@ def chip_name(cpuinfo: Path = _CPUINFO) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'{models[0] if models else device.device_kind}, {cores} cores'
+    return f'{models[0] if models else device.device_kind}, {cores} core{"" if cores == 1 else "s"}'

@@ -58,13 +58,13 @@ def test_figures_of_a_workload_and_reasons_where_there_are_none():
     assert figures['mamba2-jax'] == {'unavailable': 'mamba2-jax is not installed'}
 
 
-@pytest.mark.parametrize('text,name', [
-    ('processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Other\n', 'Some CPU @ 2 GHz, 3 cores'),
-    ('processor\t: 0\n', 'cpu, 3 cores'),
-    (None, 'cpu, 3 cores'),
+@pytest.mark.parametrize('text,cores,name', [
+    ('processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Other\n', {0, 2, 5}, 'Some CPU @ 2 GHz, 3 cores'),
+    ('processor\t: 0\n', {0, 2, 5}, 'cpu, 3 cores'),
+    (None, {1}, 'cpu, 1 core'),
 ])
-def test_figures_name_the_processor(text, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 5})
+def test_figures_name_the_processor(text, cores, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: cores)
     if text:
         (tmp_path / 'cpuinfo').write_text(text)
     assert chip_name(tmp_path / 'cpuinfo') == name
