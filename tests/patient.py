@@ -29,7 +29,7 @@ class Patient(limits.Limits):
 
 def be_patient() -> None:
     """Have what this process starts from now on wait long."""
-    distributed.HEARTBEAT_SECONDS, distributed.ALIKE_SECONDS = 120, 60  # A test waits for the first to pass.
+    distributed.HEARTBEAT_SECONDS, distributed.ALIKE_SECONDS = 60, 60  # A test waits for the first to pass.
     limits.Limits = Patient  # type: ignore[misc]
 
 
