@@ -44,8 +44,8 @@ class Trainer:
 
     Every process of a run makes a Trainer and calls `run`; only the first process writes metrics and result.
     model_shards: the number of devices that share the item table. devices: the devices to run on; None means all.
-    stop_requested: called after each step; once it returns True on any process, the run saves a checkpoint and `run`
-      returns None.
+    stop_requested: called after each step, and after the validation that follows the last one of an epoch; once it
+      returns True on any process, the run saves a checkpoint and `run` returns None.
     on_saved: called once, on the first process, when the first checkpoint of this config is whole: from then on the run
       is a run of this config.
 
@@ -138,6 +138,10 @@ class Trainer:
                     if not self._steps(plan):
                         return None
                     self._evaluate_epoch(plan)
+                    # The step that ends an epoch has not asked; a run that is at its end needs no more than its ranks.
+                    if not self._finished() and self._votes.ask(self.stop_requested(), False)[0]:
+                        self._save_and_wait()
+                        return None
             return self._finish()
         finally:
             self.session.close()
@@ -226,11 +230,16 @@ class Trainer:
                 self.state = self.program.state_of(carried)
                 session.save(self.state)
             if stop:
-                session.checkpoints.wait()
+                self._save_and_wait()
                 return False
         account.settle()
         self.state = self.program.state_of(carried)
         return True
+
+    def _save_and_wait(self) -> None:
+        if not self.session.is_saved(self.state):
+            self.session.save(self.state)
+        self.session.checkpoints.wait()
 
     def _evaluate_epoch(self, plan: EpochPlan) -> None:
         session = self.session
@@ -270,9 +279,7 @@ class Trainer:
     def _finish(self) -> dict:
         """Rank both splits with the best checkpoint, which becomes the state, and write model and result.json."""
         session = self.session
-        if not session.is_saved(self.state):
-            session.save(self.state)
-        session.checkpoints.wait()
+        self._save_and_wait()
         del self.state  # There may be no memory for two states.
         self.state = session.checkpoints.restore_best(self.program.like).state
         answering = self.state.answering

@@ -83,6 +83,20 @@ def test_a_stopped_run_goes_on_bitwise_and_its_checkpoint_holds_the_config(whole
     assert records(tmp_path) == records(workdir)
 
 
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_a_run_whose_epochs_are_one_step_stops_between_them_and_goes_on_bitwise(tmp_path, epochs):
+    one_step = dataclasses.replace(TRAIN, targets_per_step=4096, max_epochs=3)
+    whole = trainer_in(tmp_path / 'whole', train=one_step).run()
+    assert [record['step'] for record in records(tmp_path / 'whole', 'valid')] == [1, 2, 3]
+    assert trainer_in(tmp_path / 'cut', train=one_step, stop_requested=StopAfter(epochs)).run() is None
+    assert [record['step'] for record in records(tmp_path / 'cut', 'valid')] == [*range(1, epochs + 1)]
+    meta = json.loads((tmp_path / f'cut/checkpoints/{epochs}/meta.json').read_text())
+    assert (meta['epoch'], meta['step_in_epoch']) == (epochs, 0)
+    resumed = trainer_in(tmp_path / 'cut', train=one_step).run()
+    assert resumed['parameters_sha256'] == whole['parameters_sha256'] and resumed['test'] == whole['test']
+    assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
+
+
 def test_what_a_step_needs_is_on_the_devices_while_the_step_before_it_runs(tmp_path, monkeypatch):
     events, compiled = [], TrainProgram.compile
 
@@ -253,7 +267,7 @@ def test_the_best_epoch_waits_in_memory_for_the_next_checkpoint_and_nothing_else
 def test_a_checkpoint_within_an_epoch_comes_after_that_of_the_best_epoch(tmp_path, monkeypatch):
     scripted_metrics(monkeypatch, [0.3, 0.2])
     steps = trainer_in(tmp_path / 'one', train=dataclasses.replace(TRAIN, max_epochs=1))._plan().num_steps
-    assert trainer_in(tmp_path / 'two', stop_requested=StopAfter(steps + 1)).run() is None
+    assert trainer_in(tmp_path / 'two', stop_requested=StopAfter(steps + 2)).run() is None
     assert steps_of(tmp_path / 'two') == [steps, steps + 2]
     meta = json.loads((tmp_path / 'two' / 'checkpoints' / str(steps + 2) / 'meta.json').read_text())
     assert (meta['best_step'], meta['epoch'], meta['step_in_epoch']) == (steps, 1, 2)
