@@ -29,6 +29,10 @@ def main() -> int:
     output, log = (Path(flag.value) if flag.value else None for flag in (OUTPUT, DATA_DIR))
     if output and not output.absolute().parent.is_dir():  # before it takes time
         raise ConfigError(f'--output={output} cannot be written: there is no folder {output.parent}')
+    if output and output.is_dir():
+        raise ConfigError(f'--output={output} is a folder: name a file')
+    if log and not log.exists():
+        raise ConfigError(f'--data_dir={log} does not exist')
     enable_compilation_cache()
     if STUDY.value:
         written = write_study_report(StudyFolder(Path(STUDY.value)), output)

@@ -9,6 +9,7 @@
 The same command again goes on with the cells that are not finished, and several at once share them. The folder holds
 the runs, a record of each finished cell, study.json, tables.md, tables.tex and figures. docs/study.md describes them.
 """
+import functools
 import re
 import shlex
 import sys
@@ -28,7 +29,7 @@ from ssd4rec_jax.config.run import RunConfig, apply_overrides
 from ssd4rec_jax.errors import ConfigError, UserError
 from ssd4rec_jax.files import locked, replace_file, write_json
 from ssd4rec_jax.parallel.compilation_cache import enable_compilation_cache
-from ssd4rec_jax.presets import preset_config
+from ssd4rec_jax.presets import is_measured, preset_config
 from ssd4rec_jax.show.output import one_line
 from ssd4rec_jax.show.terminal import OneOfMany
 from ssd4rec_jax.study.figures import draw
@@ -56,6 +57,8 @@ _RUNS = flags.DEFINE_string('runs', None, 'Folder that holds the trainings; OUTP
 def main() -> int:
     if not STUDY.value:
         raise ConfigError('give --study, the name of a study')
+    if _TUNE.value and _TUNED.value:
+        raise ConfigError('give --tune, which searches, or --tuned, what a search found, not both')
     console = Console(highlight=False, soft_wrap=True)
 
     def told(text: str) -> None:
@@ -82,6 +85,8 @@ def main() -> int:
     signals = StopSignals()
     asked = [cell for cell in grid if cell.row.name in names]
     if _TUNE.value:
+        if all(cell.row.counted for cell in asked):
+            raise ConfigError(f'--tune: nothing to search in {", ".join(sorted(names))}, which learn nothing')
         tune_rows(
             asked, folder.path / 'tuned', prepared_dataset, trials=_TUNE.value,
             space=Path(SPACE.value) if SPACE.value else TUNED_SPACE, minutes=MINUTES.value,
@@ -95,7 +100,7 @@ def main() -> int:
     )
     summary = _summary(study, grid, folder, with_figures=True)
     told(f'{summary["finished"]} of {summary["cells"]} cells are finished: {folder.path / "tables.md"}')
-    if signals.requested():
+    if signals.requested() and not all(folder.cell(cell.name).exists() for cell in asked):
         told('stopped: the same command goes on with the study')
         return signals.exit_code
     return 1 if failed else 0
@@ -115,11 +120,14 @@ def _grid(study: Study, found: Callable[[str], list[str]] = lambda row: []) -> l
         used.update(there)
         return overridden(config, there.__contains__)
 
+    @functools.cache
     def preset(name: str) -> RunConfig:
         import jax
 
+        # On a log of one's own, where nothing was measured, the settings that fit it take the place of the best ones.
+        fitting = name if name == 'published' or is_measured(DATASET.value) else 'auto'
         return preset_config(
-            DATASET.value, name, lambda published: prepared_dataset(published)[0], jax.default_backend
+            DATASET.value, fitting, lambda published: prepared_dataset(published)[0], jax.default_backend
         )[0]
 
     grid = cells(study.rows, _SEEDS.value, preset, with_flags, found)
@@ -137,8 +145,8 @@ def _summary(study: Study, grid: list[Cell], folder: StudyFolder, *, with_figure
     with locked(folder.path):  # What is written last has seen the most cells.
         summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
         write_json(folder.summary, summary)
-        for name, text in (('tables.md', markdown(summary)), ('tables.tex', latex(summary))):
-            replace_file(folder.path / name, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
+        for file, text in zip(folder.tables, (markdown(summary), latex(summary)), strict=True):
+            replace_file(file, lambda out, text=text: out.write(text.encode()))  # type: ignore[misc]
         try:
             if with_figures:
                 draw(summary, folder.figures)

@@ -54,7 +54,12 @@ def preset_name(dataset: str, preset: str | None) -> str:
     if preset is not None:
         return preset
     own = 'published' if dataset == 'synthetic' or dataset in _REGISTERED else 'auto'
-    return 'best' if _of_file(dataset, 'get_better') else own
+    return 'best' if is_measured(dataset) else own
+
+
+def is_measured(dataset: str) -> bool:
+    """Whether the presets 'best' and 'small' are there for a data set."""
+    return _of_file(dataset, 'get_better') is not None
 
 
 def fixed_config(dataset: str, preset: str) -> tuple[RunConfig, str]:

@@ -27,6 +27,7 @@ class StudyFolder:
         self.path = path
         self._runs = runs or path / 'runs'
         self.summary = path / 'study.json'
+        self.tables = path / 'tables.md', path / 'tables.tex'
         self.figures = path / 'figures'
 
     def run(self, name: str) -> Path:

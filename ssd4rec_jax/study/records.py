@@ -30,9 +30,16 @@ def read_records(grid: list[Cell], folder: StudyFolder) -> Records:
 
 
 def check_study(study: Study, folder: StudyFolder) -> None:
-    """ConfigError where the folder holds another study, whose summary this one would replace."""
+    """ConfigError where the folder is a file, or holds tables that are not of this study, which would replace them."""
     try:
         there = parse_json(folder.summary.read_bytes())['study']
+    except NotADirectoryError as error:
+        raise ConfigError(f'--output={folder.path} is a file: name a folder') from error
+    except FileNotFoundError as error:
+        for file in folder.tables:  # They are written after study.json.
+            if file.exists():
+                raise ConfigError(f'{file} is not of a study: name another --output') from error
+        return
     except (OSError, ValueError, KeyError, TypeError):
         return  # What is damaged is written anew.
     if there != study.name:

@@ -183,6 +183,8 @@ def test_a_run_that_has_trained_nothing_yet_has_a_page_too(written, tmp_path):
     ([], 'give either --workdir'), (['--workdir=a', '--study=b'], 'give either --workdir'),
     (['--workdir={tmp}'], 'holds no training run'), (['--study={tmp}'], 'holds no study.json'),
     (['--workdir={run}', '--output={tmp}/absent/page.html'], 'absent/page.html cannot be written: there is no folder'),
+    (['--workdir={run}', '--output={tmp}'], 'is a folder: name a file'),
+    (['--workdir={run}', '--data_dir={tmp}/absent'], 'absent does not exist'),
 ])
 def test_what_cannot_be_shown_is_refused(written, tmp_path, flags, text):
     done = call(report.main, *(flag.format(tmp=tmp_path, run=written.folder.path) for flag in flags))

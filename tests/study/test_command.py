@@ -8,6 +8,7 @@ import pytest
 from ssd4rec_jax.commands import study
 from ssd4rec_jax.config.run import flat, from_dict
 from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.presets import default_config, preset_config
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.tune.search import Found
 from ssd4rec_jax.tune.space import as_toml
@@ -40,6 +41,9 @@ def test_what_it_refuses_leaves_nothing(given, tmp_path):
         (('--study=mine', '--set=model.name=other'), 'the rows of the study mine say that themselves'),
         (('--study=mine', f'--config={tmp_path}/network.toml'), 'the rows of the study mine say that themselves'),
         (('--study=mine', f'--config={tmp_path}/typo.toml'), "typo.toml: model.beat=1: there is no key"),
+        (('--study=mine', '--tune=2', '--tuned=there'), 'give --tune, which searches, or --tuned, what a search found'),
+        (('--study=mine', '--tune=2', '--rows=transition'), '--tune: nothing to search in transition'),
+        (('--study=mine', f'--output={tmp_path}/typo.toml'), 'typo.toml is a file: name a folder'),
     ):
         done = given(*arguments)
         assert done.returncode == 1 and sentence in done.stderr, done.stderr
@@ -58,6 +62,27 @@ def test_rows_by_name_then_no_time_for_the_others(given, tmp_path):
     again = given('--study=mine', '--seeds=2', '--minutes=0', '--set=model.hidden_size=8')
     assert again.returncode == 0 and 'the minutes are over: no other cell begins' in again.stdout
     assert '2 of 4 cells are finished' in again.stdout
+
+
+def test_tables_that_are_not_of_a_study_are_left_alone(given, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/tables.md').write_text('mine')
+    done = given('--study=mine', '--minutes=0')
+    assert done.returncode == 1 and 'out/tables.md is not of a study: name another --output' in done.stderr
+    assert [(path.name, path.read_text()) for path in (tmp_path / 'out').iterdir()] == [('tables.md', 'mine')]
+
+
+def test_a_log_for_which_nothing_was_measured_takes_the_settings_that_fit_it(given, tmp_path, monkeypatch):
+    rows = 'network = "gru4rec"\npreset = "best"', 'name = "ours"\npreset = "best"'
+    (tmp_path / 'studies.toml').write_text('[mine]\n' + ''.join(f'[[mine.rows]]\n{row}\n' for row in rows))
+    asked = []
+    monkeypatch.setattr(study, 'run_cells', lambda cells, *more, **options: asked.extend(cells))
+    assert given('--study=mine', '--seeds=1').returncode == 0
+    fitting, _ = preset_config('interactions', 'auto', lambda published: tiny_dataset(), lambda: 'cpu')
+    peer, ours = (cell.config for cell in asked)
+    assert ours == fitting and peer.model.name == 'gru4rec'
+    assert (peer.train.learning_rate, peer.train.schedule) == (fitting.train.learning_rate, fitting.train.schedule)
+    assert fitting.train.schedule != default_config('interactions').train.schedule
 
 
 def test_a_folder_of_other_settings_another_study_or_another_log_is_refused(given, tmp_path, monkeypatch):
