@@ -2,6 +2,8 @@
 
 A run is a longest stretch of neighbouring tokens with the same id. Ids are compared with neighbouring ids only.
 """
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -54,18 +56,31 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
     """
     if reverse:
         return jnp.flip(running_sum(jnp.flip(a, 1), jnp.flip(run, 1), reverse=False, chunk_size=chunk_size), 1)
-    on_cpu = target().platform == 'cpu'
-    # A GPU would launch every round of a loop by itself. On a CPU a round costs next to nothing, whereas XLA computes
-    # doubled sums again in whatever reads them, so that there a loop goes over the ends of the chunks, which are short.
-    chunk_size = chunk_size or (4 if on_cpu else 32)
+    if target().platform == 'cpu':
+        # A round of a loop costs next to nothing here, whereas XLA computes doubled sums again in whatever reads them.
+        # Two loops, over the ends of short chunks, add up fewer numbers one by one than one loop would.
+        def over_ends(a, run):
+            return _in_chunks(a, run, 64, _sums_by_loop, _sums_by_loop)
+
+        return _in_chunks(a, run, chunk_size or 4, _sums_by_doubling, over_ends)
+    # A GPU would launch every round of a loop by itself.
+    return _in_chunks(a, run, chunk_size or 32, _sums_by_doubling, _sums_by_doubling)
+
+
+_Sums = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _in_chunks(a: jax.Array, run: jax.Array, chunk_size: int, within: _Sums, over_ends: _Sums) -> jax.Array:
+    """The running sums of a [batch, n, channels], made inside chunks and then over the chunks' ends."""
     batch, length, channels = a.shape
     chunks = -(-length // chunk_size)
     gap = (0, chunks * chunk_size - length)
-    a = jnp.pad(a, ((0, 0), gap, (0, 0))).reshape(batch, chunks, chunk_size, channels)
-    run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(batch, chunks, chunk_size)
-    a = _sums_by_doubling(a, run)
+    a = jnp.pad(a, ((0, 0), gap, (0, 0))).reshape(-1, chunk_size, channels)
+    run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(-1, chunk_size)
+    a = within(a, run).reshape(batch, chunks, chunk_size, channels)
+    run = run.reshape(batch, chunks, chunk_size)
     last = run[:, :, -1]
-    at_ends = (_sums_by_loop if on_cpu else _sums_by_doubling)(a[:, :, -1], last)
+    at_ends = over_ends(a[:, :, -1], last)
     goes_on = run[:, 1:] == last[:, :-1, None]
     from_before = jnp.where(goes_on[..., None], at_ends[:, :-1, None], 0)
     a = a + jnp.pad(from_before, ((0, 0), (1, 0), (0, 0), (0, 0)))

@@ -10,6 +10,7 @@ The same command again goes on with the cells that are not finished, and several
 the runs, a record of each finished cell, study.json, tables.md, tables.tex and figures. docs/study.md describes them.
 """
 import functools
+import itertools
 import re
 import shlex
 import sys
@@ -51,6 +52,7 @@ _TUNE = flags.DEFINE_integer(
     'tune', 0, 'Search so many trials of settings for each network, in OUTPUT/tuned, and train no cell.', lower_bound=0
 )
 _TUNED = flags.DEFINE_string('tuned', None, 'Folder of such a search, OUTPUT/tuned, whose settings the networks take.')
+_PATH_FLAG = re.compile('--?(?:data_dir|output|runs|tuned|studies|config|space|train_file|valid_file|test_file)')
 _RUNS = flags.DEFINE_string('runs', None, 'Folder that holds the trainings; OUTPUT/runs if not given.')
 
 
@@ -140,7 +142,7 @@ def _grid(study: Study, found: Callable[[str], list[str]] = lambda row: []) -> l
 def _summary(study: Study, grid: list[Cell], folder: StudyFolder, *, with_figures: bool = False) -> dict[str, Any]:
     """Write study.json, the tables and, if asked for, the figures, and return the summary."""
     # Where the log and the folder lie on this machine is nobody else's matter.
-    words = [re.sub('^(--?(?:data_dir|output|runs|tuned)=).*', r'\1DIR', word) for word in sys.argv[1:]]
+    words = _without_paths(sys.argv[1:])
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):  # What is written last has seen the most cells.
         summary = summarize(study, grid, folder, shlex.join(['ssd4rec', 'study', *words]))
@@ -153,6 +155,14 @@ def _summary(study: Study, grid: list[Cell], folder: StudyFolder, *, with_figure
         except UserError as error:  # They are drawn when the command is given again.
             print(f'no figures: {error}')
     return summary
+
+
+def _without_paths(words: list[str]) -> list[str]:
+    """The words of a command with DIR for what its flags of paths are given, behind = or as the next word."""
+    shown: list[str] = []
+    for before, word in itertools.pairwise(['', *words]):
+        shown.append('DIR' if _PATH_FLAG.fullmatch(before) else re.sub(f'^({_PATH_FLAG.pattern}=).*', r'\1DIR', word))
+    return shown
 
 
 if __name__ == '__main__':

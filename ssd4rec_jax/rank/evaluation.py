@@ -48,7 +48,7 @@ class Evaluation:
         HR, NDCG and MRR are means over held-out items, each predicted from all that the user did before it. Where a
         user has several, recall and MAP follow, of one list: the one that is shown before the first of them.
         """
-        frame = metric_frame(self.ranks, cutoffs)
+        frame = metric_frame(self.ranks, cutoffs, users=self.users)
         _, first, each = np.unique(self.users, return_index=True, return_inverse=True)
         if len(first) == len(self.users):
             return frame
@@ -66,7 +66,7 @@ class Evaluation:
 
     def grouped(self, grouping: str, cutoffs: Sequence[int]) -> pl.DataFrame:
         """`metrics` of each quarter of the targets by one of GROUPINGS, after the columns from, to, users."""
-        return grouped(self.ranks, self.values(grouping), cutoffs)
+        return grouped(self.ranks, self.values(grouping), cutoffs, users=self.users)
 
 
 class Evaluator:

@@ -72,7 +72,9 @@ def judge(saved: SavedRun) -> Judged:
     metrics = {name: {'': found[name].metrics(CUTOFFS)} for name in PROTOCOLS}
     for name, out in PROTOCOLS.items():
         for baseline, ranks in BASELINES.items():
-            metrics[name][baseline] = metric_frame(ranks(dataset, 'test', seen_out=out), CUTOFFS)
+            metrics[name][baseline] = metric_frame(
+                ranks(dataset, 'test', seen_out=out), CUTOFFS, users=found[name].users
+            )
     repeats = found['out'].seen_targets > 0  # Where users come back to items, a list has to offer them.
     shown = found['in' if repeats else 'out']
     return Judged(

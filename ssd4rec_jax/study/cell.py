@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.bench.chip import chip_name
 from ssd4rec_jax.config.run import RunConfig, to_dict
 from ssd4rec_jax.data.dataset import SequenceDataset
-from ssd4rec_jax.data.examples import test_examples, train_examples, train_histories, train_windows
+from ssd4rec_jax.data.examples import test_examples, train_examples, train_histories
 from ssd4rec_jax.presets.command import train_command
 from ssd4rec_jax.rank.baselines import BASELINES, training_counts
 from ssd4rec_jax.rank.evaluation import GROUPINGS, Evaluator
@@ -23,6 +23,7 @@ from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.study.grid import Cell
 from ssd4rec_jax.study.statistics import kept_ranks, user_values
 from ssd4rec_jax.train.launch import Launch, Prepared, launch
+from ssd4rec_jax.train.objective import training_examples
 
 METRICS = tuple(f'{metric}@{k}' for k in (10, 20) for metric in ('HR', 'NDCG', 'MRR'))
 PROTOCOLS = 'in', 'out'
@@ -61,7 +62,8 @@ def run_cell(
         interactions_lost                 the share of the interactions of all training histories that
                                           data.max_history or a network's max_length leaves out
 
-    The last six lines are absent for a ranking that counts.
+    The last six lines, and versions, are absent for a ranking that counts. seconds are those of the process that
+    finished the cell, the training before a stop left out.
     """
     started = time.monotonic()
     of_training: dict[str, Any] = {}
@@ -126,7 +128,8 @@ def interactions_lost(dataset: SequenceDataset, config: RunConfig) -> float:
     """The share of the interactions of all training histories that a configuration does not read."""
     if config.train.objective == 'cloze':  # It reads all windows, but for those of a single item.
         whole = (dataset.held_out.train_stop - dataset.offsets[:-1]).sum()
-        return 1 - float(train_windows(dataset, getattr(config.model, 'max_length', 0)).lengths.sum() / whole)
+        read = training_examples('cloze', config.model, dataset, config.data.max_history).lengths
+        return 1 - float(read.sum() / whole)
     examples = train_histories if config.train.objective == 'truncated' else train_examples
     lengths = examples(dataset).lengths
     read = np.minimum(lengths, config.data.max_history or lengths)

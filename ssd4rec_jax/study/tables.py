@@ -100,7 +100,9 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
                 Text(f'{apart["low"]:+z.4f} to {apart["high"]:+z.4f}'), Text(_p(apart['p'])),
             ] if apart else [Text(_NONE if test else '')] * 3
         rows.append(places)
-    compared = f' Differences of {DECIDING} from {against}: bootstrap over users and seeds, paired t-test over users.'
+    apart = [row['difference'][seen][DECIDING] for row in summary['rows'] if row['difference'][seen]] if against else []
+    drawn = 'users and seeds' if any(one['seeds'] > 1 for one in apart) else 'users'  # One seed says nothing of seeds.
+    compared = f' Differences of {DECIDING} from {against}: bootstrap over {drawn}, paired t-test over users.'
     return Table(f'Ranking, {_PROTOCOLS[seen]}.{compared if against else ""}', columns, rows)
 
 

@@ -21,9 +21,9 @@ def tune_rows(
 ) -> None:
     """Search so many trials for each network of the cells, with its first seed, in folder/ROW.
 
-    Each folder then has best.toml, and tuned.json, which `tuned` reads: trials, validation NDCG@10, settings and the
-    text of the space. The same call goes on, and several processes may share it. No trial begins once the minutes are
-    over.
+    Each folder then has best.toml and, once all trials are there, tuned.json, which `tuned` reads: trials, validation
+    NDCG@10, settings and the text of the space. The same call goes on, and several processes may share it. No trial
+    begins once the minutes are over.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     first: dict[str, Cell] = {}
@@ -42,7 +42,9 @@ def tune_rows(
             cell.config, spaces[name], folder / name, prepare, trials=trials, minutes=left,
             stop_requested=stop_requested, told=lambda text, name=name: told(f'{name}: {text}'),  # type: ignore[misc]
         )
-        if found:
+        if found and found.trials < trials:
+            told(f'{name} has got {found.trials} of its {trials} trials: the same command goes on')
+        elif found:
             write_json(folder / name / 'tuned.json', {
                 'row': name, 'trials': found.trials, 'validation_ndcg10': found.value, 'config': flat(found.config),
                 'space': space.read_text(encoding='utf-8'),

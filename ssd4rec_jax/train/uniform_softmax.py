@@ -35,6 +35,6 @@ def target_and_negatives(
     Arguments as in ssd4rec_jax.train.sampled_softmax.sampled_losses.
     """
     readout = jnp.where(real[..., None], readout, jnp.zeros_like(readout))
-    own = jnp.einsum('rsd,rsd->rs', readout, jnp.take(table, targets, axis=0).astype(readout.dtype))
     others = scores(readout, jnp.take(table, negatives, axis=0))
-    return own.astype(others.dtype), others
+    of_targets = jnp.take(table, targets, axis=0).astype(readout.dtype)
+    return jnp.einsum('rsd,rsd->rs', readout, of_targets, preferred_element_type=others.dtype), others

@@ -214,6 +214,16 @@ def test_float32_stays_exact_over_a_hundred_thousand_tokens():
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_equal_steps_whose_rounding_does_not_cancel_stay_exact(platform):
+    with tracing_for(platform):
+        for length, bound in ((8_192, 1e-6), (100_000, 1e-5)):
+            step = np.float32(0.0013)
+            run = jnp.zeros((1, length), jnp.int32)
+            found = jax.jit(lambda a, run=run: running_sum(a, run, reverse=False))(jnp.full((1, length, 1), step))
+            np.testing.assert_allclose(found[0, :, 0], np.float64(step) * np.arange(1, length + 1), rtol=bound)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 def test_running_sums_and_weights_stay_exact_over_a_hundred_thousand_tokens(platform):
     """What all prefixes in one pass are read with. Behind a segment of 10,000 times its size, so that differences of
     row-long sums would lose four digits."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.rank.metrics import ranking_metrics, ranks
-from ssd4rec_jax.rank.report import set_metric_frame
+from ssd4rec_jax.rank.report import metric_frame, set_metric_frame
 
 
 def brute_force_rank(scores, target):
@@ -100,3 +100,34 @@ def test_recall_and_map_of_literal_lists():
         'recall@4': (1 / 2 + 1) / 2, 'MAP@4': (1 / 2 + (1 / 2 + 2 / 4) / 2) / 2,
     })
     assert ((frame['low'] <= frame['value']) & (frame['value'] <= frame['high'])).all()
+
+
+def test_lists_of_the_whole_catalogue_answer_longer_cutoffs():
+    frame = set_metric_frame(np.array([[2, 1, 3]]), [np.array([3, 1])], (3, 20))
+    values = dict(zip(frame['metric'], frame['value'], strict=True))
+    assert values['recall@20'] == values['recall@3'] == 1 and values['MAP@20'] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_the_interval_of_users_with_several_items_is_that_of_drawing_users():
+    """Users whose items are all found or none of them: the interval is as wide as if each had a single item."""
+    found = np.random.default_rng(0).random(200) < 0.3
+    ranks, users = np.repeat(np.where(found, 1, 0), 20), np.repeat(np.arange(200), 20)
+    several = metric_frame(ranks, (1,), users=np.random.default_rng(1).permutation(200)[users])
+    single = metric_frame(np.where(found, 1, 0), (1,))
+    assert several['metric'].to_list() == single['metric'].to_list()
+    np.testing.assert_allclose(several['value'], found.mean())
+    deviation = np.sqrt(found.mean() * (1 - found.mean()) / 200)
+    for frame in (several, single):
+        width = np.asarray(frame['high'] - frame['low'])
+        np.testing.assert_allclose(width, 2 * 1.96 * deviation, rtol=0.12)
+    alike = metric_frame(ranks, (1,))
+    assert (np.asarray(alike['high'] - alike['low']) < 0.3 * width).all(), 'drawn one by one they would look certain'
+
+
+def test_users_of_one_and_of_several_items_weigh_by_their_items():
+    ranks, users = np.array([1, 0, 3, 2, 40]), np.array([5, 9, 9, 9, 2])
+    frame = metric_frame(ranks, (2, 10), users=users)
+    values = dict(zip(frame['metric'], frame['value'], strict=True))
+    assert values['HR@2'] == pytest.approx(2 / 5) and values['HR@10'] == pytest.approx(3 / 5)
+    assert values['MRR@10'] == pytest.approx((1 + 1 / 3 + 1 / 2) / 5)
+    assert values['NDCG@10'] == pytest.approx((1 + 1 / 2 + 1 / np.log2(3)) / 5)

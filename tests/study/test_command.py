@@ -127,6 +127,21 @@ def test_what_an_error_says_is_printed_as_it_is(given, monkeypatch):
     assert done.returncode == 1 and '[1/1] transition: failed: write [model] above, not [/a]' in done.stdout
 
 
+def test_a_search_that_is_cut_short_leaves_nothing_to_take(given, tmp_path, monkeypatch):
+    monkeypatch.setattr('ssd4rec_jax.study.tuning.search', lambda base, *more, **options: Found(0.5, base, 3, {}))
+    done = given('--study=mine', '--tune=7')
+    assert 'ours has got 3 of its 7 trials: the same command goes on' in done.stdout
+    assert not (tmp_path / 'out/tuned/ours/tuned.json').exists()
+
+
+def test_paths_of_this_machine_are_not_shown():
+    assert study._without_paths([]) == []
+    words = ['--study=beta', '--data_dir=/home/log', '--config', '/home/my.toml', '--studies=/home/x', '--seeds=2']
+    assert study._without_paths(words) == [
+        '--study=beta', '--data_dir=DIR', '--config', 'DIR', '--studies=DIR', '--seeds=2',
+    ]
+
+
 def test_settings_are_searched_and_then_taken(given, tmp_path, monkeypatch):
     asked = []
 

@@ -35,3 +35,11 @@ def test_a_cloze_loses_windows_of_a_single_item_alone():
     alone = sum(n % 4 == 1 for n in TRAINED)
     assert alone > 0
     assert interactions_lost(DATASET, config('cloze', model=model)) == pytest.approx(alone / sum(TRAINED))
+
+
+def test_a_cloze_of_the_newest_items_loses_what_its_shorter_windows_leave():
+    model = BERT4RecConfig(max_length=50)
+    windows = 3 + 1  # max_history items and the one to predict
+    alone = sum(n % windows == 1 for n in TRAINED)
+    assert alone > 0
+    assert interactions_lost(DATASET, config('cloze', 3, model)) == pytest.approx(alone / sum(TRAINED))

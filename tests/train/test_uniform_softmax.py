@@ -2,10 +2,11 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssd4rec_jax.config.loss import NoSettings
-from ssd4rec_jax.train.uniform_softmax import uniform_losses
+from ssd4rec_jax.train.uniform_softmax import target_and_negatives, uniform_losses
 
 
 def test_losses_of_targets_and_nothing_in_empty_slots(x64):
@@ -38,3 +39,15 @@ def test_losses_of_targets_and_nothing_in_empty_slots(x64):
                 share += np.exp(scores[negative]) if negative != target else 0
             np.testing.assert_allclose(found[row, slot], np.log(share) - scores[target], rtol=1e-9, atol=1e-12)
             assert np.isfinite(np.asarray(gradient)[row, slot]).all()
+
+
+def test_bfloat16_readouts_score_a_target_as_they_score_a_negative():
+    """HSTU's temperature makes scores near 18, of which bfloat16 would leave three digits."""
+    rng = np.random.default_rng(0)
+    readout, table = (jnp.asarray(4 + rng.normal(size=size), jnp.bfloat16) for size in ((1, 2, 16), (5, 16)))
+    targets = jnp.asarray([[3, 1]])
+    own, others = target_and_negatives(readout, table, targets, jnp.ones((1, 2), bool), targets[0])
+    assert own.dtype == others.dtype == jnp.float32
+    exact = np.einsum('sd,sd->s', *(np.asarray(a, np.float64) for a in (readout[0], table[targets[0]])))
+    np.testing.assert_allclose(own[0], exact, rtol=1e-6)
+    np.testing.assert_allclose(np.diagonal(others[0]), exact, rtol=1e-6)
