@@ -48,6 +48,12 @@ ELSEWHERE = {
     'stopped: the same command goes on with the search':
         'tests/tune/test_tune.py::test_a_search_goes_on_and_leaves_the_best',
     'give --study, the name of a study': 'tests/study/test_command.py::test_what_it_refuses_leaves_nothing',
+    '{} is not of a study: name another --output':
+        'tests/study/test_command.py::test_tables_that_are_not_of_a_study_are_left_alone',
+    'has got {} of its {} trials: the same command goes on':
+        'tests/study/test_command.py::test_a_search_that_is_cut_short_leaves_nothing_to_take',
+    'give --tune, which searches, or --tuned, what a search found, not both':
+        'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
     'stopped: the same command goes on with the study':
         'tests/study/test_study.py::test_cells_go_on_where_they_stopped_and_none_runs_twice',
     '{} is damaged ({}): remove it, and the cell runs again':

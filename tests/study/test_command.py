@@ -70,6 +70,10 @@ def test_tables_that_are_not_of_a_study_are_left_alone(given, tmp_path):
     done = given('--study=mine', '--minutes=0')
     assert done.returncode == 1 and 'out/tables.md is not of a study: name another --output' in done.stderr
     assert [(path.name, path.read_text()) for path in (tmp_path / 'out').iterdir()] == [('tables.md', 'mine')]
+    done = given('--study=mine', '--minutes=0', f'--output={tmp_path}/out/tables.md')
+    assert done.returncode == 1 and 'out/tables.md is a file: name a folder' in done.stderr
+    assert given('--study=mine', '--minutes=0', f'--output={tmp_path}/other').returncode == 0
+    assert (tmp_path / 'other/tables.md').exists()
 
 
 def test_a_log_for_which_nothing_was_measured_takes_the_settings_that_fit_it(given, tmp_path, monkeypatch):
@@ -128,10 +132,16 @@ def test_what_an_error_says_is_printed_as_it_is(given, monkeypatch):
 
 
 def test_a_search_that_is_cut_short_leaves_nothing_to_take(given, tmp_path, monkeypatch):
-    monkeypatch.setattr('ssd4rec_jax.study.tuning.search', lambda base, *more, **options: Found(0.5, base, 3, {}))
+    found = iter((3, 7))
+    monkeypatch.setattr(
+        'ssd4rec_jax.study.tuning.search', lambda base, *more, **options: Found(0.5, base, next(found), {})
+    )
+    (tmp_path / 'out/tuned/ours').mkdir(parents=True)
     done = given('--study=mine', '--tune=7')
     assert 'ours has got 3 of its 7 trials: the same command goes on' in done.stdout
     assert not (tmp_path / 'out/tuned/ours/tuned.json').exists()
+    assert given('--study=mine', '--tune=7').returncode == 0
+    assert json.loads((tmp_path / 'out/tuned/ours/tuned.json').read_text())['trials'] == 7
 
 
 def test_paths_of_this_machine_are_not_shown():
