@@ -75,10 +75,9 @@ def _in_chunks(a: jax.Array, run: jax.Array, chunk_size: int, within: _Sums, ove
     batch, length, channels = a.shape
     chunks = -(-length // chunk_size)
     gap = (0, chunks * chunk_size - length)
-    a = jnp.pad(a, ((0, 0), gap, (0, 0))).reshape(-1, chunk_size, channels)
-    run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(-1, chunk_size)
-    a = within(a, run).reshape(batch, chunks, chunk_size, channels)
-    run = run.reshape(batch, chunks, chunk_size)
+    a = jnp.pad(a, ((0, 0), gap, (0, 0))).reshape(batch, chunks, chunk_size, channels)
+    run = jnp.pad(run, ((0, 0), gap), mode='edge').reshape(batch, chunks, chunk_size)
+    a = within(a, run)
     last = run[:, :, -1]
     at_ends = over_ends(a[:, :, -1], last)
     goes_on = run[:, 1:] == last[:, :-1, None]
@@ -99,13 +98,13 @@ def _sums_by_doubling(a: jax.Array, run: jax.Array) -> jax.Array:
 
 
 def _sums_by_loop(a: jax.Array, run: jax.Array) -> jax.Array:
-    """The same for a [batch, n, channels] and run [batch, n], one entry after another."""
-    joined = jnp.pad(run[:, 1:] == run[:, :-1], ((0, 0), (1, 0)))
+    """The same, one entry after another."""
+    joined = jnp.pad(run[..., 1:] == run[..., :-1], [(0, 0)] * (run.ndim - 1) + [(1, 0)])
 
     def add(total, entry):
         value, joined = entry
-        total = value + jnp.where(joined[:, None], total, 0)
+        total = value + jnp.where(joined[..., None], total, 0)
         return total, total
 
-    entries = jnp.moveaxis(a, 1, 0), jnp.moveaxis(joined, 1, 0)
-    return jnp.moveaxis(jax.lax.scan(add, jnp.zeros_like(a[:, 0]), entries)[1], 0, 1)
+    entries = jnp.moveaxis(a, -2, 0), jnp.moveaxis(joined, -1, 0)
+    return jnp.moveaxis(jax.lax.scan(add, jnp.zeros_like(a[..., 0, :]), entries)[1], 0, -2)
