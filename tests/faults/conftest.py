@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def stopped(tmp_path_factory):
-    """The same with a run that was stopped in its second epoch, so that its newest checkpoints end no epoch."""
+    """The same with a run that was stopped after two steps of its second epoch: its newest checkpoints end no epoch."""
     root = tmp_path_factory.mktemp('stopped') / 'root'
     root.mkdir()
     write_log(root / 'log.csv')
@@ -29,7 +29,7 @@ def stopped(tmp_path_factory):
 
     def requested(self: StopSignals) -> bool:
         asked.append(1)
-        return len(asked) == 5
+        return len(asked) == 6  # After three steps, the validation, and two steps more.
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopSignals, 'requested', requested)
