@@ -1,8 +1,11 @@
 """Rankings that a model must beat: popularity, how often one item followed another, and what came together."""
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ssd4rec_jax.data.dataset import SequenceDataset
 from ssd4rec_jax.data.examples import trained_on, unseen
@@ -59,35 +62,30 @@ def knn_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = False) -
     newest, and gives nothing to itself. Equal items rank by popularity and then by lower internal id. split, seen_out:
     as in popularity_ranks.
     """
-    size = dataset.num_items + 1
     by_popularity = _popularity_ranks(dataset)
-    training = trained_on(dataset)
-    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)[training]
-    user, item = np.divmod(np.unique(user * size + np.asarray(dataset.items)[training]), size)
-    items_of = _Groups.of(user, item, dataset.num_users)
-    users_of = _Groups.of(item, user, size)
-    norm = np.sqrt(np.maximum(np.bincount(item, minlength=size), 1))
-    targets = dataset.held_out.targets(split)
-    places, starts = targets.positions(), dataset.offsets[targets.users()]
-    rank, was_seen = np.empty(len(places), np.int64), np.zeros(len(places), bool)
-    for number, (start, place) in enumerate(zip(starts, places, strict=True)):
-        target, history = dataset.items[place], np.asarray(dataset.items[start:place])
-        held, from_end = np.unique(history[::-1], return_index=True)
-        weight = 1 - from_end / len(history)
-        users, of_item = users_of.members(held)
-        by_user = np.bincount(users, (weight / norm[held])[of_item], minlength=dataset.num_users)
-        near = np.flatnonzero(by_user)
-        together, of_user = items_of.members(near)
-        score = np.bincount(together, by_user[near][of_user], minlength=size) / norm
-        known = users_of.counts[held] > 0
-        score[held[known]] -= weight[known]  # the cosine of an item with itself is 1
-        score = np.round(score, 9)  # sums of equal terms in another order are equal
-        ahead = (score > score[target]) | ((score == score[target]) & (by_popularity < by_popularity[target]))
-        if seen_out:
-            ahead[held] = False
-            was_seen[number] = target in held
-        rank[number] = 1 + np.count_nonzero(ahead[1:])
-    return np.where(was_seen, 0, _missed_last(dataset, dataset.items[places], rank))
+    trained, histories = _trained(dataset), _weighted_histories(dataset, split)
+    targets = dataset.items[dataset.held_out.targets(split).positions()].astype(np.int64)
+    blocks = _blocks(trained)
+    # A single block, as of most logs, is made once.
+    likenesses = functools.lru_cache(1)(lambda number: _likenesses(trained, blocks[number]))
+    rank = np.ones(len(targets), np.int64)
+    own = np.zeros(len(targets))
+    for number, block in enumerate(blocks):
+        mine = np.flatnonzero((targets >= block.start) & (targets < block.stop))
+        own[mine] = _own_scores(histories[mine], likenesses(number), targets[mine] - block.start)
+    for number, block in enumerate(blocks):
+        for some, score in _scores(histories, likenesses(number)):
+            item = np.arange(block.start, block.stop)
+            ahead = score > own[some, None]
+            ahead |= (score == own[some, None]) & (by_popularity[block] < by_popularity[targets[some], None])
+            ahead &= item != targets[some, None]
+            if seen_out:
+                ahead[histories[some, block].nonzero()] = False
+            rank[some] += np.count_nonzero(ahead, axis=1)
+    rank = _missed_last(dataset, targets, rank)
+    if seen_out:
+        rank[histories[np.arange(len(targets)), targets] > 0] = 0
+    return rank
 
 
 # The rankings that count and learn nothing, by name: (dataset, split, seen_out=False) -> ranks.
@@ -117,23 +115,66 @@ def _ranks(
     return rank
 
 
-class _Groups(NamedTuple):
-    """Members of groups: those of group g are flat[first[g]:first[g] + counts[g]]."""
+# So many numbers a block of likenesses holds, and so many scores are computed at once.
+_LIKENESSES, _SCORES = 2**26, 2**24
 
-    flat: np.ndarray
-    first: np.ndarray
-    counts: np.ndarray
 
-    @classmethod
-    def of(cls, group: np.ndarray, member: np.ndarray, groups: int) -> '_Groups':
-        counts = np.bincount(group, minlength=groups)
-        return cls(member[np.argsort(group, kind='stable')], np.cumsum(counts) - counts, counts)
+def _trained(dataset: SequenceDataset) -> csr_array:
+    """[users, items + 1]: 1 / norm of an item where a user trained on it, so that columns have the length 1."""
+    training = trained_on(dataset)
+    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)[training]
+    size = dataset.num_items + 1
+    user, item = np.divmod(np.unique(user * size + np.asarray(dataset.items)[training]), size)
+    norm = np.sqrt(np.bincount(item, minlength=size))
+    return csr_array((1 / norm[item], (user, item)), shape=(dataset.num_users, size))
 
-    def members(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the members of all chosen groups, for each of them the index of its group in `chosen`)."""
-        of_group = np.repeat(np.arange(len(chosen)), self.counts[chosen])
-        before = np.cumsum(self.counts[chosen]) - self.counts[chosen]
-        return self.flat[np.arange(len(of_group)) - (before - self.first[chosen])[of_group]], of_group
+
+def _weighted_histories(dataset: SequenceDataset, split: str) -> csr_array:
+    """[targets, items + 1]: the weight of each item in the history before a target, k / n of its newest place."""
+    held_out = dataset.held_out.targets(split)
+    places = held_out.positions()
+    length = places - dataset.offsets[:-1][held_out.users()]
+    each = np.repeat(np.arange(len(places)), length)
+    from_end = (np.cumsum(length) - 1)[each] - np.arange(len(each))
+    item = dataset.items[places[each] - 1 - from_end].astype(np.int64)
+    newest = np.lexsort((from_end, item, each))
+    newest = newest[np.flatnonzero(np.diff(each[newest] * (dataset.num_items + 1) + item[newest], prepend=-1))]
+    weight = 1 - from_end[newest] / length[each[newest]]
+    return csr_array((weight, (each[newest], item[newest])), shape=(len(places), dataset.num_items + 1))
+
+
+def _blocks(trained: csr_array) -> list[slice]:
+    """Blocks of items, each so long that its likenesses to all items are not too many."""
+    size = trained.shape[1]
+    with_others = trained.astype(bool).T @ np.diff(trained.indptr)  # not less than the items that are alike at all
+    block = np.cumsum(np.minimum(with_others, size)[1:]) // _LIKENESSES  # item 0 is none
+    first = 1 + np.flatnonzero(np.diff(block, prepend=-1))
+    return [slice(*ends) for ends in itertools.pairwise([*first, size])]
+
+
+def _likenesses(trained: csr_array, block: slice) -> csr_array | np.ndarray:
+    """[items + 1, items of a block]: the cosine of two items, of an item with itself 0."""
+    alike = (trained.T @ trained[:, block]).tocsr()
+    alike.data[np.repeat(np.arange(alike.shape[0]), np.diff(alike.indptr)) == alike.indices + block.start] = 0
+    # A product reads a dense array in order: ten of its numbers take less time than one of a sparse array.
+    return alike.toarray() if 10 * alike.nnz > math.prod(alike.shape) else alike
+
+
+def _own_scores(histories: csr_array, alike: csr_array | np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """float64 [histories], the score of one item of a block for each history."""
+    row = np.repeat(np.arange(len(targets)), np.diff(histories.indptr))
+    terms = histories.data * alike[histories.indices, targets[row]]
+    return np.round(np.bincount(row, terms, minlength=len(targets)), 9)
+
+
+def _scores(histories: csr_array, alike: csr_array | np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """(some of the histories, the scores of a block of items for them), float64 [histories, items]."""
+    step = max(1, _SCORES // alike.shape[1])
+    for start in range(0, histories.shape[0], step):
+        some = slice(start, min(start + step, histories.shape[0]))
+        score = histories[some] @ alike
+        # Sums of equal terms in another order are equal so.
+        yield some, np.round(score if isinstance(score, np.ndarray) else score.toarray(), 9)
 
 
 def _missed_last(dataset: SequenceDataset, targets: np.ndarray, rank: np.ndarray) -> np.ndarray:

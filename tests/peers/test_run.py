@@ -17,7 +17,8 @@ from tests.tiny import DATA, TRAIN, tiny_dataset, trainer_in
 @pytest.mark.slow
 @pytest.mark.parametrize('name, loss, objective', [
     ('gru4rec', 'sampled', 'one_pass'), ('bert4rec', 'sampled', 'cloze'), ('sasrec', 'gbce', 'prefix'),
-    ('hstu', 'uniform', 'fastest'), ('tim4rec', 'full', 'prefix'),
+    ('hstu', 'uniform', 'fastest'), ('tim4rec', 'full', 'prefix'), ('lrurec', 'full', 'one_pass'),
+    ('mamba4rec', 'sampled', 'one_pass'), ('sigma', 'full', 'prefix'), ('caser', 'full', 'prefix'),
 ])
 def test_a_run_is_trained_saved_and_evaluated(tmp_path, name, loss, objective):
     save_dataset(tiny_dataset(), tmp_path / 'prepared')

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssd4rec_jax.data.dataset import SequenceDataset
+from ssd4rec_jax.rank import baselines
 from ssd4rec_jax.rank.baselines import knn_ranks, popularity_ranks, transition_ranks
 
 
@@ -68,9 +69,15 @@ def test_transitions_match_a_loop(split, held_out):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('num_items', [15, 100])
+@pytest.mark.parametrize('at_once', [None, 50])
 @pytest.mark.parametrize('split, held_out', [('valid', 2), ('test', 1)])
-def test_neighbours_match_a_loop(split, held_out):
-    histories, dataset = random_histories(3, users=40)
+def test_neighbours_match_a_loop(split, held_out, at_once, num_items, monkeypatch):
+    """Of 100 items many are like none of a history; at_once: numbers in a block, which then holds few items."""
+    if at_once:
+        monkeypatch.setattr(baselines, '_LIKENESSES', at_once)
+        monkeypatch.setattr(baselines, '_SCORES', at_once)
+    histories, dataset = random_histories(3, users=40, num_items=num_items)
     trained = [set(history[:-2]) for history in histories]
     counts = Counter(item for history in histories for item in history[:-2])
     expected = []
@@ -86,7 +93,7 @@ def test_neighbours_match_a_loop(split, held_out):
                 total += newest / len(history) * both / max(users_of[0] * users_of[1], 1)**0.5
             return round(total, 9)
 
-        order = sorted(range(1, 16), key=lambda item, score=score: (-score(item), -counts[item], item))
+        order = sorted(range(1, num_items + 1), key=lambda item, score=score: (-score(item), -counts[item], item))
         expected.append(order.index(whole[-held_out]) + 1)
     found = knn_ranks(dataset, split)
     assert found.dtype == np.int64
