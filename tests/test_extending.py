@@ -83,6 +83,17 @@ def command(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess
     )
 
 
+def test_a_module_is_found_from_the_current_folder_by_the_console_script(modules):
+    """-P: as in a console script, the current folder is not where Python looks for modules."""
+    script = [sys.executable, '-P', '-c', 'from ssd4rec_jax.commands.main import main; main()', 'settings']
+    flags = ['--dataset=ml-100k', '--plug=mean_network', '--set=model.name=mean']
+    env = on_one_device(PYTHONPATH=str(ROOT))
+    done = subprocess.run([*script, *flags], cwd=modules, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and 'model.name = mean' in done.stdout, done
+    elsewhere = subprocess.run([*script, *flags], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert elsewhere.returncode == 1 and '--plug=mean_network cannot be imported' in elsewhere.stderr, elsewhere
+
+
 def write_plays(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [f'p{player},g{rng.integers(12)},{1000 * player + t}' for player in range(30) for t in range(9)]

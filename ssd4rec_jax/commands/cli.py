@@ -1,5 +1,6 @@
 """What every command shares: how it starts, how it describes its flags, and how it fails."""
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -51,8 +52,7 @@ def run(main: Callable[[], int | None]) -> None:
 def exit_code(main: Callable[[], int | None]) -> int:
     """Call main with the flags that have been parsed; its exit code, after a line on stderr where it fails."""
     try:
-        for module in PLUGS.value:
-            _import_plug(module)
+        _import_plugs(PLUGS.value)
         return main() or 0
     except UserError as error:
         complain(f'error: {error}')
@@ -75,14 +75,17 @@ class _OneLine(logging.PythonFormatter):
         return super().format(record)
 
 
-def _import_plug(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'--plug={module} cannot be imported ({error}): name a module as in an import statement, found from the '
-            'current folder or installed'
-        ) from error
+def _import_plugs(modules: list[str]) -> None:
+    if modules and not {'', os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # A console script finds its own folder there instead.
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f'--plug={module} cannot be imported ({error}): name a module as in an import statement, found from '
+                'the current folder or installed'
+            ) from error
 
 
 def _command_name() -> str:
