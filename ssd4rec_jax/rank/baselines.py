@@ -116,7 +116,7 @@ def _ranks(
 
 
 # So many numbers a block of likenesses holds, and so many scores are computed at once.
-_LIKENESSES, _SCORES = 2**26, 2**24
+_LIKENESSES, _SCORES = 2**25, 2**24
 
 
 def _trained(dataset: SequenceDataset) -> csr_array:
@@ -156,8 +156,8 @@ def _likenesses(trained: csr_array, block: slice) -> csr_array | np.ndarray:
     """[items + 1, items of a block]: the cosine of two items, of an item with itself 0."""
     alike = (trained.T @ trained[:, block]).tocsr()
     alike.data[np.repeat(np.arange(alike.shape[0]), np.diff(alike.indptr)) == alike.indices + block.start] = 0
-    # A product reads a dense array in order: ten of its numbers take less time than one of a sparse array.
-    return alike.toarray() if 10 * alike.nnz > math.prod(alike.shape) else alike
+    # A product reads a dense array in order: eight of its numbers take as long as one of a sparse array.
+    return alike.toarray() if 4 * alike.nnz > math.prod(alike.shape) else alike
 
 
 def _own_scores(histories: csr_array, alike: csr_array | np.ndarray, targets: np.ndarray) -> np.ndarray:
