@@ -47,14 +47,22 @@ def search(
     """Try settings until there are so many trials, the minutes are over or a stop is requested, and say what was found.
 
     base: the configuration that the space changes. folder: holds study.db and the trials' runs; a search that lies
-    there goes on, and several processes may search in it at once. prepare: the prepared log for a configuration. told:
-    gets a sentence after each trial. None where no trial has ended. A trial is stopped early where its validation is
-    below the median of the others after as many epochs. best.toml in the folder is always the best so far.
+    there goes on, and several processes may search in it at once: one that finds as many trials ended or under way ends
+    with those that have ended. prepare: the prepared log for a configuration. told: gets a sentence after each trial.
+    None where no trial has ended. A trial is stopped early where its validation is below the median of the others after
+    as many epochs. best.toml in the folder is always the best so far.
     """
     study = _study(folder, base, space)
     module = optuna()
+    ended = (module.trial.TrialState.COMPLETE, module.trial.TrialState.PRUNED)
 
     def objective(trial: Any) -> float:
+        # Numbers are given once, so that of two processes that begin the last trial at once one does.
+        begun = study.get_trials(deepcopy=False, states=(*ended, module.trial.TrialState.RUNNING))
+        if sum(other.number < trial.number for other in begun) >= trials:
+            told(f'other processes run the last trials, or died less than {2 * HEARTBEAT_SECONDS} s ago')
+            study.stop()
+            raise _Stopped
         config = _with(base, space, trial)
         trial.set_user_attr('config', as_toml(config))
         watcher = _Watcher(trial, stop_requested)
@@ -75,7 +83,8 @@ def search(
 
     def tell(study: Any, trial: Any) -> None:
         if trial.state is module.trial.TrialState.FAIL:
-            told(f'trial {trial.number}: stopped, and does not count')
+            if stop_requested():
+                told(f'trial {trial.number}: stopped, and does not count')
             return
         value = 'pruned' if trial.value is None else f'{trial.value:.4f}'
         found = _found(study, base, space)
@@ -83,7 +92,6 @@ def search(
             replace_file(folder / 'best.toml', lambda file: file.write(as_toml(found.config).encode()))
             told(f'trial {trial.number}: validation {STOPPING_METRIC} {value}, best {found.value:.4f}')
 
-    ended = (module.trial.TrialState.COMPLETE, module.trial.TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=ended)) < trials:
         study.optimize(
             objective, timeout=None if minutes is None else 60 * minutes, catch=_Stopped,
@@ -93,7 +101,7 @@ def search(
 
 
 class _Stopped(Exception):
-    """The search was stopped within a trial, which is then neither finished nor pruned."""
+    """A trial does not run, or not to its end, and is then neither finished nor pruned."""
 
 
 class _Watcher(Reporter):

@@ -80,6 +80,30 @@ def test_a_search_goes_on_and_leaves_the_best(tmp_path):
         )
 
 
+@pytest.mark.slow
+def test_two_searches_at_once_try_no_more_than_was_asked(tmp_path):
+    """The second one begins and ends while the first one prepares the data of its only trial."""
+    space, told, log, seconds = {'train.learning_rate': Numbers(1e-4, 1e-1, True)}, [], tiny_dataset(), []
+
+    def found(prepare):
+        return search(
+            CONFIG, space, tmp_path / 'study', prepare, trials=3, minutes=None, stop_requested=lambda: False,
+            told=told.append,
+        )
+
+    def prepare(config):
+        if not seconds:
+            seconds.append(None)
+            seconds[0] = found(lambda config: (log, tmp_path))
+        return log, tmp_path
+
+    assert found(prepare).trials == 3
+    assert seconds[0].trials == 2, 'those that had ended'
+    assert [line.partition(':')[0] for line in told] == [
+        'trial 1', 'trial 2', 'other processes run the last trials, or died less than 120 s ago', 'trial 0',
+    ]
+
+
 def test_optuna_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'optuna', None)
     with pytest.raises(UserError, match=r'ssd4rec-jax\[tune\]'):
