@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssd4rec_jax.config.run import RunConfig, apply_overrides
+from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
 from ssd4rec_jax.errors import UserError
 from ssd4rec_jax.files import replace_file
 from ssd4rec_jax.reporter import Reporter
@@ -46,11 +46,12 @@ def search(
 ) -> Found | None:
     """Try settings until there are so many trials, the minutes are over or a stop is requested, and say what was found.
 
-    base: the configuration that the space changes. folder: holds study.db and the trials' runs; a search that lies
-    there goes on, and several processes may search in it at once: one that finds as many trials ended or under way ends
-    with those that have ended. prepare: the prepared log for a configuration. told: gets a sentence after each trial.
-    None where no trial has ended. A trial is stopped early where its validation is below the median of the others after
-    as many epochs. best.toml in the folder is always the best so far.
+    base: the configuration that the space changes; where the space holds its settings, they are tried first. folder:
+    holds study.db and the trials' runs; a search that lies there goes on, and several processes may search in it at
+    once: one that finds as many trials ended or under way ends with those that have ended. prepare: the prepared log
+    for a configuration. told: gets a sentence after each trial. None where no trial has ended. A trial is stopped early
+    where its validation is below the median of the others after as many epochs. best.toml in the folder is always the
+    best so far.
     """
     study = _study(folder, base, space)
     module = optuna()
@@ -93,6 +94,7 @@ def search(
             told(f'trial {trial.number}: validation {STOPPING_METRIC} {value}, best {found.value:.4f}')
 
     if len(study.get_trials(deepcopy=False, states=ended)) < trials:
+        _try_first(study, base, space)
         study.optimize(
             objective, timeout=None if minutes is None else 60 * minutes, catch=_Stopped,
             callbacks=[tell, module.study.MaxTrialsCallback(trials, ended)],
@@ -142,6 +144,19 @@ def _study(folder: Path, base: RunConfig, space: Space) -> Any:
         raise UserError(f'--study={folder} holds a search with other settings or another space: name another folder')
     study.set_user_attr('about', about)
     return study
+
+
+def _try_first(study: Any, base: RunConfig, space: Space) -> None:
+    """Put base at the head of the queue, unless a trial has it already or the space leaves one of its settings out."""
+    own = {key: flat(base)[key] for key in space}
+    inside = all(
+        own[key] in choice if isinstance(choice, list) else choice.low <= own[key] <= choice.high
+        for key, choice in space.items()
+    )
+    fail = optuna().trial.TrialState.FAIL  # stopped, which counts for nothing
+    had = (trial for trial in study.get_trials(deepcopy=False) if trial.state is not fail)
+    if inside and not any(own in (trial.params, trial.system_attrs.get('fixed_params')) for trial in had):
+        study.enqueue_trial(own)
 
 
 def _with(base: RunConfig, space: Space, trial: Any) -> RunConfig:

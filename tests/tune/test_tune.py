@@ -1,5 +1,6 @@
 """The search for settings: its space, and a search that is interrupted, goes on, and leaves the best settings."""
 import dataclasses
+import json
 import sys
 import tomllib
 
@@ -67,6 +68,11 @@ def test_a_search_goes_on_and_leaves_the_best(tmp_path):
     first = found(2)
     assert first.trials == 2 and first.importance == {}
     assert [line.partition(':')[0] for line in told] == ['trial 0', 'trial 1', 'trial 2']
+    rates = [
+        json.loads((tmp_path / f'study/trials/{number}/config.json').read_text())['train']['learning_rate']
+        for number in (1, 2)
+    ]
+    assert rates[0] == CONFIG.train.learning_rate != rates[1], 'trial 0, which was stopped, had it too'
     best = found(3)
     assert best.trials == 3 and best.value >= first.value
     assert found(3).config == best.config, 'there is nothing left to do'
@@ -78,6 +84,16 @@ def test_a_search_goes_on_and_leaves_the_best(tmp_path):
             CONFIG, {'train.learning_rate': [1e-3]}, tmp_path / 'study', lambda config: (log, tmp_path), trials=4,
             minutes=None, stop_requested=lambda: False, told=told.append,
         )
+
+
+@pytest.mark.slow
+def test_a_search_whose_space_leaves_its_settings_out_does_not_try_them(tmp_path):
+    assert CONFIG.train.learning_rate not in (0.02, 0.03)
+    found = search(
+        CONFIG, {'train.learning_rate': [0.02, 0.03]}, tmp_path / 'study', lambda config: (tiny_dataset(), tmp_path),
+        trials=1, minutes=None, stop_requested=lambda: False, told=[].append,
+    )
+    assert found.config.train.learning_rate in (0.02, 0.03)
 
 
 @pytest.mark.slow
