@@ -44,8 +44,8 @@ def running_sum(a: jax.Array, run: jax.Array, *, reverse: bool, chunk_size: int 
     """For each token, the sum over the tokens of its run up to and including it.
 
     The sums restart with each run and are not differences of longer sums, so that long rows lose few digits (4e-6 of
-    100,000 equal float32 steps on a CPU, less on a GPU) and NaN stays in its run.
-    They are made inside chunks first and then over the ends of the chunks.
+    100,000 equal float32 steps on a CPU, less on a GPU) and NaN stays in its run. They are made inside chunks first and
+    then over the ends of the chunks.
 
     Args:
       a: [batch, length, channels], of any numeric dtype.

@@ -74,8 +74,8 @@ def knn_ranks(dataset: SequenceDataset, split: str, *, seen_out: bool = False) -
         mine = np.flatnonzero((targets >= block.start) & (targets < block.stop))
         own[mine] = _own_scores(histories[mine], likenesses(number), targets[mine] - block.start)
     for number, block in enumerate(blocks):
+        item = np.arange(block.start, block.stop)
         for some, score in _scores(histories, likenesses(number)):
-            item = np.arange(block.start, block.stop)
             ahead = score > own[some, None]
             ahead |= (score == own[some, None]) & (by_popularity[block] < by_popularity[targets[some], None])
             ahead &= item != targets[some, None]
