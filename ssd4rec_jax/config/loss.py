@@ -24,12 +24,25 @@ class FullSoftmax:
 
 
 @dataclasses.dataclass(frozen=True)
+class UniformSoftmax:
+    """The settings of train.loss=uniform.
+
+    negatives: for how many negatives of its own the step's sample counts with each target, 0: as many as it has. A
+      larger sample then gives the same sum over negatives on average, with less noise.
+    """
+
+    negatives: int = 0
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.negatives)
+
+
+@dataclasses.dataclass(frozen=True)
 class GBCE:
     """The settings of train.loss=gbce.
 
     t: how far scores are calibrated: 0 gives binary cross-entropy, and 1 makes up for the sampling of negatives.
-    negatives: for how many negatives of its own the step's sample counts with each target, 0: as many as it has. A
-      larger sample then gives the same loss with less noise.
+    negatives: as in UniformSoftmax.
     """
 
     t: float = 0.75
@@ -38,5 +51,9 @@ class GBCE:
     def __post_init__(self) -> None:
         if not 0 <= self.t <= 1:
             raise ConfigError(f'loss.t={self.t} must be between 0 and 1')
-        if self.negatives < 0:
-            raise ConfigError(f'loss.negatives={self.negatives} must be 0 or more')
+        _check_negatives(self.negatives)
+
+
+def _check_negatives(negatives: int) -> None:
+    if negatives < 0:
+        raise ConfigError(f'loss.negatives={negatives} must be 0 or more')

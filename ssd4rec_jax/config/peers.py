@@ -26,7 +26,7 @@ class PeerConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
+            if type(value) is int and value < 1:
                 raise ConfigError(f'model.{field.name}={value} must be at least 1')
             if field.name.endswith('dropout_prob') and not 0 <= value < 1:
                 raise ConfigError(f'model.{field.name}={value} must be in [0, 1)')
@@ -198,6 +198,8 @@ class TiM4RecConfig(PeerConfig):
 
     d_state, d_conv, expand, headdim: as in Mamba-2; headdim divides expand * hidden_size.
     max_length: the number of newest items of a history that are read.
+    time_dropout_prob: the rate of the dropout of the gaps in each layer; dropout_prob is that before the first one.
+    p2p_residual: whether each gap has its own share of what the next layer reads, or all of a head the same.
     """
 
     name: str = 'tim4rec'
@@ -208,6 +210,8 @@ class TiM4RecConfig(PeerConfig):
     expand: int = 2
     headdim: int = 32
     max_length: int = 50
+    time_dropout_prob: float = 0.0
+    p2p_residual: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,13 +7,15 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from ssd4rec_jax.config.loss import GBCE, FullSoftmax, NoSettings
+from ssd4rec_jax.config.loss import GBCE, FullSoftmax, NoSettings, UniformSoftmax
 from ssd4rec_jax.config.model import ModelConfig
 from ssd4rec_jax.config.peers import PEERS
 from ssd4rec_jax.errors import ConfigError
 
 NETWORK_SETTINGS: dict[str, type] = {'ssd4rec': ModelConfig, **PEERS}
-LOSS_SETTINGS: dict[str, type] = {'full': FullSoftmax, 'sampled': NoSettings, 'gbce': GBCE, 'uniform': NoSettings}
+LOSS_SETTINGS: dict[str, type] = {
+    'full': FullSoftmax, 'sampled': NoSettings, 'gbce': GBCE, 'uniform': UniformSoftmax,
+}
 
 
 def network_settings(name: str) -> type:

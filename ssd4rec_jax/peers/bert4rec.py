@@ -4,7 +4,8 @@ Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder repr
 2019), figure 1b and eq. 1 to 7: SASRec's layers without the causal mask, one more dense layer with gelu at each item to
 be predicted, and items with biases. Training hides items of whole histories (train.objective=cloze), and a ranking asks
 for the item at a mask token behind the history. As in RecBole's form, a LayerNorm follows the sum of item and place,
-and another one the dense layer. The network reads the newest max_length items, the mask token among them.
+and another one the dense layer. The network reads the newest max_length items, the mask token among them; RecBole's
+leaves the oldest item out wherever it ranks, also of short histories, and never trains the first place on a mask.
 """
 import jax
 import jax.numpy as jnp

@@ -3,8 +3,8 @@
 Tang and Wang, "Personalized top-N sequential recommendation via convolutional sequence embedding" (WSDM 2018), figure 3
 and eq. 3 to 10, in the form that later papers compare with (RecBole's): one target, cross-entropy over the catalogue,
 and a second dense layer to the item space, where the paper has second vectors of the items. The image of a short
-history begins with zeros, as the authors' does. The vector of the user beside z is left out, because networks here
-know items alone and answer for users that training has never seen. So is the L2 penalty.
+history begins with zeros, where the authors' padding has a vector that learns. The vector of the user beside z is left
+out, because networks here know items alone and answer for users that training has never seen. So is the L2 penalty.
 """
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,11 @@ github.com/Applied-Machine-Learning-Lab/SIMGA). As there, the gate of the revers
 and the three weights of the sum are not normalised.
 
 The released code reverses the first 45 of 50 places, of which padding fills those that a shorter history leaves. Here
-all but the newest `num_kept` items of each history change places, which is the same for a history of 50.
+all but the newest `num_kept` items of each history change places, which is the same for a history of 50. With RecBole's
+padding, on the right, the flipped branch of a history under about 23 items has read padding alone where its readout is
+taken, so that the authors' figures for short histories are of a network that differs from this one; and their short
+convolution reads padding's vector behind the newest item, where this one reads zero. Their gate drops .2 at any
+dropout_prob, this one as much as the rest.
 """
 import functools
 

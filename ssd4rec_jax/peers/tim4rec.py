@@ -2,8 +2,8 @@
 
 Fan et al., "TiM4Rec: an efficient sequential recommendation model based on time-aware structured state space duality"
 (2024), figure 1, in the order of its released code (github.com/AlwaysFHao/TiM4Rec) and with the activation, hard swish,
-that it has at its published sizes. Gaps beyond 1000 typical ones count as 1000 (ssd4rec_jax.data.gaps), and behind the
-newest item there are none, where RecBole's padding makes one as long as the time since 1970.
+that it has at its published sizes. Gaps beyond 1,999 typical ones count as so many (ssd4rec_jax.data.gaps), and behind
+the newest item there are none, where RecBole's padding makes one as long as the time since 1970.
 """
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class TiSSDLayer(nnx.Module):
         self, u: jax.Array, gaps: jax.Array, layout: Layout, draws: Draws | None, name: str
     ) -> tuple[jax.Array, jax.Array]:
         """As in Layer; the gaps are carried from layer to layer."""
-        scale, gaps = self.time(gaps)
+        scale, gaps = self.time(gaps, draws and draws.at(layout.ends), name)
         mixed = dropout(self._scan(u, scale, layout), self.config.dropout_prob, draws, f'{name}.mixer')
         return per_token(self.norm, mixed if self.config.num_layers == 1 else mixed + u), gaps
 
@@ -112,22 +112,33 @@ class TimeScale(nnx.Module):
     """What the gaps of a history do to the steps of each head, and the gaps that the next layer reads."""
 
     def __init__(self, config: TiM4RecConfig, make: Factory):
+        self.dropout_prob = config.time_dropout_prob
         length, shape = config.max_length, (config.d_conv, config.num_heads)
-        self.scale_1, self.scale_2, self.gate = (make.linear(length, length) for _ in range(3))
+        self.scale_1, self.scale_2 = (make.linear(length, length) for _ in range(2))
+        self.gate = make.linear(length, length if config.p2p_residual else 1)
         self.kernels = nnx.List([make.param(conv_init, *shape) for _ in range(2)])
         self.biases = nnx.List([make.param(conv_init, shape[1], fan_in=shape[0]) for _ in range(2)])
         self.norm = make.norm(length, EPSILON)
 
-    def __call__(self, gaps: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(factors, gaps of the next layer) from gaps; all are [rows, segments, heads, max_length]."""
-        scale = gaps * per_token(self.scale_2, silu(per_token(self.scale_1, gaps)))
+    def __call__(self, gaps: jax.Array, draws: Draws | None, name: str) -> tuple[jax.Array, jax.Array]:
+        """(factors, gaps of the next layer) from gaps; all are [rows, segments, heads, max_length].
+
+        draws: those of each history.
+        """
+        inner = silu(per_token(self.scale_1, self.dropped(gaps, draws, f'{name}.scale')))
+        scale = gaps * per_token(self.scale_2, inner)
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             taps = kernel[...].astype(scale.dtype)[::-1, :, None]
             before = (jnp.pad(scale, [(0, 0)] * 3 + [(k, 0)])[..., :scale.shape[-1]] for k in range(len(taps)))
             conv = sum(x * tap for x, tap in zip(before, taps, strict=True))
             scale = jax.nn.hard_swish(conv + bias[...].astype(scale.dtype)[:, None])
-        gate = jax.nn.sigmoid(per_token(self.gate, gaps))
+        gate = jax.nn.sigmoid(per_token(self.gate, self.dropped(gaps, draws, f'{name}.gate')))
         return scale, per_token(self.norm, gate * gaps + (1 - gate) * scale)
+
+    def dropped(self, gaps: jax.Array, draws: Draws | None, name: str) -> jax.Array:
+        """The gaps after dropout; draws: those of each history."""
+        flat = gaps.reshape(*gaps.shape[:2], -1)
+        return dropout(flat, self.dropout_prob, draws, name).reshape(gaps.shape)
 
 
 register_network('tim4rec', TiM4RecConfig, TiM4Rec)

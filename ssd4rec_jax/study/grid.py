@@ -174,7 +174,7 @@ def _config(
 ) -> RunConfig:
     config = preset(row.preset)
     if row.network:
-        settings = published(row.network)
+        settings = published(row.network, config.dataset)
         if row.preset != 'published':  # which says how to train
             settings = {key: value for key, value in settings.items() if key.startswith('model.')}
         config = apply_overrides(config, [override(*setting) for setting in settings.items()])

@@ -1,7 +1,8 @@
 """Which items a step of the cloze objective hides, to be predicted from the rest of their history.
 
 Sun et al., "BERT4Rec" (CIKM 2019), section 3.6: each item of a history is hidden with some probability, and in a share
-of the histories the last item alone, as in ranking. Here the last item is hidden in the others too.
+of the histories the last item alone, as in ranking. Here the last item is hidden in the others too, so that every
+history trains what a ranking asks; the paper and RecBole hide it there as often as any other.
 """
 import jax
 

@@ -2,29 +2,31 @@
 
 Zhai et al., "Actions speak louder than words" (ICML 2024), in the form of the released code
 (github.com/facebookresearch/generative-recommenders, losses/sampled_softmax.py): a negative that is the target does not
-count. The negatives are a step's uniform draws, train.num_negatives of them, which all targets of the step share; the
-authors draw as many for each target.
+count. The authors draw loss.negatives for each target. Here all targets of a step share train.num_negatives uniform
+draws, whose mean, as many times, takes the place of the sum over theirs: the less noise, the larger the shared sample.
 """
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
 
+from ssd4rec_jax.config.loss import UniformSoftmax
 from ssd4rec_jax.model.scores import scores
 
 
 def uniform_losses(
     readout: jax.Array, table: jax.Array, targets: jax.Array, real: jax.Array, negatives: jax.Array, expected: float,
-    probability: jax.Array, *, settings: Any,
+    probability: jax.Array, *, settings: UniformSoftmax,
 ) -> jax.Array:
     """float32 [rows, slots], -log of the target's share of the softmax; 0 where there is no target.
 
     Arguments as in ssd4rec_jax.train.sampled_softmax.sampled_losses.
     """
-    del expected, probability, settings
+    del expected, probability
     own, others = target_and_negatives(readout, table, targets, real, negatives)
     others = jnp.where(negatives == targets[..., None], jnp.finfo(others.dtype).min, others)
-    return jnp.where(real, jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own, 0.0)
+    each = math.log((settings.negatives or len(negatives)) / len(negatives))
+    return jnp.where(real, jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1) + each) - own, 0.0)
 
 
 def target_and_negatives(

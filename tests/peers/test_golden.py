@@ -24,7 +24,7 @@ were renamed and transposed to our names and layouts; nothing else was changed.
                  fit
     tim4rec      tim4rec.py and ssd.py of github.com/AlwaysFHao/TiM4Rec, length 7; mamba_ssm's ssd_selective_scan,
                  selective_scan_ref and rms_norm_ref stand for its Triton kernels. The time of the newest item stands in
-                 padding
+                 padding. tim4rec_movielens has the gate of its configurations for other logs (p2p_residual False)
 """
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ from tests.packed import pack
 GOLDEN = Path(__file__).parent.parent / 'golden'
 FILES = [
     'bert4rec', 'caser', 'gru4rec', 'hstu', 'lrurec', 'mamba4rec_1layer', 'mamba4rec_2layer', 'sasrec', 'sigma',
-    'tim4rec',
+    'tim4rec', 'tim4rec_movielens',
 ]
 
 

@@ -1,5 +1,6 @@
 """What packing and sharing a pass must not change, for every peer; numbers of parameters; published settings."""
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from ssd4rec_jax.model.layout import Layout
 from ssd4rec_jax.model.network import init_network
 from ssd4rec_jax.peers import NETWORKS, published
 from ssd4rec_jax.train.objective import training_examples
+from ssd4rec_jax.tune.space import override
 from tests.packed import pack
 from tests.tiny import tiny_dataset
 
@@ -133,6 +135,37 @@ def test_published_settings_are_settings(name):
     assert type(config.model) is PEERS[network] and config.model.name == network
     assert config.data.mask_ratio == (0.2 if name == 'bert4rec' else 0)
     assert config.train.loss == LOSSES.get(name, 'full')
+    read = getattr(config.model, 'max_length', config.data.max_history)
+    assert read == {'caser': 10, 'lrurec': 0}.get(name, 50)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_settings_for_movielens_read_longer_histories_where_authors_have_them(name):
+    found = published(name, 'ml-100k')
+    assert found == published(name, 'ml-1m')
+    config = apply_overrides(presets.default_config('ml-100k'), [override(*setting) for setting in found.items()])
+    read = getattr(config.model, 'max_length', config.data.max_history)
+    assert read == {'caser': 10, 'lrurec': 0, 'gru4rec': 50, 'bert4rec': 50}.get(name, 200)
+    if name in ('caser', 'lrurec', 'gru4rec', 'bert4rec'):
+        assert found == published(name)
+    if name == 'tim4rec':
+        assert (config.model.dropout_prob, config.model.time_dropout_prob, config.model.p2p_residual) == (.2, .2, False)
+    if name == 'hstu':
+        assert (config.model.num_layers, config.model.num_heads, config.loss.negatives) == (2, 1, 128)
+
+
+def test_dropout_of_gaps_drops_so_many_and_keeps_their_mean():
+    """The gaps of each history of a batch, in each head, as the scale and the gate of a layer read them."""
+    config = PEERS['tim4rec'](hidden_size=8, headdim=4, max_length=64, time_dropout_prob=0.25)
+    network, params = init_network(config, ITEMS, 0)
+    draws = Draws(jnp.arange(8, dtype=jnp.uint32).reshape(2, 4))
+    time = network.bind(params).layers[0].time
+    gaps = jnp.ones((2, 4, config.num_heads, 64))
+    kept = {use: time.dropped(gaps, draws, f'layer0.{use}') for use in ('scale', 'gate')}
+    for found in kept.values():
+        assert set(np.unique(found)) == {0, np.float32(1 / 0.75)} and abs(float(found.mean()) - 1) < 0.03
+    assert (kept['scale'] != kept['gate']).any()
+    assert (time.dropped(gaps, None, 'layer0.gate') == gaps).all()
 
 
 def test_a_network_that_nobody_published_is_refused():

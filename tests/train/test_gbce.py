@@ -1,4 +1,4 @@
-"""Generalised binary cross-entropy, compared with the formula of its released code in NumPy."""
+"""Generalised binary cross-entropy and its gradient, compared with the formula of its released code in NumPy."""
 import jax
 import numpy as np
 import pytest
@@ -36,6 +36,10 @@ def test_losses_of_targets_and_nothing_in_empty_slots(x64, t):
             scores = table @ readout[row, slot]
             wanted = by_hand(scores[targets[row, slot]], scores[negatives], 0.2, t)
             np.testing.assert_allclose(found[row, slot], wanted, rtol=1e-9)
+            for place, step in enumerate(1e-6 * np.eye(4)):
+                ahead, behind = (table @ (readout[row, slot] + way * step) for way in (1, -1))
+                change = [by_hand(one[targets[row, slot]], one[negatives], 0.2, t) for one in (ahead, behind)]
+                assert gradient[row, slot, place] == pytest.approx((change[0] - change[1]) / 2e-6, abs=1e-8)
         else:
             assert found[row, slot] == 0 and (np.asarray(gradient)[row, slot] == 0).all()
 
