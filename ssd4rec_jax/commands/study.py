@@ -43,6 +43,7 @@ from ssd4rec_jax.study.tables import latex, markdown
 from ssd4rec_jax.study.tuning import DEFAULT as TUNED_SPACE
 from ssd4rec_jax.study.tuning import tune_rows, tuned
 from ssd4rec_jax.train.stop_signals import StopSignals
+from ssd4rec_jax.tune.space import read_space
 
 _STUDIES = flags.DEFINE_string('studies', None, 'TOML file of studies; if not given, the one of this package.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each row is trained with, from train.seed on.', lower_bound=1)
@@ -88,13 +89,14 @@ def main() -> int:
     asked = [cell for cell in grid if cell.row.name in names]
     if _TUNE.value:
         if all(cell.row.counted for cell in asked):
-            raise ConfigError(f'--tune: nothing to search in {", ".join(sorted(names))}, which learn nothing')
-        tune_rows(
-            asked, folder.path / 'tuned', prepared_dataset, trials=_TUNE.value,
-            space=Path(SPACE.value) if SPACE.value else TUNED_SPACE, minutes=MINUTES.value,
+            raise ConfigError(f'--tune: no network to search for in {", ".join(sorted(names))}')
+        space = Path(SPACE.value) if SPACE.value else TUNED_SPACE
+        _check_not_set(space, next(cell.config for cell in asked if not cell.row.counted))
+        failed_rows = tune_rows(
+            asked, folder.path / 'tuned', prepared_dataset, trials=_TUNE.value, space=space, minutes=MINUTES.value,
             stop_requested=signals.requested, told=told,
         )
-        return signals.exit_code if signals.requested() else 0
+        return signals.exit_code if signals.requested() else bool(failed_rows)
     failed = run_cells(
         asked, folder, prepared_dataset, minutes=MINUTES.value,
         stop_requested=signals.requested, told=told, finished=lambda: _summary(study, grid, folder),
@@ -137,6 +139,15 @@ def _grid(study: Study, found: Callable[[str], list[str]] = lambda row: []) -> l
         if unused := [one for one in overrides if one not in used]:
             apply_overrides(grid[0].config, unused, source=source)  # It says what is wrong with the first of them.
     return grid
+
+
+def _check_not_set(space: Path, config: RunConfig) -> None:
+    """ConfigError where a flag sets what a search tries: it would be lost here, and win over what was found later."""
+    tried = read_space(space, config)
+    for source, overrides in given().items():
+        for one in overrides:
+            if one.partition('=')[0] in tried:
+                raise ConfigError(f'{source}{one}: the search tries that setting: leave it out here or of --space')
 
 
 def _summary(study: Study, grid: list[Cell], folder: StudyFolder, *, with_figures: bool = False) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Scorer:
                 example = int(batch.example_ids[real][~finite[real]][0])
                 raise TrainingError(
                     f'the model gives scores that are not finite (user number {example}); a rank would mean '
-                    'nothing. The checkpoint comes from a run that diverged: lower train.learning_rate'
+                    'nothing. The training diverged: lower train.learning_rate'
                 )
             found = found or tuple(np.zeros((len(examples), *r.shape[2:]), r.dtype) for r in results)
             for whole, part in zip(found, results, strict=True):

@@ -38,6 +38,10 @@ class StudyFolder:
         """The file of a finished cell."""
         return self.path / 'cells' / f'{name}.json'
 
+    def has_cells(self) -> bool:
+        """Whether any cell of a study is finished."""
+        return any(self.cell('').parent.glob('*.json'))
+
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
         """Hold a cell against other processes; False where another one holds it."""

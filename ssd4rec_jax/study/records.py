@@ -34,10 +34,10 @@ def check_study(study: Study, folder: StudyFolder) -> None:
     try:
         there = parse_json(folder.summary.read_bytes())['study']
     except NotADirectoryError as error:
-        raise ConfigError(f'--output={folder.path} is a file: name a folder') from error
+        raise ConfigError(f'--output={folder.path} is a file, or lies in one: name a folder') from error
     except FileNotFoundError as error:
-        for file in folder.tables:  # They are written after study.json.
-            if file.exists():
+        for file in folder.tables:  # They are written after the cells.
+            if file.exists() and not folder.has_cells():
                 raise ConfigError(f'{file} is not of a study: name another --output') from error
         return
     except (OSError, ValueError, KeyError, TypeError):

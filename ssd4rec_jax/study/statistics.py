@@ -11,7 +11,7 @@ FIRST = 10  # Records keep the ranks up to here; what is compared needs no more.
 
 class Difference(NamedTuple):
     """mean: of the metric, this row less the other. low, high: its 95% bootstrap interval over users and seeds. p: of a
-    paired t-test over users, two-sided; None where no user differs."""
+    paired t-test over users, two-sided; None where no user differs, 0 where all differ by the same."""
 
     mean: float
     low: float
@@ -74,5 +74,9 @@ def difference(own: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Differen
     seeds = rng.multinomial(len(apart), np.full(len(apart), 1 / len(apart)), RESAMPLES) / len(apart)
     means = np.sum(users @ kinds.T / apart.shape[1] * seeds, axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
-    p = float(stats.ttest_1samp(each_user, 0.0).pvalue) if np.any(each_user != each_user[0]) else None
+    p: float | None
+    if np.any(each_user != each_user[0]):
+        p = float(stats.ttest_1samp(each_user, 0.0).pvalue)
+    else:  # Where all users differ by the same, chance has no part in it.
+        p = 0.0 if each_user[0] else None
     return Difference(float(each_user.mean()), float(low), float(high), p)

@@ -78,7 +78,9 @@ def _about(summary: dict[str, Any]) -> str:
 
 
 def _ranking(summary: dict[str, Any], seen: str) -> Table:
-    against, best = summary['against'][seen], summary['best'][seen]
+    against = summary['against'][seen]
+    tests = {row['name']: row['test'][seen] for row in summary['rows'] if row['test']}
+    best = {metric: tests[name][metric]['mean'] for metric, name in summary['best'][seen].items() if name in tests}
     chose = f'validation {DECIDING}'  # It ranks seen items too.
     columns = ['row', 'seeds', *([chose] if seen == 'in' else []), *summary['metrics']]
     if against:
@@ -90,7 +92,7 @@ def _ranking(summary: dict[str, Any], seen: str) -> Table:
         if chose in columns:
             places.append(Text(_spread(row['valid'][DECIDING]) if row['valid'] else _NONE if test else ''))
         places += [
-            Text(_spread(test[metric]), best[metric] == row['name']) if test else Text('')
+            Text(_spread(test[metric]), test[metric]['mean'] == best.get(metric)) if test else Text('')
             for metric in summary['metrics']
         ]
         if against:

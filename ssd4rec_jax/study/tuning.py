@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssd4rec_jax.config.run import RunConfig, flat
-from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.files import first_line, parse_json, write_json
 from ssd4rec_jax.study.grid import Cell
 from ssd4rec_jax.train.launch import Prepared
@@ -18,12 +18,12 @@ DEFAULT = Path(__file__).with_name('tuned.toml')
 def tune_rows(
     cells: list[Cell], folder: Path, prepare: Callable[[RunConfig], Prepared], *, trials: int, space: Path = DEFAULT,
     minutes: float | None, stop_requested: Callable[[], bool], told: Callable[[str], None],
-) -> None:
-    """Search so many trials for each network of the cells, with its first seed, in folder/ROW.
+) -> list[str]:
+    """Search so many trials for each network of the cells, with its first seed, in folder/ROW; the rows that failed.
 
     Each folder then has best.toml and, once all trials are there, tuned.json, which `tuned` reads: trials, validation
     NDCG@10, settings and the text of the space. The same call goes on, and several processes may share it. No trial
-    begins once the minutes are over.
+    begins once the minutes are over. A row fails where no trial has a result, which does not end the others.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     first: dict[str, Cell] = {}
@@ -31,17 +31,24 @@ def tune_rows(
         if cell.seed is not None:
             first.setdefault(cell.row.name, cell)
     spaces = {name: read_space(space, cell.config) for name, cell in first.items()}
+    failed: list[str] = []
     for name, cell in first.items():
         if stop_requested():
-            return
+            return failed
         left = None if end is None else (end - time.monotonic()) / 60
         if left is not None and left <= 0:
             told(f'the minutes are over: {name} and those after it have not got their {trials} trials')
-            return
-        found = search(
-            cell.config, spaces[name], folder / name, prepare, trials=trials, minutes=left,
-            stop_requested=stop_requested, told=lambda text, name=name: told(f'{name}: {text}'),  # type: ignore[misc]
-        )
+            return failed
+        try:
+            found = search(
+                cell.config, spaces[name], folder / name, prepare, trials=trials, minutes=left,
+                stop_requested=stop_requested,
+                told=lambda text, name=name: told(f'{name}: {text}'),  # type: ignore[misc]
+            )
+        except TrainingError as error:
+            failed.append(name)
+            told(f'{name}: failed: {error}')
+            continue
         if found and found.trials < trials:
             told(f'{name} has got {found.trials} of its {trials} trials: the same command goes on')
         elif found:
@@ -49,6 +56,7 @@ def tune_rows(
                 'row': name, 'trials': found.trials, 'validation_ndcg10': found.value, 'config': flat(found.config),
                 'space': space.read_text(encoding='utf-8'),
             })
+    return failed
 
 
 def tuned(folder: Path, row: str, *, needed: bool) -> list[str]:

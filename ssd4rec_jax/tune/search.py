@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
-from ssd4rec_jax.errors import UserError
+from ssd4rec_jax.errors import ConfigError, TrainingError, UserError
 from ssd4rec_jax.files import replace_file
 from ssd4rec_jax.reporter import Reporter
 from ssd4rec_jax.train.early_stopping import STOPPING_METRIC
@@ -51,7 +51,7 @@ def search(
     once: one that finds as many trials ended or under way ends with those that have ended. prepare: the prepared log
     for a configuration. told: gets a sentence after each trial. None where no trial has ended. A trial is stopped early
     where its validation is below the median of the others after as many epochs. best.toml in the folder is always the
-    best so far.
+    best so far. TrainingError where all trials have ended and none has a result.
     """
     study = _study(folder, base, space)
     module = optuna()
@@ -99,7 +99,10 @@ def search(
             objective, timeout=None if minutes is None else 60 * minutes, catch=_Stopped,
             callbacks=[tell, module.study.MaxTrialsCallback(trials, ended)],
         )
-    return _found(study, base, space)
+    found = _found(study, base, space)
+    if found is None and len(study.get_trials(deepcopy=False, states=ended)) >= trials:
+        raise TrainingError(f'{folder}: none of {trials} trials has a validation: try other settings in --space')
+    return found
 
 
 class _Stopped(Exception):
@@ -126,7 +129,10 @@ class _Watcher(Reporter):
 def _study(folder: Path, base: RunConfig, space: Space) -> Any:
     """The study of the folder, new or found there; UserError where another one lies there."""
     module = optuna()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f'{folder} is a file, or lies in one: name a folder for the search') from error
     with warnings.catch_warnings():
         # Heartbeats and these samplers are called experimental, which is nothing that a user could act on.
         warnings.simplefilter('ignore', module.exceptions.ExperimentalWarning)
@@ -141,7 +147,7 @@ def _study(folder: Path, base: RunConfig, space: Space) -> Any:
         )
     about = json.dumps({'base': dataclasses.asdict(base), 'space': space}, sort_keys=True)
     if study.user_attrs.setdefault('about', about) != about:
-        raise UserError(f'--study={folder} holds a search with other settings or another space: name another folder')
+        raise UserError(f'{folder} holds a search with other settings or another space: name another folder')
     study.set_user_attr('about', about)
     return study
 

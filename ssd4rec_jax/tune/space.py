@@ -44,6 +44,8 @@ def _tried(where: str, tried: Any) -> Numbers | list:
         numbers = Numbers(**tried)
         if numbers.low < numbers.high and (numbers.low > 0 or not numbers.log):
             return numbers
+        if numbers.low >= numbers.high:
+            raise ConfigError(f'{where} = {tried!r}: low must be below high')
     raise ConfigError(
         f'{where} = {tried!r}: write a list of values, or {{low = 0.1, high = 0.5}} with log = true for a logarithmic '
         'scale above 0'

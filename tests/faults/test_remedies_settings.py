@@ -116,7 +116,7 @@ def test_the_setting_that_makes_an_epoch_cheaper(tmp_path):
 
 MEMORY = 'out of memory in {}: lower train.targets_per_step (fewer tokens a step), then model.hidden_size; {}'
 DIVERGED = 'Lower train.learning_rate or set train.clip_norm'
-NAN_SCORES = 'The checkpoint comes from a run that diverged: lower train.learning_rate'
+NAN_SCORES = 'The training diverged: lower train.learning_rate'
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from ssd4rec_jax.commands import study
 from ssd4rec_jax.config.run import flat, from_dict
-from ssd4rec_jax.errors import ConfigError
+from ssd4rec_jax.errors import ConfigError, TrainingError
 from ssd4rec_jax.presets import default_config, preset_config
 from ssd4rec_jax.study.folder import StudyFolder
 from ssd4rec_jax.tune.search import Found
@@ -42,8 +42,9 @@ def test_what_it_refuses_leaves_nothing(given, tmp_path):
         (('--study=mine', f'--config={tmp_path}/network.toml'), 'the rows of the study mine say that themselves'),
         (('--study=mine', f'--config={tmp_path}/typo.toml'), "typo.toml: model.beat=1: there is no key"),
         (('--study=mine', '--tune=2', '--tuned=there'), 'give --tune, which searches, or --tuned, what a search found'),
-        (('--study=mine', '--tune=2', '--rows=transition'), '--tune: nothing to search in transition'),
-        (('--study=mine', f'--output={tmp_path}/typo.toml'), 'typo.toml is a file: name a folder'),
+        (('--study=mine', '--tune=2', '--rows=transition'), '--tune: no network to search for in transition'),
+        (('--study=mine', '--tune=2', '--set=model.num_layers=1'), 'the search tries that setting: leave it out here'),
+        (('--study=mine', f'--output={tmp_path}/typo.toml'), 'typo.toml is a file, or lies in one: name a folder'),
     ):
         done = given(*arguments)
         assert done.returncode == 1 and sentence in done.stderr, done.stderr
@@ -71,7 +72,7 @@ def test_tables_that_are_not_of_a_study_are_left_alone(given, tmp_path):
     assert done.returncode == 1 and 'out/tables.md is not of a study: name another --output' in done.stderr
     assert [(path.name, path.read_text()) for path in (tmp_path / 'out').iterdir()] == [('tables.md', 'mine')]
     done = given('--study=mine', '--minutes=0', f'--output={tmp_path}/out/tables.md')
-    assert done.returncode == 1 and 'out/tables.md is a file: name a folder' in done.stderr
+    assert done.returncode == 1 and 'out/tables.md is a file, or lies in one: name a folder' in done.stderr
     assert given('--study=mine', '--minutes=0', f'--output={tmp_path}/other').returncode == 0
     assert (tmp_path / 'other/tables.md').exists()
 
@@ -129,6 +130,30 @@ def test_what_an_error_says_is_printed_as_it_is(given, monkeypatch):
     monkeypatch.setattr('ssd4rec_jax.study.run.run_cell', failing)
     done = given('--study=mine', '--rows=transition')
     assert done.returncode == 1 and '[1/1] transition: failed: write [model] above, not [/a]' in done.stdout
+
+
+def test_a_summary_that_is_gone_is_written_anew(given, tmp_path):
+    assert given('--study=mine', '--rows=transition').returncode == 0
+    summary = json.loads((tmp_path / 'out/study.json').read_text())
+    (tmp_path / 'out/study.json').unlink()
+    assert given('--study=mine', '--minutes=0').returncode == 0
+    again = json.loads((tmp_path / 'out/study.json').read_text())
+    assert summary['rows'] == again['rows'] and again['finished'] == 1
+
+
+def test_a_search_that_finds_nothing_does_not_end_the_others(given, tmp_path, monkeypatch):
+    (tmp_path / 'studies.toml').write_text(FILE + '[[mine.rows]]\nname = "later"\nset = {"model.beta" = 0.5}\n')
+
+    def searched(base, space, folder, *arguments, **more):
+        folder.mkdir(parents=True)
+        if folder.name == 'ours':
+            raise TrainingError('none of 7 trials has a validation')
+        return Found(0.5, base, 7, {})
+
+    monkeypatch.setattr('ssd4rec_jax.study.tuning.search', searched)
+    done = given('--study=mine', '--tune=7')
+    assert done.returncode == 1 and 'ours: failed: none of 7 trials has a validation' in done.stdout
+    assert [path.parent.name for path in (tmp_path / 'out/tuned').rglob('tuned.json')] == ['later']
 
 
 def test_a_search_that_is_cut_short_leaves_nothing_to_take(given, tmp_path, monkeypatch):

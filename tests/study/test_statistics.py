@@ -51,3 +51,6 @@ def test_the_test_is_scipys_paired_one_over_users(values):
     wanted = stats.ttest_rel(own.mean(axis=0), other.mean(axis=0)).pvalue
     assert difference(own, other).p == pytest.approx(wanted, rel=1e-9)
     assert difference(own, own) == (0.0, 0.0, 0.0, None)
+    same = difference(np.ones((2, 5)), np.zeros((1, 5)))
+    assert same == (1.0, 1.0, 1.0, 0.0), 'all users differ by the same'
+

@@ -36,6 +36,13 @@ def test_a_difference_of_fewer_seeds_than_the_means_says_so(summary):
     assert '| peer | 2 | 0.1000 | 0.1000 | – | – | – |' in lines
 
 
+def test_all_rows_that_are_the_best_are_bold(summary):
+    summary['rows'].append(row('equal', 0.12, 1, None))
+    lines = markdown(summary).splitlines()
+    assert '| equal | 1 | **0.1200** | **0.1200** | – | – | – |' in lines
+    assert '| own | 3 | **0.1200** | **0.1200** |' in markdown(summary)
+
+
 def test_latex_reads_any_name_as_text(summary):
     summary['best']['out']['NDCG@10'] = summary['rows'][1]['name'] = r'50%_$x^2$~{a}\b#&'
     (line,) = (line for line in latex(summary).splitlines() if 'textbf{0.1200}' in line)

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
-from ssd4rec_jax.errors import ConfigError, UserError
+from ssd4rec_jax.errors import ConfigError, TrainingError, UserError
 from ssd4rec_jax.tune.search import search
 from ssd4rec_jax.tune.space import DEFAULT, Numbers, as_toml, override, read_space
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
@@ -37,7 +37,8 @@ def test_a_space(tmp_path):
 @pytest.mark.parametrize('text, message', [
     ('[model]\nlayers = [1, 2]\n', "it is called 'model.num_layers' here"),
     ('[model]\nhidden_size = ["wide"]\n', 'a whole number'),
-    ('[model]\ndropout_prob = {low = 0.5, high = 0.1}\n', 'write a list of values'),
+    ('[model]\ndropout_prob = {low = 0.5, high = 0.1}\n', 'low must be below high'),
+    ('[model]\ndropout_prob = 0.5\n', 'write a list of values'),
     ('[model]\ndropout_prob = {low = 0.0, high = 0.5, log = true}\n', 'above 0'),
     ('[model]\ndropout_prob = {low = 0.5, high = 1.5}\n', 'must be in'),
     ('[model\n', 'no TOML file'), ('', 'names no setting'),
@@ -118,6 +119,33 @@ def test_two_searches_at_once_try_no_more_than_was_asked(tmp_path):
     assert [line.partition(':')[0] for line in told] == [
         'trial 1', 'trial 2', 'other processes run the last trials, or died less than 120 s ago', 'trial 0',
     ]
+
+
+def test_a_search_in_which_no_trial_has_a_result_is_an_error(tmp_path, monkeypatch):
+    """As where all settings diverge; nothing is left that could be taken for what was found."""
+    def diverges(*arguments, **more):
+        raise TrainingError('the loss is not finite')
+
+    monkeypatch.setattr('ssd4rec_jax.tune.search.launch', diverges)
+    told = []
+    for _ in range(2):  # The same search again says so again.
+        with pytest.raises(TrainingError, match='study: none of 2 trials has a validation: try other settings'):
+            search(
+                CONFIG, {'train.learning_rate': Numbers(1e17, 1e18)}, tmp_path / 'study', lambda config: None,
+                trials=2, minutes=None, stop_requested=lambda: False, told=told.append,
+            )
+    assert told == ['trial 0: the loss is not finite', 'trial 1: the loss is not finite']
+    assert [path.name for path in (tmp_path / 'study').iterdir()] == ['study.db']
+
+
+def test_a_search_in_a_file_is_refused(tmp_path):
+    (tmp_path / 'log.csv').touch()
+    for folder in (tmp_path / 'log.csv', tmp_path / 'log.csv/study'):
+        with pytest.raises(ConfigError, match='is a file, or lies in one: name a folder for the search'):
+            search(
+                CONFIG, {'train.learning_rate': [1e-3]}, folder, lambda config: None, trials=1, minutes=None,
+                stop_requested=lambda: False, told=[].append,
+            )
 
 
 def test_optuna_is_an_extra(tmp_path, monkeypatch):
