@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from ssd4rec_jax.config.run import RunConfig, flat
 from ssd4rec_jax.data.dataset import SequenceDataset, open_dataset, with_split
@@ -47,6 +48,8 @@ def read_facts(folder: RunFolder, data: tuple[tuple[str, str], ...] | None = Non
         dataset = open_dataset(prepared)
         data = () if dataset is None else data_facts(with_split(dataset, config.data))
     records, result = MetricsLog(folder.metrics).read(), folder.result_of_earlier()
+    if result and not records:
+        logging.warning('%s is gone or empty: there are no curves', folder.metrics)
     return Facts(folder.path, config, prepared, records, result, data)
 
 

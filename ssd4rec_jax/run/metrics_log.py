@@ -26,8 +26,15 @@ class MetricsLog:
             raise UserError(f'{self.path} cannot be written: {error}') from error
 
     def read(self) -> list[dict]:
-        """All whole records; a last line that a killed process left unfinished is not one, nor is a damaged line."""
-        return [record for record in self._lines() if isinstance(record, dict)]
+        """All whole records. A last line that a killed process left unfinished is none; a damaged line is warned of."""
+        lines = self._lines()
+        damaged = _damaged(lines)
+        if damaged:
+            logging.warning(
+                '%s:%d is not a record (%s): its %d damaged lines are left out', self.path, damaged[0],
+                lines[damaged[0] - 1], len(damaged),
+            )
+        return [record for record in lines if isinstance(record, dict)]
 
     def keep(self, wanted: Callable[[dict], bool]) -> None:
         """Rewrite the log, atomically, with the wanted records alone: a resumed run writes the others again.
@@ -37,7 +44,7 @@ class MetricsLog:
         lines = self._lines()
         if not self.path.exists():
             return
-        damaged = [number for number, record in enumerate(lines, start=1) if isinstance(record, str)]
+        damaged = _damaged(lines)
         if damaged:
             aside = unused_path(self.path.with_name(f'{self.path.name}.damaged'))
             try:
@@ -61,6 +68,11 @@ class MetricsLog:
         except OSError as error:
             raise UserError(f'{self.path} cannot be read: {error}') from error
         return list(map(_parse, whole))
+
+
+def _damaged(lines: list[dict | str]) -> list[int]:
+    """The numbers, from 1, of the lines that are no records."""
+    return [number for number, record in enumerate(lines, start=1) if isinstance(record, str)]
 
 
 def _parse(line: bytes) -> dict | str:

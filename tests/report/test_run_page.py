@@ -179,6 +179,17 @@ def test_a_run_that_has_trained_nothing_yet_has_a_page_too(written, tmp_path):
     assert 'No epoch has ended yet.' in found.text and 'Nothing to draw yet.' in found.text
 
 
+@pytest.mark.slow
+def test_a_finished_run_without_its_log_has_a_page_and_a_warning(written, tmp_path, caplog):
+    shutil.copytree(written.folder.path, tmp_path / 'run')
+    folder = RunFolder(tmp_path / 'run')
+    folder.metrics.unlink()
+    with caplog.at_level('WARNING'):
+        found = page(write_run_report(folder))
+    assert 'metrics.jsonl is gone or empty: there are no curves' in caplog.text
+    assert found.tables[SEEN_IN] == page(written.page).tables[SEEN_IN]
+
+
 @pytest.mark.parametrize('flags, text', [
     ([], 'give either --workdir'), (['--workdir=a', '--study=b'], 'give either --workdir'),
     (['--workdir={tmp}'], 'holds no training run'), (['--study={tmp}'], 'holds no study.json'),

@@ -66,6 +66,14 @@ def test_a_torn_last_line_is_dropped(log, cut):
     assert log.read() == RECORDS
 
 
+def test_a_damaged_line_is_warned_of_and_left_out(log, caplog):
+    first, second, third, end = log.path.read_text().split('\n')
+    log.path.write_text('\n'.join([first, second.replace('0.5', 'NaN'), third, end]))
+    with caplog.at_level('WARNING'):
+        assert log.read() == [RECORDS[0], RECORDS[2]]
+    assert 'metrics.jsonl:2 is not a record' in caplog.text and '1 damaged lines are left out' in caplog.text
+
+
 def test_a_rewrite_that_fails_leaves_the_old_file(log, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')
