@@ -12,10 +12,10 @@ STUDIES = (
 )
 
 
-def grid(name, seeds=2, overrides=()):
+def grid(name, seeds=2, overrides=(), dataset='amazon-beauty'):
     study = read_study(name)
     own = cells(
-        study.rows, seeds, lambda preset: fixed_config('amazon-beauty', preset)[0],
+        study.rows, seeds, lambda preset: fixed_config(dataset, preset)[0],
         lambda config: apply_overrides(config, known(list(overrides), config)),
     )
     return study, own
@@ -45,6 +45,15 @@ def test_what_makes_a_row_comes_after_what_is_said_for_all():
     assert presets['ssd4rec-best'] == fixed_config('amazon-beauty', 'best')[0]
     assert presets['ssd4rec-small'].model.hidden_size == 32
     assert [cell.seed for cell in own if cell.row.counted == 'popularity'] == [None]
+
+
+def test_peers_take_what_was_published_for_the_log():
+    beauty, movies = (
+        {cell.row.name: flat(cell.config).get('model.max_length') for cell in grid('overall', 1, (), dataset)[1]}
+        for dataset in ('amazon-beauty', 'ml-100k')
+    )
+    assert (beauty['sasrec'], movies['sasrec']) == (50, 200)
+    assert {row for row in movies if movies[row] == 200} == {'sasrec', 'sasrec_gbce', 'hstu', 'tim4rec'}
 
 
 def test_a_row_that_another_one_equals_is_left_out():
