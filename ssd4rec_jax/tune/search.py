@@ -101,7 +101,10 @@ def search(
         )
     found = _found(study, base, space)
     if found is None and len(study.get_trials(deepcopy=False, states=ended)) >= trials:
-        raise TrainingError(f'{folder}: none of {trials} trials has a validation: try other settings in --space')
+        raise TrainingError(
+            f'{folder}: none of {trials} trials has a validation: search with other settings in --space, in a new '
+            'folder'
+        )
     return found
 
 

@@ -54,6 +54,10 @@ ELSEWHERE = {
         'tests/study/test_command.py::test_a_search_that_is_cut_short_leaves_nothing_to_take',
     'give --tune, which searches, or --tuned, what a search found, not both':
         'tests/study/test_command.py::test_settings_are_searched_and_then_taken',
+    '{}{}: the search tries that setting: leave it out here or of --space':
+        'tests/study/test_command.py::test_what_a_flag_sets_is_searched_by_another_space_or_not_at_all',
+    '{}: none of {} trials has a validation: search with other settings in --space, in a new folder':
+        'tests/tune/test_tune.py::test_a_search_in_which_no_trial_has_a_result_is_an_error',
     'stopped: the same command goes on with the study':
         'tests/study/test_study.py::test_cells_go_on_where_they_stopped_and_none_runs_twice',
     '{} is damaged ({}): remove it, and the cell runs again':

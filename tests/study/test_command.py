@@ -43,7 +43,6 @@ def test_what_it_refuses_leaves_nothing(given, tmp_path):
         (('--study=mine', f'--config={tmp_path}/typo.toml'), "typo.toml: model.beat=1: there is no key"),
         (('--study=mine', '--tune=2', '--tuned=there'), 'give --tune, which searches, or --tuned, what a search found'),
         (('--study=mine', '--tune=2', '--rows=transition'), '--tune: no network to search for in transition'),
-        (('--study=mine', '--tune=2', '--set=model.num_layers=1'), 'the search tries that setting: leave it out here'),
         (('--study=mine', f'--output={tmp_path}/typo.toml'), 'typo.toml is a file, or lies in one: name a folder'),
     ):
         done = given(*arguments)
@@ -154,6 +153,24 @@ def test_a_search_that_finds_nothing_does_not_end_the_others(given, tmp_path, mo
     done = given('--study=mine', '--tune=7')
     assert done.returncode == 1 and 'ours: failed: none of 7 trials has a validation' in done.stdout
     assert [path.parent.name for path in (tmp_path / 'out/tuned').rglob('tuned.json')] == ['later']
+
+
+def test_what_a_flag_sets_is_searched_by_another_space_or_not_at_all(given, tmp_path, monkeypatch):
+    searched = []
+    monkeypatch.setattr(
+        'ssd4rec_jax.study.tuning.search',
+        lambda base, space, *more, **options: searched.append((base.model.num_layers, sorted(space))),
+    )
+    done = given('--study=mine', '--tune=2', '--set=model.num_layers=1')
+    assert done.returncode == 1 and searched == []
+    assert '--set=model.num_layers=1: the search tries that setting: leave it out here or of --space' in done.stderr
+    (tmp_path / 'space.toml').write_text('[train]\nlearning_rate = [0.001, 0.002]\n')
+    done = given('--study=mine', '--tune=2', '--set=model.num_layers=1', f'--space={tmp_path}/space.toml')
+    assert done.returncode == 0, done.stderr
+    assert given('--study=mine', '--tune=2').returncode == 0
+    assert searched == [
+        (1, ['train.learning_rate']), (2, ['model.dropout_prob', 'model.num_layers', 'train.learning_rate']),
+    ]
 
 
 def test_a_search_that_is_cut_short_leaves_nothing_to_take(given, tmp_path, monkeypatch):

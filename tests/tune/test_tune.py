@@ -8,6 +8,7 @@ import pytest
 
 from ssd4rec_jax.config.run import RunConfig, apply_overrides, flat
 from ssd4rec_jax.errors import ConfigError, TrainingError, UserError
+from ssd4rec_jax.train.early_stopping import STOPPING_METRIC
 from ssd4rec_jax.tune.search import search
 from ssd4rec_jax.tune.space import DEFAULT, Numbers, as_toml, override, read_space
 from tests.tiny import DATA, MODEL, TRAIN, tiny_dataset
@@ -129,13 +130,19 @@ def test_a_search_in_which_no_trial_has_a_result_is_an_error(tmp_path, monkeypat
     monkeypatch.setattr('ssd4rec_jax.tune.search.launch', diverges)
     told = []
     for _ in range(2):  # The same search again says so again.
-        with pytest.raises(TrainingError, match='study: none of 2 trials has a validation: try other settings'):
+        with pytest.raises(TrainingError, match='study: none of 2 trials has a validation: search with other settings'):
             search(
                 CONFIG, {'train.learning_rate': Numbers(1e17, 1e18)}, tmp_path / 'study', lambda config: None,
                 trials=2, minutes=None, stop_requested=lambda: False, told=told.append,
             )
     assert told == ['trial 0: the loss is not finite', 'trial 1: the loss is not finite']
     assert [path.name for path in (tmp_path / 'study').iterdir()] == ['study.db']
+    monkeypatch.setattr('ssd4rec_jax.tune.search.launch', lambda *arguments, **more: {'valid': {STOPPING_METRIC: 0.5}})
+    found = search(
+        CONFIG, {'train.learning_rate': Numbers(1e-4, 1e-3)}, tmp_path / 'new', lambda config: None, trials=2,
+        minutes=None, stop_requested=lambda: False, told=told.append,
+    )
+    assert (found.value, found.trials) == (0.5, 2) and (tmp_path / 'new/best.toml').exists()
 
 
 def test_a_search_in_a_file_is_refused(tmp_path):
