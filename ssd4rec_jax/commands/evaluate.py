@@ -10,9 +10,9 @@ one JSON line with --json: metrics with their 95% bootstrap intervals over users
 and tail share of the lists that users are shown; metrics of each quarter of the users.
 
 --seen=out leaves out of each ranking what the user has already done, as a shop does that never shows an item twice. A
-held-out item that the user has done before then counts as not found, and the share of these is given. With one held-out
-item per user recall is HR, and MAP is MRR; where a split holds out several, recall and MAP are given too, of the list
-that is shown before the first of them.
+held-out item that the user has done before then counts as not found, and the share of these is given (seen_targets with
+--json; 0 with --seen=in, which leaves none out). With one held-out item per user recall is HR, and MAP is MRR; where a
+split holds out several, recall and MAP are given too, of the list that is shown before the first of them.
 """
 import json
 from typing import Any
