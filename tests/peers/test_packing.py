@@ -166,6 +166,10 @@ def test_dropout_of_gaps_drops_so_many_and_keeps_their_mean():
         assert set(np.unique(found)) == {0, np.float32(1 / 0.75)} and abs(float(found.mean()) - 1) < 0.03
     assert (kept['scale'] != kept['gate']).any()
     assert (time.dropped(gaps, None, 'layer0.gate') == gaps).all()
+    scale, following = time(gaps, draws, 'layer0')
+    assert (scale != time(gaps, None, 'layer0')[0]).any(), 'the scale reads what is left'
+    gate = jax.nn.sigmoid(time.gate(kept['gate']))
+    np.testing.assert_allclose(following, time.norm(gate * gaps + (1 - gate) * scale), rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_that_nobody_published_is_refused():
