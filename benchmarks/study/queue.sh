@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 
 ALL="amazon-beauty/recipe ml-100k/recipe amazon-video-games/recipe kuairand-like/recipe
      amazon-beauty/tuned ml-100k/tuned amazon-video-games/tuned kuairand-like/tuned
-     amazon-beauty/overall ml-100k/overall amazon-video-games/overall
+     amazon-beauty/overall ml-100k/overall amazon-video-games/overall kuairand-like/overall
      ml-100k/packing ml-100k/components amazon-beauty/packing amazon-beauty/components
      ml-100k/beta ml-100k/mask_ratio ml-100k/max_length ml-100k/layers ml-100k/backward_order
      ml-100k/efficiency ml-100k/packing-seconds amazon-beauty/packing-seconds
