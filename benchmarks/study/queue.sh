@@ -16,7 +16,7 @@ ALL="amazon-beauty/recipe ml-100k/recipe amazon-video-games/recipe kuairand-like
      amazon-beauty/overall ml-100k/overall amazon-video-games/overall kuairand-like/overall
      ml-100k/packing ml-100k/components amazon-beauty/packing amazon-beauty/components
      ml-100k/beta ml-100k/mask_ratio ml-100k/max_length ml-100k/layers ml-100k/backward_order
-     ml-100k/efficiency ml-100k/packing-seconds amazon-beauty/packing-seconds
+     ml-100k/efficiency ml-100k/packing-seconds amazon-beauty/packing-seconds amazon-beauty/overall-seconds
      amazon-beauty/levers amazon-video-games/levers kuairand-like/levers"
 
 own_flags() {
@@ -28,7 +28,7 @@ own_flags() {
         # What prefixes of whole histories cost is seen on those of the most active users, here nine.
         ml-100k/efficiency) echo --seeds=1 --set=data.min_user_interactions=450 --set=data.min_item_interactions=1 ;;
         ml-100k/packing-seconds) echo --seeds=1 --set=train.max_epochs=2 ;;
-        amazon-beauty/packing-seconds) echo --seeds=1 --set=train.max_epochs=1 ;;
+        amazon-beauty/*-seconds) echo --seeds=1 --set=train.max_epochs=1 ;;
         kuairand-like/*) echo --set=train.max_epochs=1 ;;
         */levers) echo --set=train.max_epochs=24 ;;
     esac
